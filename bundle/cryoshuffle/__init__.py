@@ -1,0 +1,32 @@
+"""cryoshuffle: denoise one cryo-electron tomogram with nothing but that tomogram.
+
+The package is the code behind a MONAI bundle. Importing it costs nothing; ``import cryoshuffle.mrc`` makes MRC files
+known to MONAI's ``LoadImage`` and ``SaveImage``, ``import cryoshuffle.layers`` the layers to its factories.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def config_dir() -> Path:
+    """The folder of the bundle's configs: in the wheel, in the released bundle, or in a checkout.
+
+    Raises:
+        FileNotFoundError: if the installation is damaged and has none.
+    """
+    here = Path(__file__).resolve().parent
+    for place in (here / "configs", here.parent / "configs", here.parent.parent / "configs"):
+        if (place / "metadata.json").is_file():
+            return place
+    raise FileNotFoundError(f"no configs beside {here}: install cryoshuffle again")
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":
+        return str(json.loads((config_dir() / "metadata.json").read_text(encoding="utf-8"))["version"])
+    raise AttributeError(f"module 'cryoshuffle' has no attribute '{name}'")
+
+
+__all__ = ["config_dir"]

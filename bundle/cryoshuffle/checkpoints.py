@@ -1,0 +1,326 @@
+"""Checkpoints: the state a fit goes on from, and the model it leaves behind.
+
+Both hold tensors and plain containers only and are read with ``weights_only=True``. A model names the network that
+its weights belong to, as a config limited to this package, so that a foreign checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from monai.bundle import ConfigParser
+from torch import nn
+
+import cryoshuffle
+from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.network import BlindSpotNet, unwrap
+
+logger = logging.getLogger("cryoshuffle")
+STATE_NAME = "state.pt"
+MODEL_NAME = "model.pt"
+_TARGETS = (
+    "cryoshuffle.network.BlindSpotNet",
+    "cryoshuffle.network.ShuffleUNet",
+    "cryoshuffle.lattice.Lattice",
+    "cryoshuffle.lattice.BlindSet",
+)
+
+
+def save_whole(content: Any, path: str | os.PathLike[str]) -> None:
+    """Save with torch under a temporary name, then move into place.
+
+    Raises:
+        FileError: if it cannot be written; what was there before is kept.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        raise FileError(
+            f"{path}: the checkpoint cannot be written ({error}), make room and continue with --resume"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint that holds tensors and plain containers only.
+
+    Raises:
+        FileError: if it is missing or cannot be read.
+        InputError: if it is not a checkpoint of ours, or holds anything that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such checkpoint, check the path or make one with cryoshuffle fit")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
+    return content
+
+
+def network_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The network that the weights of a checkpoint belong to, as a MONAI component config.
+
+    Raises:
+        InputError: if the checkpoint does not name it (its body is not ours), or names anything but this package's
+            network and plain numbers.
+    """
+    config = checkpoint.get("network_def")
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{path}: does not say which network it belongs to, its body is not ours; "
+            "run it with the configs it was fitted with: python -m monai.bundle run"
+        )
+    _refuse_code(config, path)
+    return config
+
+
+def _refuse_code(config: Any, path: str | os.PathLike[str]) -> None:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                if value not in _TARGETS:
+                    raise InputError(f"{path}: names the component '{value}', which a checkpoint may not do")
+            elif str(key).startswith("_"):
+                raise InputError(f"{path}: its network has the key '{key}', which a checkpoint may not have")
+            else:
+                _refuse_code(value, path)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            _refuse_code(value, path)
+    elif isinstance(config, str) and not config.isalpha():
+        raise InputError(f"{path}: its network holds the text '{config}', which a checkpoint may not do")
+
+
+def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
+    """The network of a checkpoint with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        FileError: if the file is missing.
+        InputError: if it is not a checkpoint, or its weights do not fit the network it names.
+    """
+    checkpoint = load_plain(path)
+    network = ConfigParser({"net": network_config(checkpoint, path)}).get_parsed_content("net")
+    _load_weights(network, checkpoint["model"], path)
+    network.eval()
+    return network
+
+
+def _load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(
+            f"{path}: its weights do not fit the configured network ({first}), "
+            "use the blind set, stride and body it was fitted with"
+        ) from error
+
+
+class ModelLoader:
+    """Loads the weights of a model when an engine starts, or says why it cannot; never runs with random weights.
+
+    Args:
+        path: of the checkpoint.
+        network: that gets the weights.
+    """
+
+    def __init__(self, path: str, network: nn.Module) -> None:
+        self.path = path
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the start of the engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load now."""
+        checkpoint = load_plain(self.path)
+        named = checkpoint.get("network_def")
+        own = self.network.config() if isinstance(self.network, BlindSpotNet) else None
+        if named is not None and own is not None and named["lattice"] != own["lattice"]:
+            raise InputError(
+                f"{self.path}: was fitted with lattice {_plain(named['lattice'])}, the config says "
+                f"{_plain(own['lattice'])}; use the same blind set and stride"
+            )
+        _load_weights(self.network, checkpoint["model"], self.path)
+
+
+def _plain(lattice: Mapping[str, Any]) -> str:
+    blind = lattice["blind_set"]
+    return f"{blind['shape']} across {blind['axis']}, half-widths {blind['radius']}, stride {lattice['stride']}"
+
+
+class FitCheckpoint:
+    """Keeps what a fit needs to go on, and the model with the smallest blind risk.
+
+    At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
+    risk is the smallest so far. Both are replaced whole. A fit that is taken up again goes through the same
+    windows and updates as one that was never interrupted.
+
+    Args:
+        output_dir: of the run.
+        model_path: of the model.
+        network: being fitted.
+        ema: averages its weights.
+        optimizer: of the fit.
+        scheduler: of the learning rate.
+        evaluator: whose metric ``risk`` chooses.
+        settings: of the run, plain; a fit is taken up only under the same ones.
+        resume: go on from the state in ``output_dir`` if there is one.
+        overwrite: start again although an unfinished fit is there.
+        writes: whether this process writes; only one of several should.
+
+    Raises:
+        SettingError: if there is an unfinished fit and neither resume nor overwrite is asked for, or if the
+            settings differ from those the fit began with; the message names them.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        model_path: str,
+        network: nn.Module,
+        ema: EMAHandler,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Engine,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        writes: bool = True,
+    ) -> None:
+        self.state_path = Path(output_dir) / STATE_NAME
+        self.model_path = Path(model_path)
+        self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
+        self.evaluator = evaluator
+        self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
+        self.resume, self.overwrite, self.writes = resume, overwrite, writes
+        self.best_risk = float("inf")
+        self.best_epoch = 0
+        self.spent_s = 0.0
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Take up a fit at the start; save at the end of each epoch, and say at the end that it is finished."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def elapsed_s(self) -> float:
+        """Seconds spent on the fit, those before an interruption included."""
+        return self.spent_s + time.monotonic() - self._started
+
+    def _start(self, engine: Engine) -> None:
+        self._started = time.monotonic()
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        self.model_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.state_path.exists() and not self.overwrite:
+            if self.resume:
+                self._load(engine)
+                return
+            if not load_plain(self.state_path)["finished"]:
+                raise SettingError(
+                    f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
+                    "or --overwrite to start again"
+                )
+        elif self.resume and not self.state_path.exists():
+            logger.info("nothing to resume in %s, starting from the beginning", self.state_path.parent)
+        self._save(engine, finished=False)
+
+    def _load(self, engine: Engine) -> None:
+        state = load_plain(self.state_path)
+        before = state["settings"]
+        names = sorted(set(before) | set(self.settings))
+        changed = [n for n in names if before.get(n) != self.settings.get(n)]
+        if changed:
+            words = ", ".join(f"{n} was {before.get(n)} and is {self.settings.get(n)}" for n in changed)
+            raise SettingError(
+                f"{self.state_path}: the fit began with other settings ({words}), "
+                "use those again or start again with --overwrite"
+            )
+        network = unwrap(self.network)
+        network.load_state_dict(state["model"])
+        self.ema.ema_model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best_risk, self.best_epoch = state["best_risk"], state["best_epoch"]
+        self.spent_s = state["spent_s"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        if state["finished"]:
+            engine.terminate()
+        logger.info("going on after epoch %d, step %d", state["epoch"], state["iteration"])
+
+    def _epoch(self, engine: Engine) -> None:
+        risk = self.evaluator.state.metrics.get("risk")
+        if risk is not None and risk < self.best_risk:
+            self.best_risk, self.best_epoch = float(risk), engine.state.epoch
+            self._write(self._model(), self.model_path)
+        self._save(engine, finished=False)
+
+    def _finish(self, engine: Engine) -> None:
+        if self.best_epoch == 0:
+            raise InputError("no blind risk of the fit was finite, so no model was kept: check the tomogram's values")
+        self._save(engine, finished=True)
+        logger.info(
+            "the model of epoch %d is kept, blind risk %.5f: %s", self.best_epoch, self.best_risk, self.model_path
+        )
+
+    def _model(self) -> dict[str, Any]:
+        network = self.ema.ema_model
+        return {
+            "model": network.state_dict(),
+            "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
+            "settings": self.settings,
+            "risk": self.best_risk,
+            "epoch": self.best_epoch,
+            "version": cryoshuffle.__version__,
+        }
+
+    def _save(self, engine: Engine, finished: bool) -> None:
+        network = unwrap(self.network)
+        state = {
+            "model": network.state_dict(),
+            "ema": self.ema.ema_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "best_risk": self.best_risk,
+            "best_epoch": self.best_epoch,
+            "spent_s": self.elapsed_s(),
+            "settings": self.settings,
+            "finished": finished,
+        }
+        self._write(state, self.state_path)
+
+    def _write(self, content: Mapping[str, Any], path: Path) -> None:
+        if self.writes:
+            save_whole(content, path)
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_as_plain(v) for v in value]
+    return value if isinstance(value, (int, float, bool, type(None))) else str(value)

@@ -1,0 +1,372 @@
+"""The command ``cryoshuffle``: starts the MONAI workflows of the bundle, holds no science.
+
+Heavy imports wait until there is something to do, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cryoshuffle
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, user_error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one sentence, without the usage before it."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _triple(text: str) -> list[int]:
+    """``3`` or ``1,3,1`` as a list along (Z, Y, X)."""
+    try:
+        numbers = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not one whole number or three, like 48 or 1,3,1 (z,y,x)")
+    return numbers
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def _radius(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
+    group.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16"],
+        help="bf16 halves memory and is faster where the hardware has it (default: auto)",
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_file_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("files")
+    group.add_argument("--overwrite", action="store_true", help="replace what is there, an unfinished fit included")
+    group.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
+    group.add_argument(
+        "--report", metavar="DIR", help="folder for pictures, log and checkpoints (default: beside the result)"
+    )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "int8", "int16", "uint16"],
+        help="of the result (default: float32, MRC mode 2)",
+    )
+
+
+def _add_fit_options(parser: argparse.ArgumentParser) -> None:
+    blind = parser.add_argument_group("blind spot: what a prediction must not see, to match the noise")
+    blind.add_argument(
+        "--blind",
+        default="plane",
+        choices=["voxel", "plane", "cross", "box"],
+        help="voxel for white noise, plane for reconstructions (default: plane)",
+    )
+    blind.add_argument(
+        "--tilt-axis", default="y", choices=["z", "y", "x"], help="axis the plane lies across (default: y)"
+    )
+    blind.add_argument("--radius", type=_radius, default=0, help="half-width of the blind spot, voxels (default: 0)")
+    blind.add_argument(
+        "--stride", type=_triple, metavar="Z,Y,X", help="lattice stride, voxels (default: fits the blind spot; plane 3)"
+    )
+    fit = parser.add_argument_group("fit")
+    fit.add_argument(
+        "--preset",
+        default="unbiased",
+        choices=["unbiased", "paper"],
+        help="weights of the loss terms; paper adds a biased guide (default: unbiased)",
+    )
+    fit.add_argument("--steps", type=_count, default=600, help="optimiser steps (default: 600)")
+    fit.add_argument("--minutes", type=_positive, help="stop the fit after so many minutes, if steps do not end first")
+    fit.add_argument(
+        "--window", type=_triple, default=[48, 48, 48], metavar="Z,Y,X", help="window of a step, voxels (default: 48)"
+    )
+    fit.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same result (default: 0)")
+    fit.add_argument("--resume", action="store_true", help="go on with a fit that was interrupted")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line, without anything heavy imported."""
+    parser = _Parser(
+        prog="cryoshuffle",
+        description="Denoise one cryo-electron tomogram with nothing but that tomogram.",
+        epilog="Exit codes: 0 done, 2 a mistake that one sentence explains, 1 anything else.",
+    )
+    parser.add_argument("--version", action="version", version=f"cryoshuffle {cryoshuffle.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    denoise = commands.add_parser("denoise", help="fit to this tomogram, then denoise it: the daily command")
+    denoise.add_argument("input", metavar="IN", help="tomogram: .mrc .rec .map .st, also .gz .bz2, or .nii .nii.gz")
+    denoise.add_argument("output", metavar="OUT", help="the denoised tomogram")
+    _add_fit_options(denoise)
+    _add_output_options(denoise)
+
+    fit = commands.add_parser("fit", help="fit a network to one tomogram or several")
+    fit.add_argument("inputs", metavar="IN", nargs="+", help="tomograms")
+    fit.add_argument("--checkpoint", required=True, metavar="C", help="where the network goes")
+    _add_fit_options(fit)
+
+    apply = commands.add_parser("apply", help="denoise a tomogram with a network that was fitted before")
+    apply.add_argument("checkpoint", metavar="C", help="the network")
+    apply.add_argument("input", metavar="IN", help="tomogram")
+    apply.add_argument("output", metavar="OUT", help="the denoised tomogram")
+    apply.add_argument(
+        "--window", type=_triple, default=[96, 192, 96], metavar="Z,Y,X", help="kept part of a window, voxels"
+    )
+    _add_output_options(apply)
+
+    for command in (denoise, fit, apply):
+        _add_machine_options(command)
+        _add_file_options(command)
+
+    check = commands.add_parser("check", help="prove that a network is blind to what it must not see")
+    check.add_argument(
+        "network", metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, or a bundle config (which is code)"
+    )
+    return parser
+
+
+def _run_dir(options: argparse.Namespace, result: str) -> str:
+    """The folder of a run: as asked for, or ``<result>_run`` beside the result."""
+    if options.report:
+        return str(options.report)
+    path = Path(result)
+    return str(path.with_name(path.name.split(".")[0] + "_run"))
+
+
+def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "blind": options.blind,
+        "tilt_axis": options.tilt_axis,
+        "radius": options.radius,
+        "stride": options.stride,
+        "preset": options.preset,
+        "steps": options.steps,
+        "minutes": options.minutes,
+        "window": options.window,
+        "seed": options.seed,
+        "resume": options.resume,
+    }
+
+
+def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
+    return {
+        "output_dir": run_dir,
+        "device_name": options.device,
+        "precision": options.precision,
+        "overwrite": options.overwrite,
+        "permissive": options.permissive,
+        "quiet": options.quiet,
+    }
+
+
+def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -> None:
+    """Run configs of the bundle with settings in place of their own."""
+    from monai.bundle import ConfigWorkflow
+
+    _set_logging()
+    folder = cryoshuffle.config_dir()
+    workflow = ConfigWorkflow(
+        config_file=[str(folder / name) for name in configs],
+        workflow_type=workflow_type,
+        logging_file=False,
+        **settings,
+    )
+    workflow.initialize()
+    workflow.run()
+    workflow.finalize()
+
+
+def _denoise(options: argparse.Namespace) -> int:
+    run_dir = _run_dir(options, options.output)
+    _check_run_dir(run_dir)
+    settings = {
+        "tomogram": options.input,
+        "output": options.output,
+        "output_dtype": options.dtype,
+        "checkpoint": str(Path(run_dir) / "model.pt"),
+        **_fit_settings(options),
+        **_shared_settings(options, run_dir),
+    }
+    _run(["train.json", "inference.json", "denoise.yaml"], "train", settings)
+    _say(result=options.output, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
+    return 0
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from cryoshuffle.preflight import check_new_file
+
+    run_dir = _run_dir(options, options.checkpoint)
+    check_new_file(options.checkpoint, overwrite=options.overwrite or options.resume)
+    _check_run_dir(run_dir)
+    settings = {
+        "tomogram": options.inputs[0],
+        "tomograms": options.inputs,
+        "checkpoint": options.checkpoint,
+        **_fit_settings(options),
+        **_shared_settings(options, run_dir),
+    }
+    _run(["train.json"], "train", settings)
+    _say(checkpoint=options.checkpoint, picture=Path(run_dir) / "preview.png", log=Path(run_dir) / "run.log")
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from cryoshuffle.checkpoints import load_plain, network_config
+
+    run_dir = _run_dir(options, options.output)
+    network = network_config(load_plain(options.checkpoint), options.checkpoint)
+    _check_run_dir(run_dir)
+    settings = {
+        "tomogram": options.input,
+        "output": options.output,
+        "output_dtype": options.dtype,
+        "checkpoint": options.checkpoint,
+        "network_def": network,
+        "inference_window": options.window,
+        **_shared_settings(options, run_dir),
+    }
+    _run(["inference.json"], "infer", settings)
+    _say(result=options.output, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from cryoshuffle.invariance import measure_leak
+
+    _set_logging()
+    network = _network_of(options.network)
+    blind = True
+    for training in (True, False):
+        leak = measure_leak(network.train(training))
+        blind = blind and leak.is_blind
+        print(f"{'training' if training else 'evaluation'} mode: the network {leak.describe()}")
+    print(f"blind set: {network.lattice.describe()}, stride {network.lattice.stride_zyx}")
+    return 0 if blind else 1
+
+
+def _network_of(path: str) -> Any:
+    if not path.lower().endswith((".json", ".yaml", ".yml")):
+        from cryoshuffle.checkpoints import load_network
+
+        return load_network(path)
+    from monai.bundle import ConfigParser
+
+    from cryoshuffle.network import BlindSpotNet
+
+    if not Path(path).is_file():
+        raise FileError(f"{path}: there is no such config, check the path")
+    parser = ConfigParser()
+    try:
+        parser.read_config(path)
+    except ValueError as error:
+        raise InputError(f"{path}: is not a config that can be read ({error})") from error
+    if "network_def" not in parser:
+        raise InputError(f"{path}: has no network_def, name a config that declares the network")
+    network = parser.get_parsed_content("network_def")
+    if not isinstance(network, BlindSpotNet):
+        raise InputError(f"{path}: its network_def is a {type(network).__name__}, not a BlindSpotNet")
+    return network
+
+
+def _check_run_dir(path: str) -> None:
+    """Refuse a folder that cannot be written; it is made when the run begins."""
+    folder = Path(path)
+    if not folder.parent.is_dir():
+        raise FileError(f"{folder}: there is no folder {folder.parent}, make it first")
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder}: is a file where the folder of the run should be, choose another with --report")
+    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        raise FileError(f"{folder}: the folder cannot be written, choose another with --report")
+
+
+def _say(**paths: Any) -> None:
+    for name, path in paths.items():
+        if Path(path).exists():
+            print(f"{name + ':':12}{path}")
+
+
+def _set_logging() -> None:
+    """Our own lines from WARNING up; MONAI's and Ignite's account of the same errors would only repeat ours."""
+    warnings.filterwarnings("ignore", module="monai|ignite|torch")
+    warnings.filterwarnings("ignore", message=".*_target_.*")
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")
+    for name in ("monai", "monai.bundle.workflows", "ignite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.showwarning = lambda message, *rest, **more: print(f"cryoshuffle: note: {message}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None takes those of the process.
+
+    Returns:
+        0 when done, 2 for a user's mistake, 1 for anything else.
+    """
+    options = build_parser().parse_args(arguments)
+    commands = {"denoise": _denoise, "fit": _fit, "apply": _apply, "check": _check}
+    try:
+        return commands[options.command](options)
+    except KeyboardInterrupt:
+        print("cryoshuffle: stopped before the fit began", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    mistake = user_error(error)
+    if mistake is not None:
+        print(f"cryoshuffle: {mistake}", file=sys.stderr)
+        return 2
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (FitInterruptedError, KeyboardInterrupt)):
+            print(f"\ncryoshuffle: {cause or 'stopped'}", file=sys.stderr)
+            return 1
+        cause = cause.__cause__ or cause.__context__
+    raise error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

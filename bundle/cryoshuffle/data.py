@@ -1,0 +1,75 @@
+"""The stream of windows that a fit learns from, the same for the same seed wherever it is taken up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch.utils.data import Dataset
+
+from cryoshuffle.errors import SettingError
+
+
+class WindowDataset(Dataset[Mapping[str, Any]]):
+    """One epoch of random windows from a few volumes that stay in memory.
+
+    Window ``i`` of epoch ``e`` is a function of seed, e and i alone: an interrupted fit goes on with the windows
+    it would have seen, and several processes draw different ones.
+
+    Args:
+        data: the volumes, each a dictionary; windows are drawn from them in turn.
+        transform: random transforms from a volume to a window.
+        length: windows in an epoch.
+        seed: of all windows.
+    """
+
+    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, length: int, seed: int = 0) -> None:
+        self.data = data
+        self.transform = transform
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose windows are drawn next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        if not 0 <= index < self.length:
+            raise IndexError(f"window {index} of {self.length}")
+        seeds = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
+        self.transform.set_random_state(seed=int(seeds[0]))
+        window: Mapping[str, Any] = self.transform(dict(self.data[index % len(self.data)]))
+        return window
+
+
+def epoch_count(steps: int, steps_per_epoch: int) -> int:
+    """How many epochs a fit has; an epoch ends with a risk, a checkpoint and perhaps a preview.
+
+    Args:
+        steps: optimiser steps asked for.
+        steps_per_epoch: about how many of them make an epoch.
+
+    Raises:
+        SettingError: if either is less than 1.
+    """
+    if steps < 1 or steps_per_epoch < 1:
+        raise SettingError(f"steps are {steps}, {steps_per_epoch} in an epoch: give at least 1")
+    return math.ceil(steps / steps_per_epoch)
+
+
+def epoch_length(steps: int, steps_per_epoch: int) -> int:
+    """Optimiser steps in each epoch, so that all epochs are of one length and make at least ``steps``."""
+    return math.ceil(steps / epoch_count(steps, steps_per_epoch))
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    """Seed torch for an epoch, for bodies that draw random numbers themselves (dropout)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))

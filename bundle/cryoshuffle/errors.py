@@ -1,0 +1,52 @@
+"""Mistakes a user can make, each said in one sentence that names the file, the value and the way out."""
+
+from __future__ import annotations
+
+import re
+
+
+class UserError(Exception):
+    """A mistake outside the program: the command line says its sentence, without a traceback, and exits with 2."""
+
+
+class SettingError(UserError, ValueError):
+    """A setting that cannot work."""
+
+
+class InputError(UserError, ValueError):
+    """A tomogram, checkpoint or config whose content cannot be used."""
+
+
+class FileError(UserError, OSError):
+    """A file that cannot be read or written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class FitInterruptedError(Exception):
+    """The fit was asked to stop and did, with its checkpoint kept; no mistake, so the exit code is 1."""
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user's mistake behind an exception, however deep MONAI or Ignite wrapped it.
+
+    Args:
+        error: the exception that reached the top.
+
+    Returns:
+        The first :class:`UserError` along its causes, or None if there is none. MONAI's loader and saver keep only
+        the text of what a reader or writer raised; from that the error is made again.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        told = re.findall(r"^cryoshuffle\.errors\.(\w+): (.+)$", str(error), flags=re.MULTILINE)
+        for name, sentence in told:
+            kind = {c.__name__: c for c in (SettingError, InputError, FileError)}.get(name)
+            if kind is not None:
+                return kind(sentence)
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,105 @@
+"""Inferers: one window at the chosen precision, and a whole volume by windows with a halo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cryoshuffle.devices import choose_precision
+from cryoshuffle.errors import SettingError
+from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.network import unwrap
+from cryoshuffle.windows import cut_windows
+
+
+class PrecisionInferer(Inferer):
+    """Runs a network on its input as it is, under autocast where bfloat16 pays.
+
+    MONAI's own ``amp`` knows CUDA only; this serves CPU and CUDA alike, for the fit too.
+
+    Args:
+        precision: ``auto``, ``fp32`` or ``bf16``; see :func:`cryoshuffle.devices.choose_precision`.
+
+    Shape:
+        ``(B, C, Z, Y, X) -> (B, C, Z, Y, X)``, float32.
+    """
+
+    def __init__(self, precision: str = "auto") -> None:
+        super().__init__()
+        self.precision = precision
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the network."""
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        dtype = choose_precision(self.precision, plain.device)
+        with torch.autocast(plain.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            result = network(plain, *args, **kwargs)
+        return result.float() if result.dtype in (torch.bfloat16, torch.float16) else result
+
+
+class HaloWindowInferer(PrecisionInferer):
+    """A whole volume window by window, each with a halo of context that is thrown away.
+
+    Windows start on multiples of the lattice period and the halo reaches as far as the network sees, so in
+    evaluation mode the result does not depend on the window. Memory on the device is bounded by the window.
+
+    Args:
+        window: side of the part kept of each window, along (Z, Y, X), voxels.
+        halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``).
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        device: that computes; None takes the device of the volume. The result is where the volume is.
+        progress: show a bar with the time left.
+
+    Shape:
+        ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
+
+    Raises:
+        SettingError: if no halo is given and the network does not know how far it sees.
+    """
+
+    def __init__(
+        self,
+        window: Sequence[int] | int = (96, 192, 96),
+        halo: Sequence[int] | int | None = None,
+        precision: str = "auto",
+        device: torch.device | str | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__(precision)
+        self.window = as_triple(window, "window", smallest=1)
+        self.halo = None if halo is None else as_triple(halo, "halo")
+        self.device = device
+        self.progress = progress
+
+    def _halo(self, network: Any) -> Triple:
+        if self.halo is not None:
+            return self.halo
+        radius = network.receptive_radius() if hasattr(network, "receptive_radius") else None
+        if radius is None:
+            raise SettingError("the network does not know how far it sees: set the halo of the inferer")
+        return as_triple(radius, "halo")
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Run the network over the volume."""
+        volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        core = unwrap(network) if isinstance(network, nn.Module) else network
+        period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
+        windows = list(cut_windows(volume.shape[2:], self.window, self._halo(core), period))
+        device = volume.device if self.device is None else torch.device(self.device)
+        result: Tensor | None = None
+        for window in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
+            crop = volume[(slice(None), slice(None), *window.read)].to(device, non_blocking=True)
+            part = super().__call__(crop, network, *args, **kwargs)[(slice(None), slice(None), *window.core)]
+            if result is None:
+                result = volume.new_empty((part.shape[0], part.shape[1], *volume.shape[2:]), dtype=part.dtype)
+            result[(slice(None), slice(None), *window.keep)] = part.to(result.device)
+        if result is None:
+            raise SettingError(f"a volume of shape {tuple(volume.shape)} has no voxels")
+        # MONAI's Invertd undoes transforms on images that carry their metadata only.
+        return MetaTensor(result).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else result

@@ -1,0 +1,355 @@
+"""MRC files as MONAI images: a reader and a writer that keep the header.
+
+Importing this module registers both, so that plain ``LoadImaged(keys)`` and ``SaveImaged(output_ext=".mrc")``
+find them. In memory the axes are always (Z, Y, X), whatever order the file declares; the affine of the image says
+so (axis codes ``SAR``, offsets and spacings in Å where NIfTI has mm).
+
+Source:
+    MRC2014: Cheng et al. 2015, J. Struct. Biol. 192, 146.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+import torch
+from monai.data import ImageReader, ImageWriter, MetaTensor, register_writer
+from monai.transforms import Orientation
+from monai.transforms.io.array import SUPPORTED_READERS
+from monai.utils import MetaKeys, SpaceKeys
+from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.mrcobject import MrcObject
+
+from cryoshuffle.errors import FileError, InputError
+
+SUFFIXES = tuple(f"{s}{c}" for s in (".mrc", ".rec", ".map", ".st") for c in ("", ".gz", ".bz2"))
+AXIS_CODES = "SAR"
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
+_DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
+_IMOD_STAMP = 1146047817
+
+
+def is_mrc_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a file name ends like an MRC file's, compressed or not."""
+    return str(path).lower().endswith(SUFFIXES)
+
+
+def open_mrc(path: str | os.PathLike[str], permissive: bool = False) -> MrcObject:
+    """Open one tomogram for reading; data are a memory map unless the file is compressed.
+
+    Args:
+        path: of the file.
+        permissive: also take files whose header breaks the standard, an old one without the ``MAP`` stamp say.
+
+    Returns:
+        mrcfile's object, open; its ``data`` are three-dimensional and real.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not MRC, is cut short, or holds something other than one real volume.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file, check the path")
+    if not is_mrc_name(path):
+        raise InputError(f"{path}: not an MRC file by its name, expected one of {', '.join(SUFFIXES)}")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if path.suffix.lower() in _COMPRESSIONS:
+                mrc = mrcfile.open(path, permissive=permissive)
+            else:
+                mrc = mrcfile.mmap(path, permissive=permissive)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(_why_not_mrc(path, str(error), permissive)) from error
+    if mrc.data is None:
+        mrc.close()
+        reason = str(caught[-1].message) if caught else "no data"
+        raise InputError(_why_not_mrc(path, reason, permissive))
+    try:
+        _refuse_other_than_volume(path, mrc.data)
+    except InputError:
+        mrc.close()
+        raise
+    return mrc
+
+
+def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
+    reason = reason.rstrip(".")
+    if "Expected" in reason or "not enough" in reason.lower() or "end-of-stream" in reason:
+        return f"{path}: is cut short ({reason}), copy it again"
+    if permissive:
+        return f"{path}: is not an MRC file, even when read permissively ({reason})"
+    return f"{path}: is not a valid MRC file ({reason}), if it is an old one add --permissive"
+
+
+def _refuse_other_than_volume(path: Path, data: np.ndarray) -> None:
+    if np.iscomplexobj(data):
+        raise InputError(f"{path}: holds complex values (a transform, not a tomogram), give the real-space volume")
+    if data.ndim == 2 or (data.ndim == 3 and data.shape[0] == 1):
+        raise InputError(f"{path}: is a single image of {data.shape[-2:]}, a tomogram needs three dimensions")
+    if data.ndim != 3:
+        raise InputError(f"{path}: has {data.ndim} dimensions {data.shape}, give one volume at a time")
+
+
+def _axis_order(header: np.ndarray) -> tuple[int, int, int]:
+    """Where Z, Y and X of the volume are among the axes of the stored array (sections, rows, columns)."""
+    stored = [3 - int(header[name]) for name in ("maps", "mapr", "mapc")]
+    order = [stored.index(axis) for axis in (0, 1, 2)] if sorted(stored) == [0, 1, 2] else [0, 1, 2]
+    return order[0], order[1], order[2]
+
+
+def _unsigned_bytes(header: np.ndarray) -> bool:
+    """Whether 8-bit data are unsigned: IMOD's older files say so behind their stamp in the extra space."""
+    extra = bytes(header["extra2"].tobytes())
+    order = ">" if header.dtype["mode"].byteorder == ">" else "<"
+    stamp, flags = np.frombuffer(extra[40:48], dtype=f"{order}i4")
+    return int(header["mode"]) == 0 and int(stamp) == _IMOD_STAMP and not int(flags) & 1
+
+
+def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
+    """Voxel size along (Z, Y, X) in Å; 0 where the header does not say."""
+    size = [
+        float(header["cella"][axis]) / int(header[f"m{axis}"]) if int(header[f"m{axis}"]) > 0 else 0.0
+        for axis in ("z", "y", "x")
+    ]
+    return size[0], size[1], size[2]
+
+
+class MrcReader(ImageReader):
+    """Reads one real MRC volume with its whole header.
+
+    Reads ``.mrc .rec .map .st``, also with ``.gz`` or ``.bz2``; modes 0, 1, 2, 6 and 12, either byte order. MONAI
+    asks explicit readers in turn and ignores suffixes, so this one itself refuses what is not MRC.
+
+    Args:
+        permissive: also take files whose header breaks the standard.
+
+    Returns:
+        ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR),
+        ``voxel_size_zyx`` (Å), ``mrc_header`` and ``mrc_extended_header`` (hexadecimal, with the byte order first).
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not MRC, cut short, complex, or not one volume.
+
+    Warns:
+        UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is.
+    """
+
+    def __init__(self, permissive: bool = False) -> None:
+        super().__init__()
+        self.permissive = permissive
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        """Whether all names end like an MRC file's."""
+        names = [filename] if isinstance(filename, (str, os.PathLike)) else list(filename)
+        return all(is_mrc_name(name) for name in names)
+
+    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> list[MrcObject]:
+        """Open the files; see :func:`open_mrc` for what is refused."""
+        names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+        return [open_mrc(name, self.permissive) for name in names]
+
+    def get_data(self, img: Sequence[MrcObject] | MrcObject) -> tuple[np.ndarray, dict[str, Any]]:
+        """The volume and its metadata; several files become channels, the header is the first one's."""
+        files = [img] if isinstance(img, MrcObject) else list(img)
+        shapes = {file.data.shape for file in files}
+        if len(shapes) > 1:
+            raise InputError(f"volumes of shapes {sorted(shapes)} cannot be stacked, give volumes of one shape")
+        volumes = [self._volume(file) for file in files]
+        meta = self._meta(files[0])
+        for file in files:
+            file.close()
+        if len(volumes) == 1:
+            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
+            return volumes[0], meta
+        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
+        return np.stack(volumes), meta
+
+    def _volume(self, file: MrcObject) -> np.ndarray:
+        data = np.asarray(file.data)
+        if _unsigned_bytes(file.header):
+            data = data.view(np.uint8)
+        return np.array(data.transpose(_axis_order(file.header)), dtype=np.float32, order="C")
+
+    def _meta(self, file: MrcObject) -> dict[str, Any]:
+        header = file.header
+        size = voxel_size_zyx(header)
+        if min(size) <= 0:
+            warnings.warn(
+                f"{getattr(file, '_iostream', None) and file._iostream.name}: voxel size is {size} Å, 1 Å is assumed; "
+                "the header stays as it is",
+                stacklevel=2,
+            )
+        affine = np.zeros((4, 4))
+        for row, (axis, name) in enumerate(((2, "x"), (1, "y"), (0, "z"))):
+            affine[row, axis] = size[axis] if size[axis] > 0 else 1.0
+            affine[row, 3] = float(header["origin"][name])
+        affine[3, 3] = 1.0
+        order = ">" if header.dtype["mode"].byteorder == ">" else "<"
+        shape = np.array(file.data.shape)[list(_axis_order(header))]
+        return {
+            MetaKeys.AFFINE: affine,
+            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+            MetaKeys.SPACE: SpaceKeys.RAS,
+            MetaKeys.SPATIAL_SHAPE: shape,
+            "voxel_size_zyx": list(size),
+            "mrc_header": order + header.tobytes().hex(),
+            "mrc_extended_header": np.asarray(file.extended_header).tobytes().hex(),
+        }
+
+
+class MrcWriter(ImageWriter):
+    """Writes one volume as MRC2014, with the header it was read with.
+
+    Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
+    new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
+    taken). The file appears under its name only when it is complete.
+
+    Args:
+        output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
+            numbers are rounded and clipped.
+
+    Raises:
+        InputError: for several channels or fewer than three dimensions.
+        FileError: if the file cannot be written; nothing is left behind then.
+    """
+
+    def __init__(self, output_dtype: Any = np.float32, **kwargs: Any) -> None:
+        name = np.dtype(np.float32 if output_dtype is None else output_dtype).name
+        if name not in _DTYPES:
+            raise InputError(f"MRC has no mode for {name}: choose one of {', '.join(_DTYPES)}")
+        super().__init__()
+        self.output_dtype = np.dtype(_DTYPES[name])
+        self.meta: dict[str, Any] = {}
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take the volume.
+
+        Args:
+            data_array: ``(1, Z, Y, X)``, or ``(Z, Y, X)`` where ``channel_dim`` is None.
+            channel_dim: which axis is the channel.
+            kwargs: other options of MONAI's writers; not needed here.
+        """
+        array = data_array.detach().cpu().numpy() if isinstance(data_array, torch.Tensor) else np.asarray(data_array)
+        if channel_dim is not None and array.ndim > 3:
+            if array.shape[channel_dim] != 1:
+                raise InputError(f"{array.shape[channel_dim]} channels cannot be written as one MRC volume, save each")
+            array = np.squeeze(array, axis=channel_dim)
+        if array.ndim != 3:
+            raise InputError(f"an array of shape {array.shape} is not a volume and cannot be written as MRC")
+        self.data_obj = array
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = False, **options: Any) -> None:
+        """Take the metadata; a volume whose affine orders the axes otherwise is turned to (Z, Y, X).
+
+        Args:
+            meta_dict: as ``MrcReader`` or another MONAI reader made it.
+            resample: not supported; a tomogram keeps its grid.
+            options: other options of MONAI's writers; not needed here.
+        """
+        self.meta = dict(meta_dict or {})
+        affine = self.meta.get(MetaKeys.AFFINE)
+        if affine is None or np.allclose(np.asarray(affine), np.eye(4)):
+            return
+        image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=torch.as_tensor(affine))
+        turned = MetaTensor(Orientation(axcodes=AXIS_CODES)(image))
+        self.data_obj = turned.as_tensor()[0].numpy()
+        self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        """Write the file under a temporary name and move it into place."""
+        super().write(filename, verbose=verbose)
+        path = Path(filename)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        source = self._source_header()
+        order = _axis_order(source) if source is not None else (0, 1, 2)
+        data = self._as_dtype(np.transpose(self.data_obj, np.argsort(order)))
+        try:
+            compression = _COMPRESSIONS.get(path.suffix.lower())
+            with mrcfile.new(partial, compression=compression, overwrite=True) as mrc:
+                extended = bytes.fromhex(self.meta.get("mrc_extended_header", ""))
+                if extended:
+                    mrc.set_extended_header(np.frombuffer(extended, dtype="V1"))
+                mrc.set_data(data)
+                if source is None:
+                    self._describe(mrc)
+                else:
+                    _copy_header(source, mrc)
+                _add_label(mrc)
+            os.replace(partial, path)
+        except OSError as error:
+            raise FileError(
+                f"{path}: cannot be written ({error.strerror or error}, {data.nbytes / 2**20:.0f} MiB needed), "
+                "make room or choose another folder; nothing was left behind"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _as_dtype(self, data: np.ndarray) -> np.ndarray:
+        if np.issubdtype(self.output_dtype, np.integer):
+            limits = np.iinfo(self.output_dtype.name)
+            data = np.clip(np.rint(data), limits.min, limits.max)
+        return np.ascontiguousarray(data, dtype=self.output_dtype)
+
+    def _source_header(self) -> np.ndarray | None:
+        text = self.meta.get("mrc_header")
+        if not text:
+            return None
+        return np.frombuffer(bytes.fromhex(text[1:]), dtype=HEADER_DTYPE.newbyteorder(text[0]))[0]
+
+    def _describe(self, mrc: MrcObject) -> None:
+        """Voxel size and origin from the affine, where the image did not come from MRC."""
+        affine = self.meta.get(MetaKeys.AFFINE)
+        if affine is None:
+            return
+        affine = np.asarray(affine, dtype=float)
+        z, y, x = np.linalg.norm(affine[:3, :3], axis=0)
+        mrc.voxel_size = (x, y, z)
+        mrc.header.origin.x, mrc.header.origin.y, mrc.header.origin.z = affine[:3, 3]
+        mrc.set_volume()
+
+
+def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
+    """Every field of the header but what the new data decide."""
+    made_new = {"nx", "ny", "nz", "mode", "nsymbt", "dmin", "dmax", "dmean", "rms", "map", "machst", "nversion"}
+    same_shape = all(int(source[n]) == int(mrc.header[n]) for n in ("nx", "ny", "nz"))
+    if not same_shape:
+        made_new |= {"mx", "my", "mz", "ispg"}
+    for name in HEADER_DTYPE.names or ():
+        if name not in made_new:
+            mrc.header[name] = source[name]
+    if int(source["nversion"]) in (20140, 20141):
+        mrc.header.nversion = source["nversion"]
+    if not same_shape:
+        z, y, x = voxel_size_zyx(source)
+        mrc.voxel_size = (x, y, z)
+
+
+def _add_label(mrc: MrcObject) -> None:
+    import cryoshuffle
+
+    taken = min(int(mrc.header.nlabl), 9)
+    mrc.header.label[taken] = f"cryoshuffle {cryoshuffle.__version__}: denoised, J-invariant volume shuffle".encode()[
+        :80
+    ]
+    mrc.header.nlabl = taken + 1
+
+
+def register_mrc() -> None:
+    """Make reader and writer known to MONAI's ``LoadImage`` and ``SaveImage``."""
+    SUPPORTED_READERS["mrcreader"] = MrcReader
+    for suffix in SUFFIXES:
+        register_writer(suffix.removeprefix("."), MrcWriter)
+
+
+register_mrc()

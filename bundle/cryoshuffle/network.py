@@ -1,0 +1,248 @@
+"""The blind-spot network: a masked stem, and any body that sees one sub-lattice per item of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cryoshuffle.errors import SettingError
+from cryoshuffle.lattice import (
+    Lattice,
+    Triple,
+    as_triple,
+    merge_sublattices,
+    padding_to_multiple,
+    split_sublattices,
+    volume_shuffle,
+    volume_unshuffle,
+)
+from cryoshuffle.layers import DilatedChannelAttentionBlock, SparseMaskedConv3d
+
+
+class _Down(nn.Module):
+    """Volume-unshuffle, then the channels of the next level."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: Triple) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Conv3d(in_channels * factor[0] * factor[1] * factor[2], out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(volume_unshuffle(x, self.factor))
+
+
+class _Up(nn.Module):
+    """Channels for the finer level, then volume-shuffle."""
+
+    def __init__(self, in_channels: int, out_channels: int, factor: Triple) -> None:
+        super().__init__()
+        self.factor = factor
+        self.project = nn.Conv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return volume_shuffle(self.project(x), self.factor)
+
+
+class ShuffleUNet(nn.Module):
+    """The paper's U-shaped body: DCA blocks, volume-unshuffle down, volume-shuffle up, added skips.
+
+    It works in sub-lattice coordinates, one sub-lattice per item of the batch.
+
+    Args:
+        in_channels: features of the stem.
+        out_channels: channels of the result.
+        channels: features per level, finest first.
+        blocks: DCA blocks per level and side.
+        factors: unshuffle factors along (Z, Y, X) between the levels, one number or triple for each.
+
+    Shape:
+        ``(B, in_channels, Z, Y, X) -> (B, out_channels, Z, Y, X)``; sides must be multiples of :attr:`multiple`.
+
+    Raises:
+        SettingError: if the number of factors is not one less than the number of levels.
+
+    Source:
+        Liu, Kassab, Xu & Ho, arXiv 2411.15248.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 24,
+        out_channels: int = 1,
+        channels: Sequence[int] = (24, 40, 64),
+        blocks: int = 1,
+        factors: Sequence[int | Sequence[int]] = (2, 2),
+    ) -> None:
+        super().__init__()
+        if len(factors) != len(channels) - 1:
+            raise SettingError(f"{len(channels)} levels need {len(channels) - 1} unshuffle factors, not {len(factors)}")
+        steps = [as_triple(f, "unshuffle factor", smallest=1) for f in factors]
+        self._arguments: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "channels": [int(c) for c in channels],
+            "blocks": int(blocks),
+            "factors": [list(f) for f in steps],
+        }
+
+        def level(width: int) -> nn.Sequential:
+            return nn.Sequential(*(DilatedChannelAttentionBlock(width) for _ in range(blocks)))
+
+        wide, narrow = list(channels[1:]), list(channels[:-1])
+        self.enter = nn.Conv3d(in_channels, channels[0], 1)
+        self.encoder = nn.ModuleList(level(c) for c in narrow)
+        self.down = nn.ModuleList(_Down(a, b, f) for a, b, f in zip(narrow, wide, steps, strict=True))
+        self.bottom = level(channels[-1])
+        self.up = nn.ModuleList(_Up(b, a, f) for a, b, f in reversed(list(zip(narrow, wide, steps, strict=True))))
+        self.decoder = nn.ModuleList(level(c) for c in reversed(narrow))
+        self.leave = nn.Sequential(
+            nn.Conv3d(channels[0], channels[0], 1), nn.GELU(), nn.Conv3d(channels[0], out_channels, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = self.enter(x)
+        skips: list[Tensor] = []
+        for encode, down in zip(self.encoder, self.down):  # noqa: B905 - TorchScript knows no strict zip
+            x = encode(x)
+            skips.append(x)
+            x = down(x)
+        x = self.bottom(x)
+        for up, decode in zip(self.up, self.decoder):  # noqa: B905
+            x = decode(up(x) + skips.pop())
+        return self.leave(x)
+
+    def multiple(self) -> Triple:
+        """What the sides of the input must be multiples of, along (Z, Y, X)."""
+        total = [1, 1, 1]
+        for factor in self._arguments["factors"]:
+            total = [t * f for t, f in zip(total, factor, strict=True)]
+        return total[0], total[1], total[2]
+
+    def receptive_radius(self) -> Triple:
+        """How far a prediction sees along (Z, Y, X), in sub-lattice voxels."""
+        blocks, radius = self._arguments["blocks"], [self._arguments["blocks"]] * 3
+        for factor in reversed(self._arguments["factors"]):
+            radius = [r * f + f - 1 + 2 * blocks for r, f in zip(radius, factor, strict=True)]
+        return radius[0], radius[1], radius[2]
+
+    def config(self) -> dict[str, Any]:
+        """A MONAI component config that builds the same body."""
+        return {"_target_": "cryoshuffle.network.ShuffleUNet", **self._arguments}
+
+
+class BlindSpotNet(nn.Module):
+    """A J-invariant network: its prediction at v depends on no voxel v + b, b in the blind set.
+
+    The stem is the only layer that sees more than one sub-lattice. Behind it each sub-lattice is an item of the
+    batch, so any body is blind, whatever it pools or normalises within an item. Sides that do not divide are
+    padded with zeros and cropped again.
+
+    Args:
+        lattice: stride and blind set; default: blind plane across y, stride 3.
+        body: any module ``(B, stem_channels, Z, Y, X) -> (B, C, Z, Y, X)``, one of MONAI's for instance.
+        in_channels: channels of the tomogram.
+        stem_channels: features of the stem.
+        body_multiple: what the body needs the sides of its input to be multiples of; None asks
+            ``body.multiple()`` and takes 1 where the body has no such method.
+
+    Shape:
+        ``(B, in_channels, Z, Y, X) -> (B, C, Z, Y, X)``, any Z, Y, X.
+
+    Invariant:
+        The gradient of the output at v with respect to voxel v + b is exactly 0; see
+        :func:`cryoshuffle.invariance.measure_leak`.
+
+    Raises:
+        SettingError: if the body holds a batch normalisation, whose training statistics mix items of the batch
+            and so let a prediction see its own voxel.
+
+    Example:
+        >>> from monai.networks.nets import SegResNet
+        >>> body = SegResNet(in_channels=8, out_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
+        >>> net = BlindSpotNet(Lattice((2, 2, 2), BlindSet("voxel")), body, stem_channels=8, body_multiple=2)
+        >>> net(torch.zeros(1, 1, 9, 10, 11)).shape
+        torch.Size([1, 1, 9, 10, 11])
+    """
+
+    def __init__(
+        self,
+        lattice: Lattice | None = None,
+        body: nn.Module | None = None,
+        in_channels: int = 1,
+        stem_channels: int = 24,
+        body_multiple: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        lattice = Lattice() if lattice is None else lattice
+        body = ShuffleUNet(in_channels=stem_channels) if body is None else body
+        for name, module in body.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise SettingError(
+                    f"the body holds the batch normalisation '{name}', which mixes sub-lattices while training "
+                    "and breaks blindness: use instance, group or layer normalisation"
+                )
+        self.lattice = lattice
+        self.stem = SparseMaskedConv3d(lattice, in_channels, stem_channels)
+        self.body = body
+        self.stride = lattice.stride_zyx
+        if body_multiple is None:
+            multiple: Callable[[], Triple] | None = getattr(body, "multiple", None)
+            body_multiple = 1 if multiple is None else multiple()
+        self.body_multiple = as_triple(body_multiple, "body multiple", smallest=1)
+        z, y, x = (d * m for d, m in zip(self.stride, self.body_multiple, strict=True))
+        self.period: tuple[int, int, int] = (z, y, x)
+        self._channels = {"in_channels": in_channels, "stem_channels": stem_channels}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        z, y, w = x.shape[2], x.shape[3], x.shape[4]
+        pad_z = padding_to_multiple(z, self.period[0])
+        pad_y = padding_to_multiple(y, self.period[1])
+        pad_x = padding_to_multiple(w, self.period[2])
+        x = F.pad(x, [0, pad_x, 0, pad_y, 0, pad_z])
+        x = split_sublattices(self.stem(x), self.stride)
+        x = merge_sublattices(self.body(x), self.stride)
+        return x[:, :, :z, :y, :w]
+
+    def receptive_radius(self) -> Triple | None:
+        """How far a prediction sees along (Z, Y, X), voxels of the full grid; None if the body does not say."""
+        radius: Callable[[], Triple] | None = getattr(self.body, "receptive_radius", None)
+        if radius is None:
+            return None
+        stem = [k // 2 for k in self.lattice.kernel_size]
+        z, y, x = (r * d + s for r, d, s in zip(radius(), self.stride, stem, strict=True))
+        return z, y, x
+
+    def config(self) -> dict[str, Any] | None:
+        """A MONAI component config that builds the same network; None if the body does not know its own."""
+        body: Callable[[], dict[str, Any]] | None = getattr(self.body, "config", None)
+        if body is None:
+            return None
+        blind = self.lattice.blind_set
+        radius = list(blind._radius)
+        return {
+            "_target_": "cryoshuffle.network.BlindSpotNet",
+            "lattice": {
+                "_target_": "cryoshuffle.lattice.Lattice",
+                "stride": list(self.stride),
+                "blind_set": {
+                    "_target_": "cryoshuffle.lattice.BlindSet",
+                    "shape": blind.shape,
+                    "axis": blind.axis,
+                    "radius": radius,
+                },
+            },
+            "body": body(),
+            "body_multiple": list(self.body_multiple),
+            **self._channels,
+        }
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network inside a wrapper of torch's that keeps it as ``module`` (``DistributedDataParallel``), or itself."""
+    inner = getattr(network, "module", network)
+    return inner if isinstance(inner, nn.Module) else network

@@ -1,0 +1,67 @@
+"""Where results go, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from monai.data import ImageWriter, NibabelWriter
+from monai.data.folder_layout import FolderLayoutBase
+
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.mrc import SUFFIXES, MrcWriter, is_mrc_name
+
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+
+
+def image_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix of a tomogram's name, compression included.
+
+    Raises:
+        InputError: if it is neither MRC nor NIfTI.
+    """
+    name = str(path).lower()
+    for suffix in sorted((*SUFFIXES, *NIFTI_SUFFIXES), key=len, reverse=True):
+        if name.endswith(suffix):
+            return suffix
+    raise InputError(f"{path}: unknown kind of file, use a name that ends in {', '.join((*SUFFIXES, *NIFTI_SUFFIXES))}")
+
+
+class WholeNiftiWriter(NibabelWriter):
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete."""
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write under a temporary name and move into place."""
+        path = Path(filename)
+        partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+        try:
+            super().write(partial, verbose=verbose, **obj_kwargs)
+            os.replace(partial, path)
+        except OSError as error:
+            raise FileError(
+                f"{path}: cannot be written ({error.strerror or error}), make room or choose another folder; "
+                "nothing was left behind"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def image_writer(path: str | os.PathLike[str]) -> type[ImageWriter]:
+    """The writer for a file name, for MONAI's ``SaveImage``."""
+    return MrcWriter if is_mrc_name(path) else WholeNiftiWriter
+
+
+class ExactPath(FolderLayoutBase):
+    """The one path the user asked for, instead of a folder of names that MONAI makes up.
+
+    Args:
+        path: of the result.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = str(path)
+
+    def filename(self, **kwargs: Any) -> str:
+        """The path, whatever the subject is called."""
+        return self.path

@@ -1,0 +1,107 @@
+"""What can be known to go wrong is said before the work begins, not after."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel
+from nibabel.filebasedimages import ImageFileError
+
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.lattice import Triple
+from cryoshuffle.mrc import is_mrc_name, open_mrc
+from cryoshuffle.outputs import image_suffix
+from cryoshuffle.windows import fit_window
+
+
+def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Triple:
+    """The shape of a tomogram on disk, (Z, Y, X), after everything its header can tell is checked.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not one real volume in MRC or NIfTI.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file, check the path")
+    image_suffix(path)
+    if is_mrc_name(path):
+        with open_mrc(path, permissive) as mrc:
+            shape = mrc.data.shape
+    else:
+        try:
+            shape = getattr(nibabel.load(path), "shape", ())[::-1]
+        except (ImageFileError, OSError) as error:
+            raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
+        if len(shape) != 3:
+            raise InputError(f"{path}: has {len(shape)} dimensions {shape}, a tomogram needs three")
+    z, y, x = (int(n) for n in shape)
+    return z, y, x
+
+
+def check_inputs(tomograms: Sequence[str], period: Triple, permissive: bool = False) -> None:
+    """Refuse tomograms that cannot be denoised on a lattice of this period.
+
+    Args:
+        tomograms: paths.
+        period: of the lattice along (Z, Y, X), voxels.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: for one that is no tomogram, or is shorter than a period.
+    """
+    if not tomograms:
+        raise InputError("no tomogram is given, name at least one")
+    for tomogram in tomograms:
+        try:
+            fit_window(2**31 - 1, tomogram_shape(tomogram, permissive), period)
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
+
+
+def check_output(output: str, tomogram: str, overwrite: bool = False, bytes_per_voxel: int = 4) -> None:
+    """Refuse an output that exists, is the input, or cannot be written where it is asked for.
+
+    Args:
+        output: path of the result.
+        tomogram: path of the input, for the room the result needs.
+        overwrite: allow an output that exists.
+        bytes_per_voxel: of the result.
+
+    Raises:
+        FileError: in each of those cases.
+    """
+    path, source = Path(output), Path(tomogram)
+    image_suffix(path)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise FileError(f"{path}: is the input itself, choose another name for the result")
+    check_new_file(path, overwrite)
+    z, y, x = tomogram_shape(tomogram, permissive=True)
+    needed, free = z * y * x * bytes_per_voxel, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise FileError(
+            f"{path}: needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free, "
+            "make room or choose another folder"
+        )
+
+
+def check_new_file(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Refuse a file that exists or whose folder cannot be written.
+
+    Raises:
+        FileError: in either case.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder, name a file")
+    if path.exists() and not overwrite:
+        raise FileError(f"{path}: exists already, add --overwrite or choose another name")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}, make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: the folder {path.parent} cannot be written, choose another")

@@ -1,0 +1,106 @@
+"""Pictures of a run: three planes before, after, and what was taken away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from cryoshuffle.errors import FileError
+
+_MARGIN, _TITLE = 8, 16
+_COLUMNS = ("before", "after", "residual")
+
+
+def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = (plane - low) / (high - low if high > low else 1.0)
+    return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
+    """Draw the central XY, XZ and YZ planes, one row each, before, after and their difference.
+
+    Each column has one grey scale for its three planes, from its 0.5th to its 99.5th percentile; the residual has
+    the width of the scale of ``before``, so faint signal in it is not made to look strong.
+
+    Args:
+        before: the noisy tomogram.
+        after: the denoised one.
+        largest: longest side of a plane in the picture, pixels.
+
+    Shape:
+        both ``(Z, Y, X)``.
+
+    Raises:
+        ValueError: if the shapes differ or are not three-dimensional.
+    """
+    if before.shape != after.shape or before.ndim != 3:
+        raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
+    one, two = before.detach().float().cpu().numpy(), after.detach().float().cpu().numpy()
+    volumes = (one, two, one - two)
+    z, y, x = (n // 2 for n in one.shape)
+    planes = [[v[z], v[:, y], v[:, :, x].T] for v in volumes]
+    scales = []
+    for column in planes:
+        values = np.concatenate([p.ravel() for p in column])
+        scales.append(tuple(float(q) for q in np.percentile(values, (0.5, 99.5))))
+    half = (scales[0][1] - scales[0][0]) / 2
+    scales[2] = (-half, half)
+
+    zoom = max(1, round(512 / max(one.shape)))
+    shrink = max(1, -(-max(one.shape) // largest))
+    tiles = [
+        [
+            Image.fromarray(np.ascontiguousarray(_stretch(plane, *scale)[::-shrink, ::shrink])).resize(
+                (max(1, plane[:, ::shrink].shape[1] * zoom), max(1, plane[::shrink].shape[0] * zoom)),
+                Image.Resampling.NEAREST,
+            )
+            for plane in column
+        ]
+        for column, scale in zip(planes, scales, strict=True)
+    ]
+    column_width = max(max(tile.width for tile in column) for column in tiles)
+    row_heights = [max(column[row].height for column in tiles) for row in range(3)]
+    width = 3 * column_width + 4 * _MARGIN
+    height = sum(row_heights) + 3 * (_TITLE + _MARGIN) + _MARGIN
+    picture = Image.new("L", (width, height), 255)
+    pen = ImageDraw.Draw(picture)
+    names = (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}")
+    for index, column in enumerate(tiles):
+        left, top = _MARGIN + index * (column_width + _MARGIN), _MARGIN
+        for row, tile in enumerate(column):
+            pen.text((left, top), f"{_COLUMNS[index]}, {names[row]}", fill=0)
+            picture.paste(tile, (left, top + _TITLE))
+            top += _TITLE + row_heights[row] + _MARGIN
+    return picture
+
+
+def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) -> Path:
+    """Write :func:`preview_image` as a PNG.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial.png")
+    try:
+        preview_image(before, after).save(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def central_crop(volume: Tensor, side: int) -> Tensor:
+    """The middle of a volume, at most ``side`` voxels along each of the last three axes."""
+    for axis in (-3, -2, -1):
+        length = volume.shape[axis]
+        if length > side:
+            volume = torch.narrow(volume, axis, (length - side) // 2, side)
+    return volume

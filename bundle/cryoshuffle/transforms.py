@@ -1,0 +1,299 @@
+"""Transforms, each as array and dictionary form: ``X`` and ``Xd``.
+
+Images are channel first, ``C Z Y X``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.utils import ImageMetaKey, TransformBackends, convert_to_tensor
+
+from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.windows import HeldOutSlab, draw_box, fit_window
+
+
+def _name(image: Any) -> str:
+    """The file an image came from, for messages."""
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the tomogram"))
+
+
+class StandardiseIntensity(InvertibleTransform):
+    """Mean 0 and standard deviation 1, undone exactly by ``inverse``.
+
+    MONAI's own normalisation cannot be undone; this one keeps mean and standard deviation with the image, computed
+    in double precision, so tiny values on a large offset survive.
+
+    Shape:
+        any; the statistics are those of the whole image.
+
+    Units:
+        grey values of the tomogram in, standard deviations out.
+
+    Raises:
+        InputError: if a voxel is not finite (count and first place are named), or all voxels are equal.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
+        """Standardise an image."""
+        image = convert_to_tensor(img, track_meta=True)
+        values = image.as_tensor()
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            bad = ~finite
+            first = tuple(int(i) for i in torch.nonzero(bad)[0][-3:])
+            raise InputError(
+                f"{_name(image)}: {int(bad.sum())} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
+                "replace them, by the mean say, and try again"
+            )
+        mean = float(values.mean(dtype=torch.float64))
+        std = float((values.double() - mean).square_().mean().sqrt())
+        if std == 0.0:
+            raise InputError(f"{_name(image)}: all voxels are {mean:g}, there is nothing to denoise")
+        result: MetaTensor = MetaTensor(((values.double() - mean) / std).float(), meta=image.meta)
+        result.applied_operations = image.applied_operations
+        self.push_transform(result, extra_info={"mean": mean, "std": std})
+        return result
+
+    def inverse(self, data: NdarrayOrTensor) -> MetaTensor:
+        """Give an image its mean and scale back."""
+        image = convert_to_tensor(data, track_meta=True)
+        info = self.pop_transform(image)["extra_info"]
+        values = image.as_tensor().double() * float(info["std"]) + float(info["mean"])
+        result: MetaTensor = MetaTensor(values.float(), meta=image.meta)
+        result.applied_operations = image.applied_operations
+        return result
+
+
+class StandardiseIntensityd(MapTransform, InvertibleTransform):
+    """Dictionary form of :class:`StandardiseIntensity`.
+
+    Args:
+        keys: of the images.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = StandardiseIntensity.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = StandardiseIntensity()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Standardise the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Give the images under the keys their mean and scale back."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform.inverse(result[key])
+        return result
+
+
+class RandLatticeWindow(Randomizable, Transform):
+    """A window of whole lattice periods at a random place outside the held-out slab.
+
+    Args:
+        window: asked for, along (Z, Y, X), voxels; shrunk to whole periods that fit.
+        period: of the lattice along (Z, Y, X), voxels: stride times unshuffle factors.
+        held_out: slab that no window may touch; None for none.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, z, y, x)``.
+
+    Raises:
+        InputError: if the image is shorter than one period along an axis.
+    """
+
+    backend = [TransformBackends.TORCH, TransformBackends.NUMPY]
+
+    def __init__(
+        self, window: Sequence[int] | int, period: Sequence[int] | int, held_out: HeldOutSlab | None = None
+    ) -> None:
+        self.window = as_triple(window, "window", smallest=1)
+        self.period = as_triple(period, "lattice period", smallest=1)
+        self.held_out = held_out
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Cut a window."""
+        shape = img.shape[1:]
+        if self.held_out is not None:
+            img = img[(slice(None), *self.held_out.fit_region(shape))]
+            shape = img.shape[1:]
+        window = fit_window(self.window, shape, self.period)
+        return img[(slice(None), *draw_box(shape, window, self.R))]
+
+
+class RandLatticeWindowd(Randomizable, MapTransform):
+    """Dictionary form of :class:`RandLatticeWindow`; all keys get the same window.
+
+    Args:
+        keys: of the images.
+        window: see :class:`RandLatticeWindow`.
+        period: likewise.
+        held_out: likewise.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = RandLatticeWindow.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        window: Sequence[int] | int,
+        period: Sequence[int] | int,
+        held_out: HeldOutSlab | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = RandLatticeWindow(window, period, held_out)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Cut the same window from the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        seed = int(self.R.randint(2**31))
+        for key in self.key_iterator(result):
+            self.transform.set_random_state(seed=seed)
+            result[key] = self.transform(result[key])
+        return result
+
+
+class RandLatticeFlip(RandomizableTransform):
+    """Flip along a random choice of axes: the symmetries that keep lattice, tilt axis and missing wedge.
+
+    A flip maps sub-lattices onto sub-lattices and, for a tilt range symmetric about 0, the wedge onto itself.
+    Rotations by 90 degrees and transpositions do not, so they are never drawn.
+
+    Args:
+        stride: lattice stride along (Z, Y, X), voxels.
+        prob: probability of a flip, for each axis.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, Z, Y, X)``.
+
+    Raises:
+        SettingError: if a side is not a multiple of the stride; a flip would then tear the sub-lattices apart.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, stride: Sequence[int] | int, prob: float = 0.5) -> None:
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.stride: Triple = as_triple(stride, "lattice stride", smallest=1)
+        self.flip_prob = prob
+
+    def __call__(self, img: NdarrayOrTensor) -> torch.Tensor:
+        """Flip an image."""
+        if any(n % d for n, d in zip(img.shape[1:], self.stride, strict=True)):
+            raise SettingError(f"window {tuple(img.shape[1:])} is not a multiple of the lattice stride {self.stride}")
+        axes = [axis + 1 for axis in range(3) if self.R.random_sample() < self.flip_prob]
+        return torch.flip(convert_to_tensor(img), axes)
+
+
+class RandLatticeFlipd(RandomizableTransform, MapTransform):
+    """Dictionary form of :class:`RandLatticeFlip`; all keys are flipped alike.
+
+    Args:
+        keys: of the images.
+        stride: see :class:`RandLatticeFlip`.
+        prob: likewise.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = RandLatticeFlip.backend
+
+    def __init__(
+        self, keys: KeysCollection, stride: Sequence[int] | int, prob: float = 0.5, allow_missing_keys: bool = False
+    ) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob=1.0)
+        self.transform = RandLatticeFlip(stride, prob)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Flip the images under the keys alike."""
+        result: dict[Hashable, Any] = dict(data)
+        seed = int(self.R.randint(2**31))
+        for key in self.key_iterator(result):
+            self.transform.set_random_state(seed=seed)
+            result[key] = self.transform(result[key])
+        return result
+
+
+class CropHeldOut(Transform):
+    """The held-out slab with its context, and what to score of it.
+
+    Args:
+        held_out: the slab.
+
+    Returns:
+        the crop, and a copy in which every voxel outside the slab is NaN: :class:`cryoshuffle.metrics.BlindRisk`
+        leaves those out.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, z, y, x), (C, z, y, x)``.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, held_out: HeldOutSlab) -> None:
+        self.held_out = held_out
+
+    def __call__(self, img: NdarrayOrTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crop an image."""
+        image = convert_to_tensor(img)
+        window = self.held_out.scored(image.shape[1:])
+        crop = image[(slice(None), *window.read)].clone()
+        scored = torch.full_like(crop, float("nan"))
+        core = (slice(None), *window.core)
+        scored[core] = crop[core]
+        return crop, scored
+
+
+class CropHeldOutd(MapTransform):
+    """Dictionary form of :class:`CropHeldOut`: the crop stays under its key, what is scored goes to another.
+
+    Args:
+        keys: of the images.
+        held_out: the slab.
+        scored_key: where the copy that is NaN outside the slab goes.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = CropHeldOut.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        held_out: HeldOutSlab,
+        scored_key: str = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = CropHeldOut(held_out)
+        self.scored_key = scored_key
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Crop the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key], result[self.scored_key] = self.transform(result[key])
+        return result
+
+
+StandardiseIntensityD = StandardiseIntensityDict = StandardiseIntensityd
+RandLatticeWindowD = RandLatticeWindowDict = RandLatticeWindowd
+RandLatticeFlipD = RandLatticeFlipDict = RandLatticeFlipd
+CropHeldOutD = CropHeldOutDict = CropHeldOutd
