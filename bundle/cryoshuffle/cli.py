@@ -323,9 +323,9 @@ def _say(**paths: Any) -> None:
 
 
 def _set_logging() -> None:
-    """Our own lines from WARNING up; MONAI's and Ignite's account of the same errors would only repeat ours."""
+    """Our own notes only; what MONAI and Ignite say of the same errors would but repeat them."""
     warnings.filterwarnings("ignore", module="monai|ignite|torch")
-    warnings.filterwarnings("ignore", message=".*_target_.*")
+    warnings.filterwarnings("default", module="cryoshuffle")
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")

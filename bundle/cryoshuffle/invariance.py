@@ -136,15 +136,12 @@ def _having(residues: Tensor, wanted: Sequence[Triple], lattice: Lattice) -> Ten
 
 def _repeatable(network: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
     """The network with its buffers and random numbers the same at every call."""
-    frozen = [buffer.clone() for buffer in network.buffers()]
 
     def predict(volume: Tensor) -> Tensor:
-        with torch.no_grad():
-            for buffer, value in zip(network.buffers(), frozen, strict=True):
-                buffer.copy_(value)
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            result: Tensor = network(volume)
+            result: Tensor = torch.func.functional_call(network, buffers, (volume,))
         return result
 
     return predict

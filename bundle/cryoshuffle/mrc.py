@@ -157,7 +157,12 @@ class MrcReader(ImageReader):
     def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> list[MrcObject]:
         """Open the files; see :func:`open_mrc` for what is refused."""
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        return [open_mrc(name, self.permissive) for name in names]
+        files = [open_mrc(name, self.permissive) for name in names]
+        for name, file in zip(names, files, strict=True):
+            if min(voxel_size_zyx(file.header)) <= 0:
+                # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
+                warnings.warn(f"{name}: the voxel size is 0, 1 Å is assumed; the header stays as it is", stacklevel=1)
+        return files
 
     def get_data(self, img: Sequence[MrcObject] | MrcObject) -> tuple[np.ndarray, dict[str, Any]]:
         """The volume and its metadata; several files become channels, the header is the first one's."""
@@ -184,12 +189,6 @@ class MrcReader(ImageReader):
     def _meta(self, file: MrcObject) -> dict[str, Any]:
         header = file.header
         size = voxel_size_zyx(header)
-        if min(size) <= 0:
-            warnings.warn(
-                f"{getattr(file, '_iostream', None) and file._iostream.name}: voxel size is {size} Å, 1 Å is assumed; "
-                "the header stays as it is",
-                stacklevel=2,
-            )
         affine = np.zeros((4, 4))
         for row, (axis, name) in enumerate(((2, "x"), (1, "y"), (0, "z"))):
             affine[row, axis] = size[axis] if size[axis] > 0 else 1.0

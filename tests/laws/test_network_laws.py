@@ -1,0 +1,142 @@
+"""What the network is: the paper's dilated network, seen from its sub-lattices."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cryoshuffle.lattice import BlindSet, Lattice, volume_shuffle, volume_unshuffle
+from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+
+
+def open_network(lattice: Lattice, channels=(4, 6, 8), factors=(2, (1, 2, 2)), blocks: int = 1) -> BlindSpotNet:
+    torch.manual_seed(1)
+    net = BlindSpotNet(lattice, ShuffleUNet(4, 1, channels, blocks, factors), stem_channels=4).double()
+    for name, parameter in net.named_parameters():
+        if name.endswith("_scale"):
+            nn.init.normal_(parameter)
+    return net
+
+
+class Dilated:
+    """The paper's formulation on the full grid: dilated convolution, residue-preserving unshuffle, dilated pooling."""
+
+    def __init__(self, net: BlindSpotNet) -> None:
+        self.net, self.d = net, net.stride
+
+    def pool(self, x: Tensor) -> Tensor:
+        mean = torch.empty_like(x)
+        for a, b, c in product(*map(range, self.d)):
+            part = (slice(None), slice(None), *(slice(r, None, s) for r, s in zip((a, b, c), self.d, strict=True)))
+            mean[part] = x[part].mean(dim=(2, 3, 4), keepdim=True)
+        return mean
+
+    def attention(self, layer: DilatedChannelAttention, x: Tensor) -> Tensor:
+        mean = self.pool(x) if layer.training else layer.running_mean[None, :, None, None, None].expand_as(x)
+        weights = F.conv3d(mean, layer.weight.weight[:, :, None, None, None], layer.weight.bias)
+        return x * 2 * torch.sigmoid(weights)
+
+    def block(self, b: DilatedChannelAttentionBlock, x: Tensor) -> Tensor:
+        y = F.conv3d(b.norm_conv(x), b.conv.weight, b.conv.bias, padding=self.d, dilation=self.d)
+        y = b.conv_out(self.attention(b.attention, b.gate(y)))
+        x = x + y * b.conv_scale[None, :, None, None, None]
+        y = b.feed_forward_out(b.gate(b.feed_forward(b.norm_feed_forward(x))))
+        return x + y * b.feed_forward_scale[None, :, None, None, None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        body = self.net.body
+        x, skips = body.enter(self.net.stem(x)), []
+        for level, down in zip(body.encoder, body.down, strict=True):
+            for block in level:
+                x = self.block(block, x)
+            skips.append(x)
+            x = down.project(volume_unshuffle(x, down.factor, self.d))
+        for block in body.bottom:
+            x = self.block(block, x)
+        for up, level in zip(body.up, body.decoder, strict=True):
+            x = volume_shuffle(up.project(x), up.factor, self.d) + skips.pop()
+            for block in level:
+                x = self.block(block, x)
+        return body.leave(x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "lattice", [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))], ids=["voxel", "plane"]
+)
+def test_the_papers_dilated_network_equals_ours(lattice, training):
+    """Dilated layers on the full grid give what dense layers on the sub-lattices give, to 1e-10."""
+    net = open_network(lattice).train(training)
+    x = torch.randn(2, 1, *net.period, dtype=torch.float64)
+    with torch.no_grad():
+        assert (Dilated(net)(x) - net(x)).abs().max() < 1e-10
+
+
+def test_the_comparison_notices_a_wrong_dilation():
+    """Negative control: the same comparison with dilation 1 fails by far more than 1e-10."""
+    net = open_network(Lattice((2, 2, 2), BlindSet("voxel"))).eval()
+    dilated = Dilated(net)
+    x = torch.randn(1, 1, *net.period, dtype=torch.float64)
+    dilated.d = (1, 1, 1)
+    with torch.no_grad():
+        assert (dilated(x) - net(x)).abs().max() > 1e-3
+
+
+@pytest.fixture
+def narrow() -> BlindSpotNet:
+    return open_network(Lattice((1, 2, 1), BlindSet("plane", "y")), channels=(4, 4), factors=(2,)).eval()
+
+
+def test_translation_by_the_period_commutes(narrow):
+    """Moving the tomogram by one lattice period moves the prediction, away from borders."""
+    radius, period = narrow.receptive_radius(), narrow.period
+    shape = [2 * r + 3 * p for r, p in zip(radius, period, strict=True)]
+    x = torch.randn(1, 1, *shape, dtype=torch.float64)
+    core = tuple(slice(r + p, n - r - p) for r, p, n in zip(radius, period, shape, strict=True))
+    with torch.no_grad():
+        moved = torch.roll(narrow(torch.roll(x, period, (2, 3, 4))), [-p for p in period], (2, 3, 4))
+        assert (moved - narrow(x))[(0, 0, *core)].abs().max() < 1e-12
+        off = torch.roll(narrow(torch.roll(x, 1, 4)), -1, 4)
+        assert (off - narrow(x))[(0, 0, *core)].abs().max() > 1e-6, "negative control: one voxel is no period"
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_network_sees_exactly_as_far_as_it_says(blocks):
+    """Beyond the receptive radius the gradient is 0; along some axis it is not, one voxel nearer."""
+    net = open_network(Lattice((1, 2, 1), BlindSet("plane", "y")), (4, 4), (2,), blocks).eval()
+    radius = net.receptive_radius()
+    shape = [2 * (r // p + 2) * p for r, p in zip(radius, net.period, strict=True)]
+    x = torch.randn(1, 1, *shape, dtype=torch.float64, requires_grad=True)
+    y = net(x)
+    reached = [0, 0, 0]
+    for shift in product(*(range(p) for p in net.period)):
+        voxel = tuple(n // 2 + s for n, s in zip(shape, shift, strict=True))
+        seen = torch.nonzero(torch.autograd.grad(y[0, 0][voxel], x, retain_graph=True)[0][0, 0])
+        far = (seen - torch.tensor(voxel)).abs().max(dim=0).values.tolist()
+        assert all(f <= r for f, r in zip(far, radius, strict=True))
+        reached = [max(a, b) for a, b in zip(reached, far, strict=True)]
+    assert tuple(reached) == radius
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 11), (8, 13, 9)])
+def test_any_size_goes_in_and_comes_out(narrow, shape):
+    """Sizes that do not divide are padded and cropped."""
+    with torch.no_grad():
+        assert narrow(torch.randn(1, 1, *shape, dtype=torch.float64)).shape == (1, 1, *shape)
+
+
+def test_evaluation_uses_the_statistics_of_the_volume():
+    """The running mean follows the windows' means while training, and alone decides in evaluation."""
+    layer = DilatedChannelAttention(3, momentum=0.5)
+    x = torch.randn(4, 3, 5, 5, 5) + torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
+    for _ in range(20):
+        layer.train()(x)
+    assert torch.allclose(layer.running_mean, x.mean(dim=(0, 2, 3, 4)), atol=1e-4)
+    layer.eval()
+    assert torch.equal(layer(x)[:1], layer(x[:1])), "no window changes another"
+    assert torch.allclose(layer(2 * x), 2 * layer(x)), "the scale does not follow the window"
