@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import mrcfile
@@ -52,3 +53,11 @@ def small_tomogram(path: Path, shape: tuple[int, int, int] = (24, 48, 36), seed:
     ball = (z - middle[0]) ** 2 + (y - middle[1]) ** 2 + (x - middle[2]) ** 2 < (min(shape) / 3) ** 2
     noise = np.random.default_rng(seed).standard_normal(shape)
     return write_mrc(path, (100 + 10 * (ball + noise)).astype(np.float32))
+
+
+def is_valid_mrc(path: Path) -> bool:
+    """Whether mrcfile's validator finds nothing wrong with a file."""
+    found = io.StringIO()
+    valid = mrcfile.validate(path, print_file=found)
+    assert valid, found.getvalue()
+    return bool(valid)

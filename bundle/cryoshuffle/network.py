@@ -161,7 +161,9 @@ class BlindSpotNet(nn.Module):
             and so let a prediction see its own voxel.
 
     Example:
+        >>> import torch
         >>> from monai.networks.nets import SegResNet
+        >>> from cryoshuffle.lattice import BlindSet
         >>> body = SegResNet(in_channels=8, out_channels=1, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
         >>> net = BlindSpotNet(Lattice((2, 2, 2), BlindSet("voxel")), body, stem_channels=8, body_multiple=2)
         >>> net(torch.zeros(1, 1, 9, 10, 11)).shape

@@ -1,4 +1,4 @@
-"""The theorem: a prediction does not change with the voxels hidden from it. Bitwise, in double precision, on the CPU."""
+"""The theorem: a prediction does not change with the voxels hidden from it, bit for bit, in double precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch import nn
 
 from cryoshuffle.checkpoints import load_network, save_whole
 from cryoshuffle.invariance import measure_leak
-from cryoshuffle.lattice import BlindSet, Lattice, merge_sublattices, split_sublattices, volume_shuffle, volume_unshuffle
+from cryoshuffle.lattice import (
+    BlindSet,
+    Lattice,
+    merge_sublattices,
+    split_sublattices,
+    volume_shuffle,
+    volume_unshuffle,
+)
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 
 LATTICES = {
@@ -29,7 +36,10 @@ LATTICES = {
 BODIES = {
     "ShuffleUNet": lambda: (ShuffleUNet(4, 1, (4, 6), factors=(2,)), None),
     "BasicUNet": lambda: (BasicUNet(3, 4, 1, features=(4, 4, 4, 4, 4, 4)), 16),
-    "SegResNet": lambda: (SegResNet(3, init_filters=8, in_channels=4, out_channels=1, blocks_down=(1, 1), blocks_up=(1,)), 2),
+    "SegResNet": lambda: (
+        SegResNet(3, init_filters=8, in_channels=4, out_channels=1, blocks_down=(1, 1), blocks_up=(1,)),
+        2,
+    ),
 }
 
 
@@ -46,7 +56,7 @@ def network(lattice: Lattice, body: str = "ShuffleUNet") -> BlindSpotNet:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", LATTICES)
 def test_each_blind_shape_is_blind_voxel_by_voxel(name, training):
-    """Corners, faces and inside: gradient exactly 0 on the blind set, prediction bitwise the same after a bump there."""
+    """Corners, faces, inside: gradient exactly 0 on the blind set, prediction bitwise the same after a bump there."""
     lattice = LATTICES[name]
     net = network(lattice).train(training)
     shape = tuple(p + 1 if p > 1 else 3 for p in net.period)

@@ -67,7 +67,9 @@ class Dilated:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "lattice", [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))], ids=["voxel", "plane"]
+    "lattice",
+    [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))],
+    ids=["voxel", "plane"],
 )
 def test_the_papers_dilated_network_equals_ours(lattice, training):
     """Dilated layers on the full grid give what dense layers on the sub-lattices give, to 1e-10."""

@@ -1,0 +1,166 @@
+"""The bundle's configs: what MONAI asks of them, and what we promise in them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from pydoc import locate
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, create_workflow, verify_net_in_out
+from monai.bundle.config_item import ComponentLocator
+from phantoms import CONFIGS, REAL_TOMOGRAM
+
+from cryoshuffle.losses import TERMS
+
+OVERLAYS = sorted(CONFIGS.glob("*.yaml"))
+ROOTS = ("train", "inference")
+# The fields MONAI's schema of 2024-07-25 requires, condensed; the whole schema is behind the URL in the metadata.
+TENSOR = {
+    "type": "object",
+    "required": ["type", "format", "num_channels", "spatial_shape", "dtype", "value_range"],
+    "properties": {"spatial_shape": {"type": "array", "items": {"type": ["integer", "string"]}}},
+}
+SCHEMA = {
+    "type": "object",
+    "required": [
+        "schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+        "description", "authors", "copyright", "network_data_format", "changelog",
+    ],
+    "properties": {
+        "network_data_format": {
+            "type": "object",
+            "required": ["inputs", "outputs"],
+            "properties": {k: {"type": "object", "additionalProperties": TENSOR} for k in ("inputs", "outputs")},
+        },
+        "changelog": {"type": "object"},
+        "references": {"type": "array", "items": {"type": "string"}},
+    },
+}  # fmt: skip
+
+
+def load(name: str) -> dict[str, Any]:
+    path = CONFIGS / name
+    return json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+
+
+def components(node: Any) -> list[dict[str, Any]]:
+    if isinstance(node, dict):
+        own = [node] if "_target_" in node else []
+        return own + [c for value in node.values() for c in components(value)]
+    return [c for value in node for c in components(value)] if isinstance(node, list) else []
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_monai_finds_every_property_it_requires(root, tmp_path):
+    """``check_properties`` of the workflow type has nothing to say."""
+    workflow = create_workflow(
+        config_file=str(CONFIGS / f"{root}.json"),
+        workflow_type=root,
+        tomogram=str(REAL_TOMOGRAM),
+        output=str(tmp_path / "out.mrc"),
+    )
+    assert workflow.check_properties() == []
+
+
+def test_keys_that_both_roots_have_are_equal():
+    """The two self-contained configs cannot drift apart: what they share is the same, but for their own work."""
+    train, inference = (load(f"{root}.json") for root in ROOTS)
+    own = {"initialize", "run"}
+    shared = set(train) & set(inference) - own
+    assert {"network_def", "lattice", "blind_set", "device", "seed", "precision", "checkpoint"} <= shared
+    assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
+    assert train["train"]["reading"]["transforms"][:4] == inference["preprocessing"]["transforms"]
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*") if p.suffix in (".json", ".yaml")))
+def test_every_component_exists_and_takes_its_arguments(name):
+    """Each ``_target_`` is there and its arguments bind, those of overlays included."""
+    table = ComponentLocator()
+    found = components(load(name))
+    assert found or name in ("metadata.json", "smoke.yaml")
+    for component in found:
+        target = component["_target_"]
+        thing = locate(target if "." in target else table.get_component_module_name(target) + f".{target}")
+        assert thing is not None, target
+        arguments = {k: v for k, v in component.items() if not re.fullmatch("_.*_", k)}
+        inspect.signature(thing).bind(**arguments)
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.name)
+def test_overlays_are_thin_named_and_explain_themselves(path):
+    """Under 40 lines, a header that gives the command, no positions in lists."""
+    text = path.read_text()
+    assert len(text.splitlines()) < 40
+    assert text.startswith("# ")
+    assert "-m monai.bundle run" in text
+    assert not any(re.search(r"#\d|::\d", key) for key in yaml.safe_load(text))
+
+
+def test_every_named_handler_is_used_once():
+    """What ``train`` declares under a name is in the list of handlers, and nothing is listed twice."""
+    train = load("train.json")["train"]
+    listed = [h["handler"] for h in train["handlers"] if h["_target_"].endswith("named")]
+    names = re.findall(r"@train#(\w+)", " ".join(re.sub(r"\(.*", "", h) for h in listed))
+    not_handlers = {
+        "reading", "volumes", "preprocessing", "dataset", "dataloader", "inferer", "handlers", "trainer",
+    }  # fmt: skip
+    assert sorted(names) == sorted(set(train) - not_handlers)
+
+
+def test_the_metadata_has_what_monai_requires():
+    """Against the required fields and types of MONAI's metadata schema; without a field it fails."""
+    metadata = load("metadata.json")
+    jsonschema.validate(metadata, SCHEMA)
+    del metadata["task"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(metadata, SCHEMA)
+
+
+def test_the_network_is_what_the_metadata_promises():
+    """MONAI feeds it the shape and type declared, and checks what comes out."""
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        any=7,
+        device="cpu",
+    )
+
+
+def test_the_configured_network_scripts_to_the_same_function():
+    """TorchScript, which today's MONAI hosts load, gives the same output."""
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "inference.json")
+    network = parser.get_parsed_content("network_def").eval()
+    x = torch.randn(1, 1, 5, 13, 6)
+    with torch.no_grad():
+        assert torch.equal(torch.jit.script(network)(x), network(x))
+
+
+def test_presets_use_known_terms_and_the_default_has_no_biased_one():
+    """``unbiased`` has no guide; ``paper`` has all four terms."""
+    config = load("train.json")
+    assert set(config["loss_weights"]["paper"]) == set(TERMS)
+    assert "guide" not in config["loss_weights"][config["preset"]]
+
+
+@pytest.mark.parametrize("body", ["BasicUNet", "SegResNet"])
+def test_another_body_is_a_matter_of_config(body):
+    """A MONAI network takes the place of ours by overriding the body alone."""
+    bodies = {
+        "BasicUNet": {"spatial_dims": 3, "in_channels": 24, "out_channels": 1, "features": [4, 4, 4, 4, 4, 4]},
+        "SegResNet": {"in_channels": 24, "out_channels": 1, "init_filters": 8},
+    }
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "train.json")
+    parser["network_def#body"] = {"_target_": body, **bodies[body]}
+    parser["network_def#body_multiple"] = 16
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, 33, 40, 20)).shape == (1, 1, 33, 40, 20)

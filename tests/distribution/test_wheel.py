@@ -1,0 +1,59 @@
+"""The wheel works where the checkout is not, and beside other bundles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from phantoms import small_tomogram
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+    )
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
+    """And nothing that could collide with another bundle."""
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0].split("-")[0] for n in names} == {"cryoshuffle"}
+    configs = {p.name for p in (ROOT / "configs").iterdir()}
+    assert {n.removeprefix("cryoshuffle/configs/") for n in names if n.startswith("cryoshuffle/configs/")} == configs
+    assert any(n.endswith("licenses/LICENSE") for n in names)
+
+
+def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):
+    """Unpacked alone, with another bundle's ``scripts`` and ``bundle`` imported first, a fit runs by its own configs."""
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    decoy = tmp_path / "decoy"
+    for name in ("scripts", "bundle", "configs"):
+        (decoy / name).mkdir(parents=True)
+        (decoy / name / "__init__.py").write_text("owner = 'decoy'\n")
+    tomogram = small_tomogram(tmp_path / "in.mrc")
+    code = f"""
+import sys
+sys.path[:0] = [{str(site)!r}, {str(decoy)!r}]
+import bundle, scripts, configs
+import cryoshuffle
+assert cryoshuffle.__file__.startswith({str(site)!r}), cryoshuffle.__file__
+assert str(cryoshuffle.config_dir()).startswith({str(site)!r})
+from cryoshuffle.cli import main
+code = main(["denoise", {str(tomogram)!r}, "out.mrc", "--steps", "2", "--window", "12", "--quiet"])
+assert (bundle.owner, scripts.owner, configs.owner) == ("decoy",) * 3
+sys.exit(code)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out.mrc").exists()

@@ -1,0 +1,297 @@
+"""Bad input: one sentence that names the file, the value and the way out; exit code 2; nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import mrcfile
+import nibabel
+import numpy as np
+import pytest
+import torch
+from phantoms import is_valid_mrc, small_tomogram, write_mrc
+
+from cryoshuffle.checkpoints import save_whole
+from cryoshuffle.cli import main
+from cryoshuffle.network import BlindSpotNet
+
+QUICK = ["--steps", "2", "--window", "12", "--quiet"]
+SHAPE = (24, 36, 24)
+
+
+def volume(seed: int = 0, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def missing(path: Path) -> None:
+    """Nothing there."""
+
+
+def truncated(path: Path) -> None:
+    write_mrc(path, volume())
+    os.truncate(path, 5000)
+
+
+def no_mrc(path: Path) -> None:
+    path.write_bytes(b"these are not the voxels you are looking for" * 100)
+
+
+def empty(path: Path) -> None:
+    path.touch()
+
+
+def two_dimensional(path: Path) -> None:
+    write_mrc(path, volume(shape=(1, 36, 24)))
+
+
+def complex_mode(path: Path) -> None:
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(volume().astype(np.complex64))
+
+
+def stack_of_volumes(path: Path) -> None:
+    with mrcfile.new(path) as mrc:
+        mrc.set_data(volume(shape=(2, *SHAPE)))
+
+
+def not_finite(path: Path) -> None:
+    bad = volume()
+    bad[3, 4, 5] = np.nan
+    bad[6, 7, 8] = np.inf
+    write_mrc(path, bad)
+
+
+def constant(path: Path) -> None:
+    write_mrc(path, np.full(SHAPE, 3, np.float32))
+
+
+def too_thin(path: Path) -> None:
+    write_mrc(path, volume(shape=(24, 8, 24)))
+
+
+def bad_header(path: Path) -> None:
+    write_mrc(path, volume())
+    with path.open("r+b") as stream:
+        stream.seek(208)
+        stream.write(b"\0\0\0\0")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (missing, "there is no such file"),
+        (truncated, "is cut short"),
+        (no_mrc, "is not a valid MRC file"),
+        (empty, "is cut short"),
+        (two_dimensional, "single image"),
+        (complex_mode, "complex values"),
+        (stack_of_volumes, "has 4 dimensions"),
+        (not_finite, "2 voxels are NaN or Inf, the first at (z, y, x) = (3, 4, 5)"),
+        (constant, "all voxels are 3"),
+        (too_thin, "8 voxels along y, less than the lattice period of 12"),
+        (bad_header, "if it is an old one add --permissive"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_bad_tomogram_is_refused_in_one_sentence(tmp_path, capsys, make, words):
+    """The sentence names the file; exit code 2; no output, no partial file."""
+    source = tmp_path / "in.mrc"
+    make(source)
+    assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("cryoshuffle: ")
+    assert said.count("\n") == 0
+    assert words in said
+    assert str(source) in said
+    assert not list(tmp_path.glob("*out.mrc*"))
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_other_names_and_packed_rubbish_are_refused(tmp_path, capsys):
+    """Unknown suffix, damaged gzip, damaged NIfTI, 4-D NIfTI."""
+    cases = {"in.tif": b"II*", "cut.mrc.gz": gzip.compress(b"x" * 5000)[:-20], "bad.nii": b"no"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        assert main(["denoise", str(tmp_path / name), str(tmp_path / "out.mrc"), *QUICK]) == 2
+        assert name in capsys.readouterr().err
+    nibabel.save(nibabel.Nifti1Image(volume(shape=(8, 8, 8, 2)), np.eye(4)), tmp_path / "four.nii")
+    assert main(["denoise", str(tmp_path / "four.nii"), str(tmp_path / "out.mrc"), *QUICK]) == 2
+    assert "has 4 dimensions" in capsys.readouterr().err
+
+
+def test_permissive_takes_an_old_header(tmp_path, capsys):
+    """Without the MAP stamp: refused, then taken with --permissive, voxels unchanged in size and place."""
+    source = tmp_path / "in.mrc"
+    bad_header(source)
+    assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK, "--permissive"]) == 0
+    assert is_valid_mrc(tmp_path / "out.mrc")
+
+
+def test_voxel_size_0_is_noted_and_work_goes_on(tmp_path, capsys):
+    """A note, exit code 0, and the header says 0 still."""
+    source = write_mrc(tmp_path / "in.mrc", volume(), voxel_size=0.0)
+    assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK]) == 0
+    assert f"{source}: the voxel size is 0, 1 Å is assumed" in capsys.readouterr().err
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert mrc.voxel_size.x == 0
+
+
+def test_outputs_are_protected(tmp_path, capsys, monkeypatch):
+    """What exists, the input itself, a folder that is missing, cannot be written or is full: refused before the fit."""
+    source = small_tomogram(tmp_path / "in.mrc")
+    taken = tmp_path / "out.mrc"
+    taken.write_text("precious")
+
+    def refused(output: Path, *more: str) -> str:
+        assert main(["denoise", str(source), str(output), *QUICK, *more]) == 2
+        return capsys.readouterr().err
+
+    assert "exists already, add --overwrite" in refused(taken)
+    assert taken.read_text() == "precious"
+    assert "is the input itself" in refused(source, "--overwrite")
+    assert "there is no folder" in refused(tmp_path / "no" / "out.mrc")
+    assert "unknown kind of file" in refused(tmp_path / "out.jpg")
+    (tmp_path / "dir.mrc").mkdir()
+    assert "is a folder" in refused(tmp_path / "dir.mrc")
+    usage = namedtuple("usage", "total used free")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage(10, 10, 1000))
+        assert "0 MiB are free, make room" in refused(tmp_path / "full.mrc")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        assert "cannot be written" in refused(tmp_path / "locked.mrc")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dir.mrc", "in.mrc", "out.mrc"]
+    assert main(["denoise", str(source), str(taken), *QUICK, "--overwrite"]) == 0
+    assert mrcfile.read(taken).shape == mrcfile.read(source).shape
+
+
+def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(tmp_path):
+    """The operating system refuses more bytes in the middle of the output: one sentence, no file under the name."""
+    source = write_mrc(tmp_path / "in.mrc", volume(shape=(48, 96, 96)))
+    net = BlindSpotNet()
+    save_whole({"model": net.state_dict(), "network_def": net.config()}, tmp_path / "net.pt")
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "cryoshuffle.cli", "apply", str(tmp_path / "net.pt"), str(source),
+            str(tmp_path / "out.mrc"), "--quiet",
+        ],
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+    )  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert "out.mrc: cannot be written" in result.stderr
+    assert "nothing was left behind" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.glob("*out.mrc*"))
+
+
+def test_wrong_options_are_refused_in_one_sentence(tmp_path, capsys):
+    """A stride that hides everything, an unknown device, a window below the period, options that are no numbers."""
+    source, out = str(small_tomogram(tmp_path / "in.mrc")), str(tmp_path / "out.mrc")
+    for options, words in (
+        (["--radius", "1", "--stride", "1,3,1"], "use stride (1, 4, 1)"),
+        (["--device", "cuda:77"], "not available on this machine: use --device auto"),
+        (["--window", "5"], "less than the lattice period"),
+        (["--blind", "voxel", "--radius", "2"], "choose box or cross"),
+    ):
+        assert main(["denoise", source, out, "--steps", "2", "--quiet", *options]) == 2
+        assert words in capsys.readouterr().err
+    for options in (["--steps", "0"], ["--minutes", "-1"], ["--stride", "1,2"], ["--blind", "ball"], ["--radius", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["denoise", source, out, *options])
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path, capsys):
+    """Missing, rubbish, a pickle that would run code, another network's weights, a config that names other code."""
+    source, out = str(small_tomogram(tmp_path / "in.mrc")), str(tmp_path / "out.mrc")
+
+    def refused(name: str) -> str:
+        assert main(["apply", str(tmp_path / name), source, out, "--quiet"]) == 2
+        said = capsys.readouterr().err
+        assert name in said
+        return said
+
+    assert "there is no such checkpoint" in refused("missing.pt")
+    (tmp_path / "rubbish.pt").write_bytes(b"rubbish")
+    assert "is not a checkpoint" in refused("rubbish.pt")
+    torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "code.pt")
+    assert "is not a checkpoint" in refused("code.pt")
+    net = BlindSpotNet()
+    good = {"model": net.state_dict(), "network_def": net.config()}
+    save_whole({**good, "model": {"stem.bias": torch.zeros(3)}}, tmp_path / "other.pt")
+    assert "do not fit" in refused("other.pt")
+    save_whole({**good, "network_def": None}, tmp_path / "body.pt")
+    assert "its body is not ours" in refused("body.pt")
+    for evil in (
+        {"_target_": "os.system", "command": "true"},
+        {**net.config(), "stem_channels": "$__import__('os').getpid()"},
+        {**net.config(), "_mode_": "debug"},
+        {**net.config(), "lattice": "@network_def"},
+    ):
+        save_whole({**good, "network_def": evil}, tmp_path / "evil.pt")
+        assert "which a checkpoint may not" in refused("evil.pt")
+
+
+def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
+    """--resume with other settings names them; a finished fit resumes to itself; --minutes ends early."""
+    source, model = str(small_tomogram(tmp_path / "in.mrc")), str(tmp_path / "net.pt")
+    assert main(["fit", source, "--checkpoint", model, *QUICK]) == 0
+    before = torch.load(model, weights_only=True)["model"]
+    assert main(["fit", source, "--checkpoint", model, *QUICK]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["fit", source, "--checkpoint", model, *QUICK, "--resume", "--seed", "7"]) == 2
+    assert "seed was 0 and is 7" in capsys.readouterr().err
+    assert main(["fit", source, "--checkpoint", model, *QUICK, "--resume"]) == 0
+    after = torch.load(model, weights_only=True)["model"]
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_leaking_network_is_stopped_before_its_first_step(tmp_path, capsys, monkeypatch):
+    """The guard reads the configured network, not its promise."""
+    source = str(small_tomogram(tmp_path / "in.mrc"))
+    monkeypatch.setattr("cryoshuffle.layers.stem_mask", lambda lattice: torch.ones(1, 1, *lattice.kernel_size))
+    assert main(["fit", source, "--checkpoint", str(tmp_path / "net.pt"), *QUICK]) == 2
+    assert "leaks: the prediction at voxel" in capsys.readouterr().err
+    assert not (tmp_path / "net.pt").exists()
+
+
+def test_check_says_what_it_cannot_judge(tmp_path, capsys):
+    """A missing config, one without a network, one with another network."""
+    (tmp_path / "none.json").write_text("{}")
+    (tmp_path / "other.yaml").write_text("network_def: {_target_: torch.nn.Identity}")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    for name, words in (
+        ("missing.json", "no such config"),
+        ("none.json", "has no network_def"),
+        ("other.yaml", "is a Identity"),
+        ("broken.yaml", "not a config that can be read"),
+    ):
+        assert main(["check", str(tmp_path / name)]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):
+    """NIfTI in, NIfTI and MRC out: same axes and affine, the tilt axis in its place."""
+    data = 100 + volume(shape=(24, 36, 28))
+    affine = np.diag([-2.0, 2.0, 3.0, 1.0])
+    affine[:3, 3] = 5, 6, 7
+    nibabel.save(nibabel.Nifti1Image(data, affine), tmp_path / "in.nii.gz")
+    assert main(["denoise", str(tmp_path / "in.nii.gz"), str(tmp_path / "out.nii.gz"), *QUICK]) == 0
+    result = nibabel.load(tmp_path / "out.nii.gz")
+    assert result.shape == (24, 36, 28)
+    assert np.allclose(result.affine, affine)
+    assert result.get_data_dtype() == np.float32
+    assert abs(float(np.mean(result.dataobj)) - 100) < 1
+    model = str(tmp_path / "out_run" / "model.pt")
+    assert main(["apply", model, str(tmp_path / "in.nii.gz"), str(tmp_path / "out.mrc"), "--quiet"]) == 0
+    assert np.allclose(mrcfile.read(tmp_path / "out.mrc")[:, :, ::-1], np.asarray(result.dataobj).T, atol=1e-4)

@@ -1,0 +1,225 @@
+"""Whole runs, as users start them: real processes, foreign working directories, interruptions."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from phantoms import (
+    CONFIGS,
+    REAL_TOMOGRAM,
+    is_valid_mrc,
+    membranes_and_blobs,
+    small_tomogram,
+    with_white_noise,
+    write_mrc,
+)
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from cryoshuffle.cli import main
+from cryoshuffle.mrc import open_mrc
+
+COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
+QUICK = ["--window", "16,24,16", "--quiet"]
+
+
+def bundle_run(cwd: Path, *configs: str, **overrides: object) -> subprocess.CompletedProcess[str]:
+    files = "[" + ",".join(f"'{CONFIGS / name}'" for name in configs) + "]"
+    options = [part for key, value in overrides.items() for part in (f"--{key}", str(value))]
+    return subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options],
+        cwd=cwd, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def data(path: Path) -> np.ndarray:
+    return np.array(mrcfile.read(path))
+
+
+@pytest.fixture
+def tomogram(tmp_path) -> Path:
+    return small_tomogram(tmp_path / "in.mrc")
+
+
+def test_the_bundle_trains_and_infers_from_a_foreign_directory(tmp_path, tomogram):
+    """The smoke overlay leaves a model, a log and a picture; inference with it writes the tomogram."""
+    away = tmp_path / "away"
+    away.mkdir()
+    fitted = bundle_run(away, "train.json", "smoke.yaml", tomogram=tomogram, tensorboard=True)
+    assert fitted.returncode == 0, fitted.stderr
+    assert {p.name for p in (away / "run").iterdir()} >= {"run.log", "preview.png", "state.pt"}
+    assert list((away / "run").glob("events.out.tfevents*"))
+    log = (away / "run" / "run.log").read_text()
+    assert re.search(r"step 4: fidelity [\d.]+, edge [\d.]+, smoothness [\d.]+, blind risk [\d.]+", log)
+    assert "the network is blind as configured: plane across y" in log
+    scored = bundle_run(away, "train.json", "evaluate.yaml", tomogram=tomogram)
+    assert scored.returncode == 0, scored.stderr
+    risk = float(re.findall(r"[\d.]+$", (away / "run" / "metrics.csv").read_text().strip())[0])
+    assert risk == pytest.approx(torch.load(away / "models" / "model.pt", weights_only=True)["risk"], rel=1e-4)
+    applied = bundle_run(away, "inference.json", tomogram=tomogram)
+    assert applied.returncode == 0, applied.stderr
+    with mrcfile.open(away / "run" / "denoised.mrc") as result, mrcfile.open(tomogram) as source:
+        assert result.data.shape == source.data.shape
+        assert abs(result.data.mean() - source.data.mean()) < source.data.std()
+
+
+def test_two_processes_fit_one_network(tmp_path, tomogram):
+    """torchrun with two processes on this machine's CPU ends with one model, written once."""
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'smoke.yaml'}','{CONFIGS / 'multi_gpu.yaml'}']"
+    result = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle",
+            "run", "--config_file", files, "--tomogram", str(tomogram),
+        ],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "models" / "model.pt").exists()
+    assert (tmp_path / "run" / "run.log").read_text().count("epoch 2/2") == 1
+
+
+def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
+    """One seed, two ways in, equal outputs; and apply with the model that was left gives them once more."""
+    by_command = command("denoise", tomogram, tmp_path / "a.mrc", "--steps", 6, "--seed", 3, *QUICK)
+    assert by_command.returncode == 0, by_command.stderr
+    by_bundle = bundle_run(
+        tmp_path, "train.json", "inference.json", "denoise.yaml", tomogram=tomogram, output=tmp_path / "b.mrc",
+        output_dir=tmp_path / "b", steps=6, seed=3, window="[16,24,16]",
+    )  # fmt: skip
+    assert by_bundle.returncode == 0, by_bundle.stderr
+    again = command("apply", tmp_path / "a_run" / "model.pt", tomogram, tmp_path / "c.mrc", "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "b.mrc"))
+    assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "c.mrc"))
+    assert f"result:     {tmp_path / 'a.mrc'}" in by_command.stdout
+    assert f"picture:    {tmp_path / 'a_run' / 'result.png'}" in by_command.stdout
+    assert command("apply", tmp_path / "a_run" / "model.pt", tomogram, tmp_path / "c.mrc").returncode == 2
+
+
+def fit(tomogram: Path, checkpoint: Path, *more: str) -> list[str]:
+    return [*COMMAND, "fit", str(tomogram), "--checkpoint", str(checkpoint), "--steps", "100", *QUICK, *more]
+
+
+def wait_for_epoch(process: subprocess.Popen[str], state: Path, epoch: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if state.exists() and torch.load(state, weights_only=True)["epoch"] >= epoch:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no epoch ended in two minutes")
+
+
+def test_a_killed_fit_resumes_to_the_same_weights(tmp_path, tomogram):
+    """SIGKILL in the middle, --resume: bit for bit the weights of a fit that was never interrupted."""
+    subprocess.run(fit(tomogram, tmp_path / "whole.pt"), check=True)
+    process = subprocess.Popen(fit(tomogram, tmp_path / "cut.pt"), text=True, stderr=subprocess.PIPE)
+    wait_for_epoch(process, tmp_path / "cut_run" / "state.pt", 2)
+    process.kill()
+    process.communicate()
+    assert not torch.load(tmp_path / "cut_run" / "state.pt", weights_only=True)["finished"]
+    refused = subprocess.run(fit(tomogram, tmp_path / "cut.pt"), capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr or "--overwrite" in refused.stderr
+    subprocess.run(fit(tomogram, tmp_path / "cut.pt", "--resume"), check=True)
+    whole, cut = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("whole", "cut"))
+    assert whole["epoch"] == cut["epoch"]
+    assert whole["risk"] == cut["risk"]
+    assert all(torch.equal(whole["model"][k], cut["model"][k]) for k in whole["model"])
+    states = [torch.load(tmp_path / f"{n}_run" / "state.pt", weights_only=True) for n in ("whole", "cut")]
+    assert all(torch.equal(states[0]["model"][k], states[1]["model"][k]) for k in states[0]["model"])
+    assert "going on after epoch" in (tmp_path / "cut_run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_cleanly_and_keeps_a_checkpoint(tmp_path, tomogram, number):
+    """One sentence, exit code 1, no traceback, no model pretending to be finished, a state to go on from."""
+    process = subprocess.Popen(fit(tomogram, tmp_path / "c.pt", "--overwrite"), text=True, stderr=subprocess.PIPE)
+    wait_for_epoch(process, tmp_path / "c_run" / "state.pt", 1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "go on with --resume" in said
+    assert "Traceback" not in said
+    assert torch.load(tmp_path / "c_run" / "state.pt", weights_only=True)["epoch"] >= 1
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+@pytest.fixture(scope="module")
+def real_run(tmp_path_factory) -> Path:
+    """The real microtubule tomogram, denoised in a few steps."""
+    folder = tmp_path_factory.mktemp("real")
+    result = command("denoise", REAL_TOMOGRAM, folder / "out.mrc", "--steps", 50, "--quiet")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_real_tomogram_keeps_its_header_and_scale(real_run):
+    """The output opens, validates, has the header of the input, is finite, and lies on the scale of the input."""
+    out = real_run / "out.mrc"
+    assert is_valid_mrc(out)
+    with mrcfile.open(out) as result, open_mrc(REAL_TOMOGRAM) as source:
+        for name in ("nx", "ny", "nz", "nxstart", "nystart", "nzstart", "mx", "my", "mz", "cella", "cellb", "mapc",
+                     "mapr", "maps", "ispg", "origin", "exttyp", "extra1", "extra2"):  # fmt: skip
+            assert result.header[name].tolist() == source.header[name].tolist(), name
+        assert result.get_labels()[0] == source.get_labels()[0]
+        assert np.isfinite(result.data).all()
+        noisy, denoised = source.data.astype(float), result.data.astype(float)
+    assert abs(denoised.mean() - noisy.mean()) < 0.05 * noisy.std()
+    assert denoised.std() < noisy.std()
+    assert np.polyfit(denoised.ravel(), noisy.ravel(), 1)[0] == pytest.approx(1, abs=0.25), "same grey scale"
+    with Image.open(real_run / "out_run" / "result.png") as picture:
+        assert picture.width > 300
+        assert np.asarray(picture).std() > 10
+
+
+def test_halving_the_window_leaves_no_seams(real_run):
+    """Half the window: the difference is below 1 % of the signal's standard deviation everywhere."""
+    model = real_run / "out_run" / "model.pt"
+    results = []
+    for name, window in (("full", "96,192,96"), ("half", "48,96,48"), ("odd", "20,36,52")):
+        out = real_run / f"{name}.mrc"
+        assert main(["apply", str(model), str(REAL_TOMOGRAM), str(out), "--window", window, "--quiet"]) == 0
+        results.append(data(out))
+    for other in results[1:]:
+        assert np.abs(other - results[0]).max() < 0.01 * results[0].std()
+
+
+def test_a_checkpoint_and_a_config_are_proven_blind(real_run, capsys):
+    """``cryoshuffle check`` says so for both."""
+    for network in (real_run / "out_run" / "model.pt", CONFIGS / "train.json"):
+        assert main(["check", str(network)]) == 0
+        said = capsys.readouterr().out
+        assert said.count("is blind: gradient and bump are exactly 0") == 2
+        assert "plane across y, half-width 0, stride (1, 3, 1)" in said
+
+
+def test_white_noise_is_removed_far_better_than_by_a_gaussian(tmp_path):
+    """SNR 0.1, blind voxel, 150 steps: correlation with the truth at least 0.07 above the best Gaussian's."""
+    truth = membranes_and_blobs(128)
+    noisy = with_white_noise(truth, snr=0.1)
+    source = write_mrc(tmp_path / "noisy.mrc", noisy)
+
+    def correlation(volume: np.ndarray) -> float:
+        return float(np.corrcoef(volume.ravel(), truth.ravel())[0, 1])
+
+    best = max(correlation(gaussian_filter(noisy, sigma)) for sigma in np.arange(0.6, 3.1, 0.2))
+    arguments = ["denoise", str(source), str(tmp_path / "out.mrc"), "--blind", "voxel", "--steps", "150", "--quiet"]
+    assert main(arguments) == 0
+    ours = correlation(data(tmp_path / "out.mrc"))
+    print(f"white noise, SNR 0.1: ours {ours:.3f}, best Gaussian {best:.3f}")
+    assert ours > best + 0.07

@@ -1,0 +1,125 @@
+"""Cutting a volume into windows changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.windows import HeldOutSlab, cut_windows, draw_box, fit_window
+
+three = st.tuples(*[st.integers(1, 12)] * 3)
+periods = st.tuples(*[st.integers(1, 4)] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=three, window=three, halo=st.tuples(*[st.integers(0, 6)] * 3), period=periods)
+def test_windows_keep_every_voxel_once_and_start_on_periods(shape, window, halo, period):
+    """The kept parts are a partition; read and kept parts start on multiples of the period; the halo is there."""
+    count = np.zeros(shape, int)
+    for cut in cut_windows(shape, window, halo, period):
+        count[cut.keep] += 1
+        for read, keep, core, step, side, rim in zip(cut.read, cut.keep, cut.core, period, shape, halo, strict=True):
+            assert read.start % step == keep.start % step == 0
+            assert read.start == 0 or keep.start - read.start >= rim
+            assert read.stop == side or read.stop - keep.stop >= rim
+            assert (core.start, core.stop) == (keep.start - read.start, keep.stop - read.start)
+    assert (count == 1).all()
+
+
+class _Identity(nn.Module):
+    period = (2, 3, 1)
+
+    def forward(self, x):
+        return x
+
+
+@settings(max_examples=25, deadline=None)
+@given(shape=three, window=three, halo=st.integers(0, 4))
+def test_merging_windows_of_the_identity_gives_the_volume_back(shape, window, halo):
+    """What is cut and not changed comes back bit for bit, in a new tensor."""
+    x = torch.randn(1, 1, *shape)
+    y = HaloWindowInferer(window, halo, precision="fp32")(x, _Identity())
+    assert torch.equal(x, y)
+    assert y.data_ptr() != x.data_ptr()
+
+
+@pytest.fixture(scope="module")
+def net() -> BlindSpotNet:
+    torch.manual_seed(0)
+    lattice = Lattice((1, 2, 1), BlindSet("plane", "y"))
+    network = BlindSpotNet(lattice, ShuffleUNet(4, 1, (4, 6), factors=(2,)), stem_channels=4).double()
+    for name, parameter in network.named_parameters():
+        if name.endswith("_scale"):
+            nn.init.ones_(parameter)
+    for _ in range(3):
+        network.train()(torch.randn(1, 1, 8, 8, 8, dtype=torch.float64))
+    return network.eval()
+
+
+@pytest.mark.parametrize("window", [(4, 4, 4), (8, 12, 6), (10, 20, 30)])
+def test_the_result_does_not_depend_on_the_window(net, window):
+    """Any window gives what one pass over the whole volume gives."""
+    x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
+    with torch.no_grad():
+        whole = net(x)
+        cut = HaloWindowInferer(window, precision="fp32")(x, net)
+    assert (cut - whole).abs().max() < 1e-12
+
+
+def test_a_halo_that_is_too_short_is_noticed(net):
+    """Negative control: without a halo windows disagree with the whole."""
+    x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
+    with torch.no_grad():
+        assert (HaloWindowInferer((8, 8, 8), 0, precision="fp32")(x, net) - net(x)).abs().max() > 1e-3
+
+
+def test_statistics_of_the_window_would_show_the_seams(net):
+    """Negative control: attention that pools each window makes the result depend on the window."""
+    x = torch.randn(1, 1, 20, 32, 24, dtype=torch.float64).cumsum(2)
+    with torch.no_grad():
+        net.train()
+        try:
+            cut = HaloWindowInferer((8, 8, 8), precision="fp32")(x, net)
+            assert (cut - net(x)).abs().max() > 1e-3
+        finally:
+            net.eval()
+
+
+def test_a_network_that_does_not_know_its_reach_needs_a_halo(net):
+    """The inferer refuses to guess."""
+    with pytest.raises(ValueError, match="set the halo"):
+        HaloWindowInferer((8, 8, 8))(torch.zeros(1, 1, 8, 8, 8), _Identity())
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.tuples(*[st.integers(8, 60)] * 3), fraction=st.floats(0.02, 0.4), seed=st.integers(0, 99))
+def test_no_window_touches_the_held_out_slab(shape, fraction, seed):
+    """Windows of the fit end at least a gap before the slab that is scored."""
+    slab = HeldOutSlab(fraction, gap=3)
+    region = slab.fit_region(shape)
+    sides = [s.stop - s.start for s in region]
+    window = fit_window(min(5, *sides), sides, (1, 1, 1))
+    box = draw_box(sides, window, np.random.RandomState(seed))
+    scored = slab.scored(shape)
+    axis = max((1, 2, 0), key=lambda a: shape[a])
+    assert region[axis].start + box[axis].stop <= max(1, scored.keep[axis].start - 3)
+    for read, keep, core, side in zip(scored.read, scored.keep, scored.core, shape, strict=True):
+        assert 0 <= read.start <= keep.start < keep.stop <= read.stop <= side
+        assert (core.start, core.stop) == (keep.start - read.start, keep.stop - read.start)
+
+
+def test_windows_shrink_to_whole_periods_and_refuse_less():
+    """48 asked of 36, 206, 94 with period 4, 12, 4 gives 36, 48, 48; a side below the period is refused."""
+    assert fit_window(48, (36, 206, 94), (4, 12, 4)) == (36, 48, 48)
+    assert fit_window(50, (38, 206, 94), (4, 12, 4)) == (36, 48, 48)
+    with pytest.raises(ValueError, match="8 voxels along y, less than the lattice period of 12"):
+        fit_window(48, (36, 8, 94), (4, 12, 4))
+    with pytest.raises(ValueError, match="window is 6 along y"):
+        fit_window(6, (36, 206, 94), (4, 12, 4))

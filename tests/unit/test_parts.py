@@ -1,0 +1,256 @@
+"""The small parts: errors, devices, the window stream, metrics, budget, previews, names registered with MONAI."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from ignite.exceptions import NotComputableError
+from monai.networks.layers.factories import Act, Norm
+from monai.transforms import Compose
+from PIL import Image
+
+import cryoshuffle
+from cryoshuffle.data import WindowDataset, epoch_count, epoch_length, seed_everything
+from cryoshuffle.devices import choose_device, choose_precision
+from cryoshuffle.errors import FileError, InputError, SettingError, user_error
+from cryoshuffle.handlers import Budget, named
+from cryoshuffle.inferers import PrecisionInferer
+from cryoshuffle.lattice import (
+    BlindSet,
+    as_triple,
+    merge_sublattices,
+    split_sublattices,
+    volume_shuffle,
+    volume_unshuffle,
+)
+from cryoshuffle.layers import ChannelLayerNorm, SimpleGate, register_layers
+from cryoshuffle.metrics import BlindRisk, correlation, lower_is_better
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
+from cryoshuffle.preview import central_crop, preview_image, save_preview
+from cryoshuffle.transforms import RandLatticeWindowd
+
+
+def test_a_mistake_is_found_behind_any_wrapping():
+    """As a cause, as a context, and as text in an exception that kept only a traceback."""
+    mistake = InputError("t.mrc: is cut short")
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = mistake
+    outer = RuntimeError("engine run")
+    outer.__context__ = wrapped
+    assert user_error(outer) is mistake
+    told = RuntimeError("no reader\nTraceback ...\ncryoshuffle.errors.FileError: a.mrc: cannot be read\n")
+    found = user_error(told)
+    assert isinstance(found, FileError)
+    assert str(found) == "a.mrc: cannot be read"
+    assert user_error(RuntimeError("a bug")) is None
+    assert isinstance(SettingError("x"), ValueError)
+    assert isinstance(FileError("x"), OSError)
+
+
+def test_lattice_messages_quote_the_value():
+    """Sizes that do not divide, triples that are none, names that do not exist."""
+    x = torch.zeros(1, 2, 4, 5, 6)
+    with pytest.raises(ValueError, match=r"\(4, 5, 6\) is not a multiple of the lattice stride \(1, 3, 1\)"):
+        split_sublattices(x, (1, 3, 1))
+    with pytest.raises(ValueError, match="batch of 1 is not a multiple of the 3"):
+        merge_sublattices(x, (1, 3, 1))
+    with pytest.raises(ValueError, match=r"stride \(1, 1, 1\) times factor \(1, 2, 1\)"):
+        volume_unshuffle(x, (1, 2, 1))
+    with pytest.raises(ValueError, match="2 channels"):
+        volume_shuffle(x, (1, 3, 1))
+    with pytest.raises(ValueError, match="three whole numbers"):
+        as_triple([1, 2], "window")
+    for wrong in (
+        {"shape": "ball"},
+        {"axis": "w"},
+        {"shape": "voxel", "radius": 1},
+        {"radius": (0, 1, 0)},
+        {"radius": -1},
+    ):
+        with pytest.raises(SettingError):
+            BlindSet(**wrong)
+    with pytest.raises(SettingError, match="3 levels need 2"):
+        ShuffleUNet(channels=(4, 4, 4), factors=(2,))
+
+
+def test_device_and_precision_are_chosen_or_refused():
+    """cpu is always there; what is not is said; unknown names are refused."""
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+    with pytest.raises(SettingError, match="unknown"):
+        choose_device("gpu")
+    with pytest.raises(SettingError, match="not available"):
+        choose_device("cuda:77")
+    with pytest.raises(SettingError, match="choose one of"):
+        choose_precision("fp8", torch.device("cpu"))
+    assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
+    assert choose_precision("auto", torch.device("mps")) is torch.float32
+
+
+def test_bfloat16_is_used_inside_and_float32_comes_out():
+    """Autocast reaches the convolution on the CPU too, and stays within a bfloat16 of the float32 result."""
+    net = torch.nn.Conv3d(1, 4, 3, padding=1)
+    seen = []
+    net.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    x = torch.randn(1, 1, 6, 6, 6)
+    with torch.no_grad():
+        low, full = PrecisionInferer("bf16")(x, net), PrecisionInferer("fp32")(x, net)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert low.dtype == torch.float32
+    assert (low - full).abs().max() < 0.05
+
+
+def test_the_window_stream_depends_on_seed_epoch_and_index_alone():
+    """Any item can be asked for at any time, and is the same in a second stream."""
+    volume = {"image": torch.randn(1, 20, 20, 20)}
+
+    def stream(seed: int) -> WindowDataset:
+        return WindowDataset([volume], Compose([RandLatticeWindowd("image", 8, 4)]), length=5, seed=seed)
+
+    first, second, other = stream(0), stream(0), stream(1)
+    forward = [first[i]["image"] for i in range(5)]
+    backward = [second[i]["image"] for i in reversed(range(5))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+    assert not all(torch.equal(a, other[i]["image"]) for i, a in enumerate(forward))
+    second.set_epoch(1)
+    assert not all(torch.equal(a, second[i]["image"]) for i, a in enumerate(forward))
+    assert len(first) == 5
+    with pytest.raises(IndexError):
+        first[5]
+    seed_everything(0, 1)
+    a = torch.rand(1)
+    seed_everything(0, 1)
+    assert torch.equal(a, torch.rand(1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "length"), [(600, 24, 25), (1, 1, 1), (60, 3, 20), (101, 5, 21), (25, 1, 25)]
+)
+def test_epochs_make_at_least_the_steps(steps, epochs, length):
+    """All epochs are of one length, and overshoot by less than one step each."""
+    assert (epoch_count(steps, 25), epoch_length(steps, 25)) == (epochs, length)
+    assert 0 <= epochs * length - steps < epochs
+    with pytest.raises(SettingError):
+        epoch_count(0, 25)
+
+
+def test_blind_risk_counts_scored_voxels_only():
+    """NaN is left out; batches of any size add up; nothing scored is an error."""
+    risk = BlindRisk()
+    risk.reset()
+    with pytest.raises(NotComputableError):
+        risk.compute()
+    scored = torch.full((1, 2, 2, 2), float("nan"))
+    scored[0, 0, 0, 0] = 1.0
+    risk.update((torch.full((1, 2, 2, 2), 3.0), scored))
+    risk.update(([torch.full((1, 1, 1, 1), 1.0)] * 3, [torch.full((1, 1, 1, 1), 1.0)] * 3))
+    assert risk.compute() == 1.0
+    assert lower_is_better(0.5, 0.6)
+    assert not lower_is_better(0.6, 0.5)
+
+
+def test_correlation_is_pearsons():
+    """Against numpy; different shapes are refused."""
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    assert np.isclose(correlation(a, b), np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1], atol=1e-6)
+    with pytest.raises(ValueError, match="cannot be correlated"):
+        correlation(a, b[:2])
+
+
+def test_the_learning_rate_follows_steps_or_time():
+    """Up over the warm-up, down to 0 at the end of the steps, or of the minutes if they end first."""
+    budget = Budget(steps=100, warmup=10)
+    factors = [budget.learning_rate_factor(i) for i in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) > 0.95
+    assert factors[100] == pytest.approx(0.0)
+    late = Budget(steps=100, minutes=1.0).watch(lambda: 30.0)
+    assert late.progress(10) == 0.5
+    with pytest.raises(SettingError, match="minutes are 0"):
+        Budget(10, 0)
+
+
+def test_time_ends_a_fit_at_the_end_of_an_epoch():
+    """The engine stops after the last epoch that fits into the minutes."""
+    clock = iter(range(0, 10_000, 20))
+    engine = Engine(lambda engine, batch: None)
+    Budget(steps=1000, minutes=2.0).watch(lambda: float(next(clock))).attach(engine)
+    engine.run([0, 0], max_epochs=50)
+    assert 1 <= engine.state.epoch < 5
+
+
+def test_a_disabled_handler_attaches_nothing():
+    """``named`` passes handlers through and stands in for a missing one."""
+    budget = Budget(1)
+    assert named(budget) is budget
+    named(None).attach(Engine(lambda engine, batch: None))
+
+
+def test_layers_are_known_to_monais_factories():
+    """By name, once, and computing what they say."""
+    register_layers()
+    assert Norm["CHANNELLAYER", 3] is ChannelLayerNorm
+    assert Act["simplegate"] is SimpleGate
+    x = torch.randn(2, 6, 3, 4, 5)
+    y = ChannelLayerNorm(6)(x)
+    assert torch.allclose(y, torch.nn.functional.layer_norm(x.movedim(1, -1), (6,)).movedim(-1, 1), atol=1e-6)
+    assert torch.equal(SimpleGate()(x), x[:, :3] * x[:, 3:])
+
+
+def test_unwrap_finds_the_network():
+    """Behind a wrapper with ``module``, or itself."""
+    net = torch.nn.Linear(1, 1)
+    assert unwrap(torch.nn.DataParallel(net)) is net
+    assert unwrap(net) is net
+
+
+def test_a_body_that_does_not_know_itself_says_none():
+    """Reach and config of a foreign body are unknown, and said to be."""
+    net = BlindSpotNet(body=torch.nn.Conv3d(24, 1, 1))
+    assert net.receptive_radius() is None
+    assert net.config() is None
+
+
+def test_a_preview_shows_three_planes_before_after_and_residual(tmp_path):
+    """The picture holds each plane at its zoom: a bright voxel in the middle is seen in the middle of each tile."""
+    before = torch.zeros(8, 40, 20)
+    before[4, 20, 10] = 1.0
+    after = torch.zeros(8, 40, 20)
+    path = save_preview(before + torch.rand(8, 40, 20) * 0.1, after, tmp_path / "p.png")
+    with Image.open(path) as picture:
+        assert picture.width > 3 * 20 * 12
+        assert picture.height > (40 + 8 + 40) * 12
+    pixels = np.asarray(preview_image(before, after))
+    assert pixels.std() > 0
+    assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+    assert preview_image(torch.rand(3, 2000, 1500), torch.rand(3, 2000, 1500)).width < 3 * 600
+    with pytest.raises(ValueError, match="cannot be compared"):
+        preview_image(before, after[:4])
+    with pytest.raises(FileError, match="cannot be written"):
+        save_preview(before, after, tmp_path / "no" / "p.png")
+    assert central_crop(torch.arange(10).reshape(1, 1, 10), 4).flatten().tolist() == [3, 4, 5, 6]
+
+
+def test_the_version_is_that_of_the_metadata():
+    """One version, read from configs/metadata.json wherever that lies."""
+    metadata = json.loads((cryoshuffle.config_dir() / "metadata.json").read_text())
+    assert cryoshuffle.__version__ == metadata["version"]
+    assert metadata["version"] in metadata["changelog"]
+    assert isinstance(cryoshuffle.config_dir(), Path)
+
+
+def test_help_imports_nothing_heavy():
+    """``--help`` and the package itself leave torch and MONAI alone, so that they answer at once."""
+    code = (
+        "import sys, cryoshuffle.cli as c; c.build_parser().format_help();"
+        "print('torch' in sys.modules, 'monai' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
