@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,6 @@ from cryoshuffle.network import BlindSpotNet, unwrap
 
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
-MODEL_NAME = "model.pt"
 _TARGETS = (
     "cryoshuffle.network.BlindSpotNet",
     "cryoshuffle.network.ShuffleUNet",
@@ -71,7 +69,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way
         raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
@@ -235,17 +233,18 @@ class FitCheckpoint:
         self._started = time.monotonic()
         self.state_path.parent.mkdir(parents=True, exist_ok=True)
         self.model_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.state_path.exists() and not self.overwrite:
-            if self.resume:
-                self._load(engine)
-                return
-            if not load_plain(self.state_path)["finished"]:
-                raise SettingError(
-                    f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
-                    "or --overwrite to start again"
-                )
-        elif self.resume and not self.state_path.exists():
-            logger.info("nothing to resume in %s, starting from the beginning", self.state_path.parent)
+        if self.state_path.exists() and self.resume:
+            self._load(engine)
+            return
+        if self.resume:
+            logger.warning(
+                "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
+            )
+        elif self.state_path.exists() and not self.overwrite and not load_plain(self.state_path)["finished"]:
+            raise SettingError(
+                f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
+                "or --overwrite to start again"
+            )
         self._save(engine, finished=False)
 
     def _load(self, engine: Engine) -> None:
@@ -304,7 +303,7 @@ class FitCheckpoint:
             "model": network.state_dict(),
             "ema": self.ema.ema_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scheduler": self.scheduler.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
             "best_risk": self.best_risk,

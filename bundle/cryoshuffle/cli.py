@@ -286,6 +286,7 @@ def _network_of(path: str) -> Any:
         from cryoshuffle.checkpoints import load_network
 
         return load_network(path)
+    import yaml
     from monai.bundle import ConfigParser
 
     from cryoshuffle.network import BlindSpotNet
@@ -295,8 +296,8 @@ def _network_of(path: str) -> Any:
     parser = ConfigParser()
     try:
         parser.read_config(path)
-    except ValueError as error:
-        raise InputError(f"{path}: is not a config that can be read ({error})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: is not a config that can be read, check its syntax") from error
     if "network_def" not in parser:
         raise InputError(f"{path}: has no network_def, name a config that declares the network")
     network = parser.get_parsed_content("network_def")

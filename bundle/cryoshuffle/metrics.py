@@ -1,4 +1,4 @@
-"""What MONAI lacks: risk without a ground truth, and correlation with one."""
+"""What MONAI lacks: risk without a ground truth."""
 
 from __future__ import annotations
 
@@ -59,14 +59,3 @@ class BlindRisk(Metric):
 def lower_is_better(current: float, best: float) -> bool:
     """Compare two values of a metric of which the smaller one wins, as MONAI's ``metric_cmp_fn``."""
     return current < best
-
-
-def correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's correlation coefficient of two volumes of one shape, over all voxels.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"volumes of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be correlated")
-    return float(torch.corrcoef(torch.stack([a.flatten().double(), b.flatten().double()]))[0, 1])

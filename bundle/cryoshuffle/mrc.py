@@ -84,7 +84,7 @@ def open_mrc(path: str | os.PathLike[str], permissive: bool = False) -> MrcObjec
 
 def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
     reason = reason.rstrip(".")
-    if "Expected" in reason or "not enough" in reason.lower() or "end-of-stream" in reason:
+    if any(words in reason for words in ("Expected", "enough bytes", "end-of-stream", "mmap length")):
         return f"{path}: is cut short ({reason}), copy it again"
     if permissive:
         return f"{path}: is not an MRC file, even when read permissively ({reason})"

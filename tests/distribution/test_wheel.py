@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
 
 
 def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):
-    """Unpacked alone, with another bundle's ``scripts`` and ``bundle`` imported first, a fit runs by its own configs."""
+    """Unpacked alone, another bundle's ``scripts`` and ``bundle`` imported first, it fits by its own configs."""
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     decoy = tmp_path / "decoy"

@@ -31,7 +31,7 @@ from cryoshuffle.lattice import (
     volume_unshuffle,
 )
 from cryoshuffle.layers import ChannelLayerNorm, SimpleGate, register_layers
-from cryoshuffle.metrics import BlindRisk, correlation, lower_is_better
+from cryoshuffle.metrics import BlindRisk, lower_is_better
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
 from cryoshuffle.preview import central_crop, preview_image, save_preview
 from cryoshuffle.transforms import RandLatticeWindowd
@@ -154,14 +154,6 @@ def test_blind_risk_counts_scored_voxels_only():
     assert risk.compute() == 1.0
     assert lower_is_better(0.5, 0.6)
     assert not lower_is_better(0.6, 0.5)
-
-
-def test_correlation_is_pearsons():
-    """Against numpy; different shapes are refused."""
-    a, b = torch.randn(3, 4, 5), torch.randn(3, 4, 5)
-    assert np.isclose(correlation(a, b), np.corrcoef(a.numpy().ravel(), b.numpy().ravel())[0, 1], atol=1e-6)
-    with pytest.raises(ValueError, match="cannot be correlated"):
-        correlation(a, b[:2])
 
 
 def test_the_learning_rate_follows_steps_or_time():
