@@ -217,7 +217,7 @@ def test_white_noise_is_removed_far_better_than_by_a_gaussian(tmp_path):
         return float(np.corrcoef(volume.ravel(), truth.ravel())[0, 1])
 
     best = max(correlation(gaussian_filter(noisy, sigma)) for sigma in np.arange(0.6, 3.1, 0.2))
-    options = ["--blind", "voxel", "--steps", "120", "--quiet"]
+    options = ["--blind", "voxel", "--steps", "120", "--window", "40", "--quiet"]
     assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *options]) == 0
     ours = correlation(data(tmp_path / "out.mrc"))
     print(f"white noise, SNR 0.1: ours {ours:.3f}, best Gaussian {best:.3f}")
