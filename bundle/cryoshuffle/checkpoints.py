@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.bundle import ConfigParser
@@ -217,6 +218,7 @@ class FitCheckpoint:
         self.best_risk = float("inf")
         self.best_epoch = 0
         self.spent_s = 0.0
+        self._best: dict[str, Any] | None = None
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -240,11 +242,20 @@ class FitCheckpoint:
             logger.warning(
                 "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
             )
-        elif self.state_path.exists() and not self.overwrite and not load_plain(self.state_path)["finished"]:
-            raise SettingError(
-                f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
-                "or --overwrite to start again"
-            )
+        elif self.state_path.exists() and not self.overwrite:
+            there = load_plain(self.state_path)
+            if not there["finished"]:
+                raise SettingError(
+                    f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
+                    "or --overwrite to start again"
+                )
+            if there["settings"] != self.settings:
+                raise SettingError(
+                    f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
+                    "or choose another folder"
+                )
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # no process writes before all have looked
         self._save(engine, finished=False)
 
     def _load(self, engine: Engine) -> None:
@@ -265,6 +276,9 @@ class FitCheckpoint:
         self.scheduler.load_state_dict(state["scheduler"])
         self.best_risk, self.best_epoch = state["best_risk"], state["best_epoch"]
         self.spent_s = state["spent_s"]
+        self._best = state["best"]
+        if self._best is not None and not self.model_path.exists():
+            self._write(self._best, self.model_path)
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if state["finished"]:
@@ -275,7 +289,8 @@ class FitCheckpoint:
         risk = self.evaluator.state.metrics.get("risk")
         if risk is not None and risk < self.best_risk:
             self.best_risk, self.best_epoch = float(risk), engine.state.epoch
-            self._write(self._model(), self.model_path)
+            self._best = self._model()
+            self._write(self._best, self.model_path)
         self._save(engine, finished=False)
 
     def _finish(self, engine: Engine) -> None:
@@ -289,7 +304,7 @@ class FitCheckpoint:
     def _model(self) -> dict[str, Any]:
         network = self.ema.ema_model
         return {
-            "model": network.state_dict(),
+            "model": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
             "settings": self.settings,
             "risk": self.best_risk,
@@ -308,6 +323,7 @@ class FitCheckpoint:
             "iteration": engine.state.iteration,
             "best_risk": self.best_risk,
             "best_epoch": self.best_epoch,
+            "best": self._best,
             "spent_s": self.elapsed_s(),
             "settings": self.settings,
             "finished": finished,

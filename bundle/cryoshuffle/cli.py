@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -81,7 +82,16 @@ def _add_file_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_output_options(parser: argparse.ArgumentParser) -> None:
+def _add_output_options(parser: argparse.ArgumentParser, window: str) -> None:
+    parser.add_argument(
+        window,
+        dest="inference_window",
+        type=_triple,
+        default=[96, 192, 96],
+        metavar="Z,Y,X",
+        help="part of the volume denoised at a time, voxels; smaller needs less memory, the result is the same "
+        "(default: 96,192,96)",
+    )
     parser.add_argument(
         "--dtype",
         default="float32",
@@ -135,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     denoise.add_argument("input", metavar="IN", help="tomogram: .mrc .rec .map .st, also .gz .bz2, or .nii .nii.gz")
     denoise.add_argument("output", metavar="OUT", help="the denoised tomogram")
     _add_fit_options(denoise)
-    _add_output_options(denoise)
+    _add_output_options(denoise, "--inference-window")
 
     fit = commands.add_parser("fit", help="fit a network to one tomogram or several")
     fit.add_argument("inputs", metavar="IN", nargs="+", help="tomograms")
@@ -146,10 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     apply.add_argument("checkpoint", metavar="C", help="the network")
     apply.add_argument("input", metavar="IN", help="tomogram")
     apply.add_argument("output", metavar="OUT", help="the denoised tomogram")
-    apply.add_argument(
-        "--window", type=_triple, default=[96, 192, 96], metavar="Z,Y,X", help="kept part of a window, voxels"
-    )
-    _add_output_options(apply)
+    _add_output_options(apply, "--window")
 
     for command in (denoise, fit, apply):
         _add_machine_options(command)
@@ -166,8 +173,21 @@ def _run_dir(options: argparse.Namespace, result: str) -> str:
     """The folder of a run: as asked for, or ``<result>_run`` beside the result."""
     if options.report:
         return str(options.report)
+    from cryoshuffle.outputs import NIFTI_SUFFIXES, SUFFIXES
+
     path = Path(result)
-    return str(path.with_name(path.name.split(".")[0] + "_run"))
+    suffixes = sorted((*SUFFIXES, *NIFTI_SUFFIXES, path.suffix), key=len, reverse=True)
+    suffix = next(s for s in suffixes if path.name.lower().endswith(s.lower()))
+    return str(path.with_name(path.name[: len(path.name) - len(suffix)] + "_run"))
+
+
+def _plain(path: str | Path) -> str:
+    """A path as a config value: characters that mean something in MONAI's configs are escaped in an expression."""
+    text = str(path)
+    if not any(character in text for character in "#@$%"):
+        return text
+    escaped = "".join(c if c.isalnum() or c in "/._- " else f"\\U{ord(c):08x}" for c in text)
+    return f"$'{escaped}'"
 
 
 def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,7 +207,7 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
     return {
-        "output_dir": run_dir,
+        "output_dir": _plain(run_dir),
         "device_name": options.device,
         "precision": options.precision,
         "overwrite": options.overwrite,
@@ -217,10 +237,11 @@ def _denoise(options: argparse.Namespace) -> int:
     run_dir = _run_dir(options, options.output)
     _check_run_dir(run_dir)
     settings = {
-        "tomogram": options.input,
-        "output": options.output,
+        "tomogram": _plain(options.input),
+        "output": _plain(options.output),
         "output_dtype": options.dtype,
-        "checkpoint": str(Path(run_dir) / "model.pt"),
+        "checkpoint": _plain(Path(run_dir) / "model.pt"),
+        "inference_window": options.inference_window,
         **_fit_settings(options),
         **_shared_settings(options, run_dir),
     }
@@ -236,9 +257,9 @@ def _fit(options: argparse.Namespace) -> int:
     check_new_file(options.checkpoint, overwrite=options.overwrite or options.resume)
     _check_run_dir(run_dir)
     settings = {
-        "tomogram": options.inputs[0],
-        "tomograms": options.inputs,
-        "checkpoint": options.checkpoint,
+        "tomogram": _plain(options.inputs[0]),
+        "tomograms": [_plain(path) for path in options.inputs],
+        "checkpoint": _plain(options.checkpoint),
         **_fit_settings(options),
         **_shared_settings(options, run_dir),
     }
@@ -254,12 +275,12 @@ def _apply(options: argparse.Namespace) -> int:
     network = network_config(load_plain(options.checkpoint), options.checkpoint)
     _check_run_dir(run_dir)
     settings = {
-        "tomogram": options.input,
-        "output": options.output,
+        "tomogram": _plain(options.input),
+        "output": _plain(options.output),
         "output_dtype": options.dtype,
-        "checkpoint": options.checkpoint,
+        "checkpoint": _plain(options.checkpoint),
         "network_def": network,
-        "inference_window": options.window,
+        "inference_window": options.inference_window,
         **_shared_settings(options, run_dir),
     }
     _run(["inference.json"], "infer", settings)
@@ -275,8 +296,9 @@ def _check(options: argparse.Namespace) -> int:
     blind = True
     for training in (True, False):
         leak = measure_leak(network.train(training))
-        blind = blind and leak.is_blind
-        print(f"{'training' if training else 'evaluation'} mode: the network {leak.describe()}")
+        blind = blind and leak.is_blind and leak.sees > 0
+        found = leak.describe() if leak.sees > 0 else "sees no voxel at all, so it cannot denoise"
+        print(f"{'training' if training else 'evaluation'} mode: the network {found}")
     print(f"blind set: {network.lattice.describe()}, stride {network.lattice.stride_zyx}")
     return 0 if blind else 1
 
@@ -348,9 +370,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"denoise": _denoise, "fit": _fit, "apply": _apply, "check": _check}
     try:
         return commands[options.command](options)
-    except KeyboardInterrupt:
-        print("cryoshuffle: stopped before the fit began", file=sys.stderr)
-        return 1
     except BaseException as error:
         return _report(error)
 
@@ -363,8 +382,15 @@ def _report(error: BaseException) -> int:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (FitInterruptedError, KeyboardInterrupt)):
-            print(f"\ncryoshuffle: {cause or 'stopped'}", file=sys.stderr)
+            stopped = "stopped; no result was written, a fit that had begun goes on with --resume"
+            print(f"\ncryoshuffle: {str(cause) or stopped}", file=sys.stderr)
             return 1
+        if isinstance(cause, MemoryError) or re.search("out of memory|allocate memory", str(cause)):
+            print(
+                "cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu",
+                file=sys.stderr,
+            )
+            return 2
         cause = cause.__cause__ or cause.__context__
     raise error
 

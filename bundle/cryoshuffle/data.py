@@ -46,7 +46,7 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
             raise IndexError(f"window {index} of {self.length}")
         seeds = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         self.transform.set_random_state(seed=int(seeds[0]))
-        window: Mapping[str, Any] = self.transform(dict(self.data[index % len(self.data)]))
+        window: Mapping[str, Any] = self.transform(dict(self.data[(self.epoch * self.length + index) % len(self.data)]))
         return window
 
 

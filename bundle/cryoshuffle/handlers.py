@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
@@ -66,9 +67,11 @@ class RunLog:
     def attach(self, engine: Engine) -> None:
         """Write from the start of the engine to its end."""
         engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
 
     def _start(self, engine: Engine) -> None:
+        # Added only now, behind what all other handlers do at the end: their last lines belong into the log.
+        if not engine.has_event_handler(self._stop, Events.COMPLETED):
+            engine.add_event_handler(Events.COMPLETED, self._stop)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._handler = logging.FileHandler(self.path, encoding="utf-8")
@@ -177,13 +180,21 @@ class Budget:
         self.elapsed_s = elapsed_s
         return self
 
+    def _now_s(self) -> float:
+        """Seconds spent; those of the first process where there are several, so that all decide alike."""
+        now = [self.elapsed_s()]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast_object_list(now, src=0)
+        return now[0]
+
     def _epoch_started(self, engine: Engine) -> None:
-        self._epoch_began_s = self.elapsed_s()
+        if self.minutes is not None:
+            self._epoch_began_s = self._now_s()
 
     def _epoch_completed(self, engine: Engine) -> None:
         if self.minutes is None:
             return
-        now = self.elapsed_s()
+        now = self._now_s()
         if now + (now - self._epoch_began_s) > 60 * self.minutes:
             logger.info("the time of %g minutes is used up after step %d", self.minutes, engine.state.iteration)
             engine.terminate()
@@ -192,7 +203,7 @@ class Budget:
         """How much of the budget is used after ``step`` steps, 0 to 1."""
         used = step / self.steps
         if self.minutes is not None:
-            used = max(used, self.elapsed_s() / (60 * self.minutes))
+            used = max(used, self._now_s() / (60 * self.minutes))
         return min(1.0, used)
 
     def learning_rate_factor(self, step: int) -> float:
@@ -307,7 +318,8 @@ class GracefulStop:
         """Listen while the engine runs."""
         engine.add_event_handler(Events.STARTED, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
-        engine.add_event_handler(Events.COMPLETED, self._forget)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _listen(self, engine: Engine) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -324,6 +336,10 @@ class GracefulStop:
                 f"stopped at step {engine.state.iteration}; the checkpoint of the last whole epoch is kept, "
                 "go on with --resume"
             )
+
+    def _finish(self, engine: Engine) -> None:
+        self._check(engine)
+        self._forget(engine)
 
     def _forget(self, engine: Engine) -> None:
         for number, handler in self._before.items():

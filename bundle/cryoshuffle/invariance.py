@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cryoshuffle.errors import SettingError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import Lattice, Triple
 
 
@@ -77,6 +78,7 @@ def measure_leak(
 
     Raises:
         SettingError: if no lattice is given and the network has none.
+        InputError: if a prediction or a gradient is not finite, so that nothing is proven.
 
     Example:
         >>> from cryoshuffle.network import BlindSpotNet
@@ -96,6 +98,10 @@ def measure_leak(
     residues = _residues(shape, claimed)
     blind = claimed.blind_set.residues(claimed.stride_zyx)
     prediction = predict(volume)
+    if not bool(torch.isfinite(prediction).all()):
+        raise InputError(
+            "the network predicts NaN or Inf, so it cannot be judged: its weights are damaged, fit it again"
+        )
     weights = torch.randn(prediction.shape, generator=generator, dtype=torch.float64)
     gradient, bump, sees, pairs = 0.0, 0.0, 0.0, 0
     worst: tuple[Triple, Triple] = ((0, 0, 0), (0, 0, 0))
@@ -109,6 +115,8 @@ def measure_leak(
             kick = 1e3 * torch.randn(volume.shape, generator=generator, dtype=torch.float64) * hidden
             change = ((predict(volume + kick) - prediction).abs() * predicted).max()
         found = (float((slope * hidden).max()), float(change))
+        if not (math.isfinite(sum(found)) and bool(torch.isfinite(slope).all())):
+            raise InputError("a gradient of the network is NaN or Inf, so it cannot be judged: check its body")
         if max(found) > max(gradient, bump):
             gradient, bump = found
             worst = _worst_pair(predict, volume.detach(), predicted, hidden, slope, claimed)

@@ -45,8 +45,8 @@ class BlindRisk(Metric):
         pairs = [(predictions, targets)] if isinstance(predictions, Tensor) else zip(predictions, targets, strict=True)
         for prediction, scored in pairs:
             valid = ~torch.isnan(scored)
-            difference = prediction[valid].double() - scored[valid].double()
-            self._sum += difference.square().sum().cpu()
+            difference = prediction[valid].cpu().double() - scored[valid].cpu().double()
+            self._sum += difference.square().sum()
             self._count += int(valid.sum())
 
     def compute(self) -> float:

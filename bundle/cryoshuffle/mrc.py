@@ -298,6 +298,8 @@ class MrcWriter(ImageWriter):
         if np.issubdtype(self.output_dtype, np.integer):
             limits = np.iinfo(self.output_dtype.name)
             data = np.clip(np.rint(data), limits.min, limits.max)
+        elif self.output_dtype == np.float16 and float(np.abs(data).max(initial=0.0)) > float(np.finfo(np.float16).max):
+            raise InputError("grey values beyond 65504 do not fit into float16, use float32")
         return np.ascontiguousarray(data, dtype=self.output_dtype)
 
     def _source_header(self) -> np.ndarray | None:
@@ -329,6 +331,11 @@ def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
             mrc.header[name] = source[name]
     if int(source["nversion"]) in (20140, 20141):
         mrc.header.nversion = source["nversion"]
+    stamp = bytearray(mrc.header.extra2.tobytes())
+    if stamp[40:44] == _IMOD_STAMP.to_bytes(4, "little"):
+        # We write signed bytes, whatever the input had.
+        stamp[44] |= 1
+        mrc.header.extra2 = np.void(bytes(stamp))
     if not same_shape:
         z, y, x = voxel_size_zyx(source)
         mrc.voxel_size = (x, y, z)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -44,6 +45,21 @@ class _Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return volume_shuffle(self.project(x), self.factor)
+
+
+class _FullPrecisionOutput(nn.Module):
+    """The last 1 x 1 x 1 convolution, in float32 also under autocast: a result in bfloat16 would be quantised."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Products and sums are not among the operations that autocast takes to bfloat16.
+        products = x[:, None] * self.weight[None, :, :, None, None, None]
+        return products.sum(dim=2) + self.bias[None, :, None, None, None]
 
 
 class ShuffleUNet(nn.Module):
@@ -99,7 +115,7 @@ class ShuffleUNet(nn.Module):
         self.up = nn.ModuleList(_Up(b, a, f) for a, b, f in reversed(list(zip(narrow, wide, steps, strict=True))))
         self.decoder = nn.ModuleList(level(c) for c in reversed(narrow))
         self.leave = nn.Sequential(
-            nn.Conv3d(channels[0], channels[0], 1), nn.GELU(), nn.Conv3d(channels[0], out_channels, 1)
+            nn.Conv3d(channels[0], channels[0], 1), nn.GELU(), _FullPrecisionOutput(channels[0], out_channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
+import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
 from cryoshuffle.mrc import is_mrc_name, open_mrc
 from cryoshuffle.outputs import image_suffix
-from cryoshuffle.windows import fit_window
+from cryoshuffle.windows import HeldOutSlab, fit_window
 
 
 def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Triple:
@@ -42,13 +43,16 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
     return z, y, x
 
 
-def check_inputs(tomograms: Sequence[str], period: Triple, permissive: bool = False) -> None:
+def check_inputs(
+    tomograms: Sequence[str], period: Triple, permissive: bool = False, held_out: HeldOutSlab | None = None
+) -> None:
     """Refuse tomograms that cannot be denoised on a lattice of this period.
 
     Args:
         tomograms: paths.
         period: of the lattice along (Z, Y, X), voxels.
         permissive: also take MRC files whose header breaks the standard.
+        held_out: slab that a fit leaves out; what remains must hold a period.
 
     Raises:
         FileError: for a missing or unreadable file.
@@ -58,31 +62,38 @@ def check_inputs(tomograms: Sequence[str], period: Triple, permissive: bool = Fa
         raise InputError("no tomogram is given, name at least one")
     for tomogram in tomograms:
         try:
-            fit_window(2**31 - 1, tomogram_shape(tomogram, permissive), period)
+            shape: Sequence[int] = tomogram_shape(tomogram, permissive)
+            fit_window(2**31 - 1, shape, period)
+            if held_out is not None:
+                shape = [part.stop - part.start for part in held_out.fit_region(shape)]
+                fit_window(2**31 - 1, shape, period)
         except InputError as error:
             text = str(error)
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
 
 
-def check_output(output: str, tomogram: str, overwrite: bool = False, bytes_per_voxel: int = 4) -> None:
+def check_output(output: str, tomogram: str, overwrite: bool = False, dtype: str = "float32") -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
     Args:
         output: path of the result.
         tomogram: path of the input, for the room the result needs.
         overwrite: allow an output that exists.
-        bytes_per_voxel: of the result.
+        dtype: of the result.
 
     Raises:
         FileError: in each of those cases.
+        InputError: for a name that is neither MRC nor NIfTI, or a NIfTI of another type than float32.
     """
     path, source = Path(output), Path(tomogram)
     image_suffix(path)
+    if not is_mrc_name(path) and dtype != "float32":
+        raise InputError(f"{path}: a NIfTI is written as float32, not as {dtype}; leave the type out or write MRC")
     if path.exists() and source.exists() and path.samefile(source):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
     check_new_file(path, overwrite)
     z, y, x = tomogram_shape(tomogram, permissive=True)
-    needed, free = z * y * x * bytes_per_voxel, shutil.disk_usage(path.parent).free
+    needed, free = z * y * x * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
     if needed > free:
         raise FileError(
             f"{path}: needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free, "

@@ -32,7 +32,7 @@ class StandardiseIntensity(InvertibleTransform):
     in double precision, so tiny values on a large offset survive.
 
     Shape:
-        any; the statistics are those of the whole image.
+        ``(C, Z, Y, X) -> (C, Z, Y, X)``; the statistics are those of the whole image.
 
     Units:
         grey values of the tomogram in, standard deviations out.
@@ -47,19 +47,24 @@ class StandardiseIntensity(InvertibleTransform):
         """Standardise an image."""
         image = convert_to_tensor(img, track_meta=True)
         values = image.as_tensor()
-        finite = torch.isfinite(values)
-        if not bool(finite.all()):
-            bad = ~finite
-            first = tuple(int(i) for i in torch.nonzero(bad)[0][-3:])
+        # Section by section: a copy of a whole tomogram in double precision would be twice its size.
+        sections = [values[:, i] for i in range(values.shape[1])]
+        bad = sum(int((~torch.isfinite(s)).sum()) for s in sections)
+        if bad:
+            z = next(i for i, s in enumerate(sections) if not bool(torch.isfinite(s).all()))
+            y, x = (int(i) for i in torch.nonzero(~torch.isfinite(sections[z]))[0][1:])
             raise InputError(
-                f"{_name(image)}: {int(bad.sum())} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
+                f"{_name(image)}: {bad} voxels are NaN or Inf, the first at (z, y, x) = {(z, y, x)}: "
                 "replace them, by the mean say, and try again"
             )
-        mean = float(values.mean(dtype=torch.float64))
-        std = float((values.double() - mean).square_().mean().sqrt())
+        mean = sum(float(s.sum(dtype=torch.float64)) for s in sections) / values.numel()
+        std = (sum(float((s.double() - mean).square_().sum()) for s in sections) / values.numel()) ** 0.5
         if std == 0.0:
             raise InputError(f"{_name(image)}: all voxels are {mean:g}, there is nothing to denoise")
-        result: MetaTensor = MetaTensor(((values.double() - mean) / std).float(), meta=image.meta)
+        standard = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+        for i, section in enumerate(sections):
+            standard[:, i] = (section.double() - mean) / std
+        result: MetaTensor = MetaTensor(standard, meta=image.meta)
         result.applied_operations = image.applied_operations
         self.push_transform(result, extra_info={"mean": mean, "std": std})
         return result
@@ -68,8 +73,11 @@ class StandardiseIntensity(InvertibleTransform):
         """Give an image its mean and scale back."""
         image = convert_to_tensor(data, track_meta=True)
         info = self.pop_transform(image)["extra_info"]
-        values = image.as_tensor().double() * float(info["std"]) + float(info["mean"])
-        result: MetaTensor = MetaTensor(values.float(), meta=image.meta)
+        values = image.as_tensor()
+        restored = torch.empty(values.shape, dtype=torch.float32, device=values.device)
+        for i in range(values.shape[1]):
+            restored[:, i] = values[:, i].double() * float(info["std"]) + float(info["mean"])
+        result: MetaTensor = MetaTensor(restored, meta=image.meta)
         result.applied_operations = image.applied_operations
         return result
 

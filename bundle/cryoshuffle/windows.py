@@ -36,7 +36,7 @@ def fit_window(window: Sequence[int] | int, shape: Sequence[int], period: Triple
     for axis, want, side, step in zip(AXES, wanted, shape, period, strict=True):
         if side < step:
             raise InputError(
-                f"the tomogram has {side} voxels along {axis}, less than the lattice period of {step}: "
+                f"the tomogram has {side} voxels to fit to along {axis}, less than the lattice period of {step}: "
                 "use a smaller --stride or another blind set"
             )
         if want < step:

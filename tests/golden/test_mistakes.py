@@ -20,6 +20,7 @@ from phantoms import is_valid_mrc, small_tomogram, write_mrc
 
 from cryoshuffle.checkpoints import save_whole
 from cryoshuffle.cli import main
+from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
 
 QUICK = ["--steps", "2", "--window", "12", "--quiet"]
@@ -95,7 +96,7 @@ def bad_header(path: Path) -> None:
         (stack_of_volumes, "has 4 dimensions"),
         (not_finite, "2 voxels are NaN or Inf, the first at (z, y, x) = (3, 4, 5)"),
         (constant, "all voxels are 3"),
-        (too_thin, "8 voxels along y, less than the lattice period of 12"),
+        (too_thin, "8 voxels to fit to along y, less than the lattice period of 12"),
         (bad_header, "if it is an old one add --permissive"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -167,8 +168,14 @@ def test_outputs_are_protected(tmp_path, capsys, monkeypatch):
         assert "0 MiB are free, make room" in refused(tmp_path / "full.mrc")
     with monkeypatch.context() as patch:
         patch.setattr(os, "access", lambda path, mode: False)
-        assert "cannot be written" in refused(tmp_path / "locked.mrc")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dir.mrc", "in.mrc", "out.mrc"]
+        assert f"{tmp_path / 'locked_run'}: the folder cannot be written" in refused(tmp_path / "locked.mrc")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: "report" in str(path))
+        (tmp_path / "report").mkdir()
+        said = refused(tmp_path / "locked.mrc", "--report", str(tmp_path / "report"))
+        assert f"{tmp_path / 'locked.mrc'}: the folder {tmp_path} cannot be written" in said
+    assert "a NIfTI is written as float32" in refused(tmp_path / "out.nii", "--dtype", "int8")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dir.mrc", "in.mrc", "out.mrc", "report"]
     assert main(["denoise", str(source), str(taken), *QUICK, "--overwrite"]) == 0
     assert mrcfile.read(taken).shape == mrcfile.read(source).shape
 
@@ -254,6 +261,51 @@ def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
     assert main(["fit", source, "--checkpoint", model, *QUICK, "--resume"]) == 0
     after = torch.load(model, weights_only=True)["model"]
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_lost_model_comes_back_on_resume(tmp_path):
+    """The best weights are in the state too: another checkpoint name on --resume gets them."""
+    source = str(small_tomogram(tmp_path / "in.mrc"))
+    report = ["--report", str(tmp_path / "r")]
+    assert main(["fit", source, "--checkpoint", str(tmp_path / "a.pt"), *QUICK, *report]) == 0
+    assert main(["fit", source, "--checkpoint", str(tmp_path / "b.pt"), *QUICK, *report, "--resume"]) == 0
+    a, b = (torch.load(tmp_path / f"{n}.pt", weights_only=True)["model"] for n in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_fit_of_other_settings_is_not_overwritten(tmp_path, capsys):
+    """Two tomograms with one report folder: the second is refused, the first one's model stays."""
+    for name in ("a", "b"):
+        small_tomogram(tmp_path / f"{name}.mrc")
+    report = ["--report", str(tmp_path / "r"), *QUICK]
+    assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report]) == 0
+    before = (tmp_path / "r" / "model.pt").read_bytes()
+    assert main(["denoise", str(tmp_path / "b.mrc"), str(tmp_path / "b_out.mrc"), *report]) == 2
+    assert "holds a fit with other settings" in capsys.readouterr().err
+    assert (tmp_path / "r" / "model.pt").read_bytes() == before
+
+
+def test_names_that_mean_something_in_configs_are_just_names(tmp_path, capsys):
+    """``#``, ``@``, ``$``, ``%``, several dots and spaces in paths; the run folder keeps all but the suffix."""
+    source = small_tomogram(tmp_path / "$in @1#2.mrc")
+    out = tmp_path / "TS 01.5%#b.mrc"
+    assert main(["denoise", str(source), str(out), *QUICK]) == 0
+    assert out.exists()
+    assert (tmp_path / "TS 01.5%#b_run" / "model.pt").exists()
+    assert f"result:     {out}" in capsys.readouterr().out
+
+
+def test_running_out_of_memory_is_said_in_words(tmp_path, capsys, monkeypatch):
+    """What torch raises on a device or on the CPU becomes one sentence with a way out."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB")
+
+    monkeypatch.setattr(BlindSpotNet, "forward", full)
+    monkeypatch.setattr("cryoshuffle.handlers.measure_leak", lambda net: Leak(0.0, 0.0, (0, 0, 0), (0, 0, 0), 1.0, 1))
+    source = small_tomogram(tmp_path / "in.mrc")
+    assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK]) == 2
+    assert "out of memory, use a smaller --window" in capsys.readouterr().err
 
 
 def test_a_leaking_network_is_stopped_before_its_first_step(tmp_path, capsys, monkeypatch):

@@ -31,6 +31,8 @@ LATTICES = {
     "plane x, half-width 1": Lattice((1, 1, 4), BlindSet("plane", "x", 1)),
     "plane z": Lattice((2, 1, 1), BlindSet("plane", "z")),
     "cross": Lattice((2, 2, 2), BlindSet("cross", radius=1)),
+    "cross, stride 3": Lattice((3, 3, 3), BlindSet("cross", radius=(2, 1, 0))),
+    "box of 3 x 3 x 3": Lattice((4, 4, 4), BlindSet("box", radius=1)),
     "box": Lattice((4, 1, 1), BlindSet("box", radius=(1, 0, 0))),
 }
 BODIES = {
@@ -177,6 +179,15 @@ def test_reflected_borders_leak():
     assert not leak.is_blind
     assert leak.voxel[1] in (1, 10)
     assert measure_leak(net, shape=(4, 12, 4)).is_blind
+
+
+def test_a_network_that_predicts_nan_is_not_called_blind():
+    """Negative control: NaN compares false with everything, and proves nothing."""
+    net = network(LATTICES["plane y"])
+    with torch.no_grad():
+        net.stem.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN or Inf, so it cannot be judged"):
+        measure_leak(net)
 
 
 def test_a_measurement_leaves_the_network_alone():

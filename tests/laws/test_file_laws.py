@@ -78,6 +78,19 @@ def test_header_and_data_survive(tmp_path, mode, order, axes, start, origin, siz
         assert np.isclose(after.header.dmean, after.data.mean())
 
 
+def test_a_writer_that_copies_nothing_fails_the_law(tmp_path):
+    """Negative control: voxels alone, as mrcfile writes them by default, lose voxel size, origin, start and labels."""
+    source, result = tmp_path / "in.mrc", tmp_path / "out.mrc"
+    with mrcfile.new(source) as mrc:
+        mrc.set_data(np.zeros((3, 4, 5), np.float32))
+        mrc.voxel_size = 7.0
+        mrc.header.nxstart, mrc.header.origin.x = 5, 50.0
+    mrcfile.write(result, mrcfile.read(source))
+    with mrcfile.open(source) as before, mrcfile.open(result) as after:
+        lost = [n for n in HEADER_DTYPE.names if before.header[n].tolist() != after.header[n].tolist()]
+    assert {"cella", "origin", "nxstart"} <= set(lost)
+
+
 @pytest.mark.parametrize("axes", list(itertools.permutations((1, 2, 3))))
 def test_in_memory_the_axes_are_z_y_x(tmp_path, axes):
     """Whatever order a file declares, index (z, y, x) in memory is the voxel with those coordinates."""
@@ -139,6 +152,32 @@ def test_a_nifti_becomes_mrc_with_its_axes_in_place(tmp_path):
         assert np.array_equal(mrc.data, volume.transpose(2, 1, 0))
         assert voxel_size_zyx(mrc.header) == (3.5, 2.5, 1.5)
         assert mrc.header.origin.tolist() == (10.0, 20.0, 30.0)
+
+
+def test_written_bytes_are_signed_whatever_the_input_had(tmp_path):
+    """IMOD's stamp is kept and its flag set, so that -3 comes back as -3."""
+    with mrcfile.new(tmp_path / "in.mrc") as mrc:
+        mrc.set_data(np.full((2, 2, 2), 200, np.uint8).view(np.int8))
+        mrc.voxel_size = 1.0
+        extra = bytearray(84)
+        extra[40:44] = (1146047817).to_bytes(4, "little")
+        mrc.header.extra2 = bytes(extra)
+    reader, writer = MrcReader(), MrcWriter(output_dtype="int8")
+    _, meta = reader.get_data(reader.read(tmp_path / "in.mrc"))
+    writer.set_data_array(np.full((2, 2, 2), -3.0), channel_dim=None)
+    writer.set_metadata(meta)
+    writer.write(tmp_path / "out.mrc")
+    data, _ = reader.get_data(reader.read(tmp_path / "out.mrc"))
+    assert (data == -3).all()
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    """Not written as infinity."""
+    writer = MrcWriter(output_dtype="float16")
+    writer.set_data_array(np.full((2, 2, 2), 1e6), channel_dim=None)
+    with pytest.raises(ValueError, match="65504"):
+        writer.write(tmp_path / "out.mrc")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["int8", "int16", "uint16", "float16"])

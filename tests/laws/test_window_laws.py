@@ -98,6 +98,28 @@ def test_a_network_that_does_not_know_its_reach_needs_a_halo(net):
         HaloWindowInferer((8, 8, 8))(torch.zeros(1, 1, 8, 8, 8), _Identity())
 
 
+def test_windows_that_ignore_the_region_do_touch_the_slab():
+    """Negative control: windows drawn from the whole volume reach into the slab sooner or later."""
+    slab, random = HeldOutSlab(0.2), np.random.RandomState(0)
+    start = slab.scored((10, 40, 10)).keep[1].start
+    assert any(draw_box((10, 40, 10), (8, 8, 8), random)[1].stop > start for _ in range(50))
+
+
+class _Overlapping(_Identity):
+    """Says a period of 1, although its windows are shifted by what they read."""
+
+    period = (1, 1, 1)
+
+    def forward(self, x):
+        return x.roll(1, 4)
+
+
+def test_merging_notices_a_network_that_moves_voxels():
+    """Negative control: the comparison with the volume fails if anything is not in its place."""
+    x = torch.randn(1, 1, 4, 4, 12)
+    assert not torch.equal(x, HaloWindowInferer((4, 4, 4), 2, precision="fp32")(x, _Overlapping()))
+
+
 @settings(max_examples=60, deadline=None)
 @given(shape=st.tuples(*[st.integers(8, 60)] * 3), fraction=st.floats(0.02, 0.4), seed=st.integers(0, 99))
 def test_no_window_touches_the_held_out_slab(shape, fraction, seed):
@@ -119,7 +141,7 @@ def test_windows_shrink_to_whole_periods_and_refuse_less():
     """48 asked of 36, 206, 94 with period 4, 12, 4 gives 36, 48, 48; a side below the period is refused."""
     assert fit_window(48, (36, 206, 94), (4, 12, 4)) == (36, 48, 48)
     assert fit_window(50, (38, 206, 94), (4, 12, 4)) == (36, 48, 48)
-    with pytest.raises(ValueError, match="8 voxels along y, less than the lattice period of 12"):
+    with pytest.raises(ValueError, match="8 voxels to fit to along y, less than the lattice period of 12"):
         fit_window(48, (36, 8, 94), (4, 12, 4))
     with pytest.raises(ValueError, match="window is 6 along y"):
         fit_window(6, (36, 206, 94), (4, 12, 4))

@@ -122,6 +122,12 @@ def test_the_window_stream_depends_on_seed_epoch_and_index_alone():
     second.set_epoch(1)
     assert not all(torch.equal(a, second[i]["image"]) for i, a in enumerate(forward))
     assert len(first) == 5
+    many = WindowDataset([{"image": torch.full((1, 9, 9, 9), float(i))} for i in range(7)], first.transform, length=3)
+    seen = set()
+    for epoch in range(7):
+        many.set_epoch(epoch)
+        seen |= {float(many[i]["image"].mean()) for i in range(3)}
+    assert seen == set(map(float, range(7))), "every volume has its turn, however short the epoch"
     with pytest.raises(IndexError):
         first[5]
     seed_everything(0, 1)
@@ -211,16 +217,20 @@ def test_a_body_that_does_not_know_itself_says_none():
 
 
 def test_a_preview_shows_three_planes_before_after_and_residual(tmp_path):
-    """The picture holds each plane at its zoom: a bright voxel in the middle is seen in the middle of each tile."""
-    before = torch.zeros(8, 40, 20)
-    before[4, 20, 10] = 1.0
-    after = torch.zeros(8, 40, 20)
-    path = save_preview(before + torch.rand(8, 40, 20) * 0.1, after, tmp_path / "p.png")
+    """The planes through the middle, each voxel a square of equal pixels: what is bright there is bright here."""
+    before, after = torch.rand(8, 40, 20), torch.rand(8, 40, 20)
+    path = save_preview(before, after, tmp_path / "p.png")
     with Image.open(path) as picture:
-        assert picture.width > 3 * 20 * 12
-        assert picture.height > (40 + 8 + 40) * 12
-    pixels = np.asarray(preview_image(before, after))
-    assert pixels.std() > 0
+        pixels = np.asarray(picture).astype(float)
+    zoom, margin, title = 13, 8, 16
+    tops = [margin + title, margin + 2 * title + 40 * zoom + margin, margin + 3 * title + 48 * zoom + 2 * margin]
+    for column, volume in enumerate((before, after, before - after)):
+        left = margin + column * (20 * zoom + margin)
+        for top, plane in zip(tops, (volume[4], volume[:, 20], volume[:, :, 10].T), strict=True):
+            height, width = plane.shape
+            tile = pixels[top : top + height * zoom, left : left + width * zoom]
+            shown = tile[zoom // 2 :: zoom, zoom // 2 :: zoom][::-1]
+            assert np.corrcoef(shown.ravel(), plane.numpy().ravel())[0, 1] > 0.95
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
     assert preview_image(torch.rand(3, 2000, 1500), torch.rand(3, 2000, 1500)).width < 3 * 600
     with pytest.raises(ValueError, match="cannot be compared"):
