@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from torch import nn
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet, unwrap
+from cryoshuffle.whitening import WhitenNoise
 
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
@@ -111,6 +114,43 @@ def _refuse_code(config: Any, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: its network holds the text '{config}', which a checkpoint may not do")
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a model was fitted with, as far as a config needs it to apply the model.
+
+    Attributes:
+        blind_set: offsets its predictions do not see.
+        stride: lattice stride along (Z, Y, X), voxels; None for the blind set's default.
+        whitening: of the noise, as plain values; None for none.
+    """
+
+    blind_set: BlindSet
+    stride: Sequence[int] | None
+    whitening: Mapping[str, Any] | None
+
+
+def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
+    """What a model was fitted with; where there is no model yet, the blind plane across y.
+
+    Without a model nothing is denoised: :class:`ModelLoader` stops such a run. The default lets MONAI export and verify
+    the network of a bundle that is not fitted.
+
+    Raises:
+        InputError: if the file is no checkpoint, or names more than plain settings.
+    """
+    if not Path(path).is_file():
+        return Fitted(BlindSet("plane", "y"), None, None)
+    checkpoint = load_plain(path)
+    whitening = checkpoint.get("whitening")
+    if whitening is not None:
+        whitening = WhitenNoise(**whitening).whitening.config()
+    lattice = network_config(checkpoint, path)["lattice"] if checkpoint.get("network_def") else None
+    if lattice is None:
+        return Fitted(BlindSet("plane", "y"), None, whitening)
+    blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
+    return Fitted(BlindSet(**blind), lattice["stride"], whitening)
+
+
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
     """The network of a checkpoint with its weights, in evaluation mode, on the CPU.
 
@@ -189,6 +229,7 @@ class FitCheckpoint:
         resume: go on from the state in ``output_dir`` if there is one.
         overwrite: start again although an unfinished fit is there.
         writes: whether this process writes; only one of several should.
+        whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
 
     Raises:
         SettingError: if there is an unfinished fit and neither resume nor overwrite is asked for, or if the
@@ -208,11 +249,13 @@ class FitCheckpoint:
         resume: bool = False,
         overwrite: bool = False,
         writes: bool = True,
+        whitening: Mapping[str, Any] | None = None,
     ) -> None:
         self.state_path = Path(output_dir) / STATE_NAME
         self.model_path = Path(model_path)
         self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
         self.evaluator = evaluator
+        self.whitening = None if whitening is None else dict(whitening)
         self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
         self.resume, self.overwrite, self.writes = resume, overwrite, writes
         self.best_risk = float("inf")
@@ -306,6 +349,7 @@ class FitCheckpoint:
         return {
             "model": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
+            "whitening": self.whitening,
             "settings": self.settings,
             "risk": self.best_risk,
             "epoch": self.best_epoch,

@@ -104,14 +104,14 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     blind = parser.add_argument_group("blind spot: what a prediction must not see, to match the noise")
     blind.add_argument(
         "--blind",
-        default="plane",
-        choices=["voxel", "plane", "cross", "box"],
-        help="voxel for white noise, plane for reconstructions (default: plane)",
+        default="auto",
+        choices=["auto", "voxel", "plane", "cross", "box"],
+        help="auto measures the noise and chooses: voxel for white noise, plane for reconstructions (default: auto)",
     )
     blind.add_argument(
-        "--tilt-axis", default="y", choices=["z", "y", "x"], help="axis the plane lies across (default: y)"
+        "--tilt-axis", choices=["z", "y", "x"], help="axis the plane lies across (default: found from the noise)"
     )
-    blind.add_argument("--radius", type=_radius, default=0, help="half-width of the blind spot, voxels (default: 0)")
+    blind.add_argument("--radius", type=_radius, help="half-width of the blind spot, voxels (default: fits the noise)")
     blind.add_argument(
         "--stride", type=_triple, metavar="Z,Y,X", help="lattice stride, voxels (default: fits the blind spot; plane 3)"
     )
@@ -161,6 +161,24 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (denoise, fit, apply):
         _add_machine_options(command)
         _add_file_options(command)
+
+    noise = commands.add_parser("noise", help="measure the noise of a tomogram and say which blind spot fits it")
+    noise.add_argument("input", metavar="IN", nargs="?", help="tomogram; not needed with --even and --odd")
+    noise.add_argument("--even", help="one half; with --odd the difference is the noise")
+    noise.add_argument("--odd", help="the other half")
+    noise.add_argument("--tilt-axis", choices=["z", "y", "x"], help="if known (default: found from the noise)")
+    noise.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
+    noise.add_argument(
+        "--report", metavar="DIR", default=".", help="folder for noise.json and noise.png (default: here)"
+    )
+
+    simulate = commands.add_parser("simulate", help="make a tomogram whose truth is known")
+    simulate.add_argument("output", metavar="OUT", help="folder for tomogram, halves, truth and phantom")
+    simulate.add_argument("--case", default="wbp", choices=["white", "wbp", "aligned", "sirt", "binned"])
+    simulate.add_argument("--shape", type=_triple, default=[80, 144, 144], metavar="Z,Y,X", help="voxels")
+    simulate.add_argument("--snr", type=_positive, default=0.1, help="power of signal over noise (default: 0.1)")
+    simulate.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same bits (default: 0)")
+    simulate.add_argument("--templates", metavar="DIR", help="MRC densities at 10 Å (default: those of the package)")
 
     check = commands.add_parser("check", help="prove that a network is blind to what it must not see")
     check.add_argument(
@@ -288,6 +306,50 @@ def _apply(options: argparse.Namespace) -> int:
     return 0
 
 
+def _noise(options: argparse.Namespace) -> int:
+    import json
+
+    from cryoshuffle.noise import Measured, choose_blind, load_volume, noise_from_halves, noise_from_volume
+    from cryoshuffle.preview import save_noise_plot
+
+    _set_logging()
+    _check_run_dir(options.report)
+    if (options.even is None) != (options.odd is None) or (options.even is None) == (options.input is None):
+        raise InputError("name either one tomogram, or its halves with --even and --odd")
+    if options.input is not None:
+        estimate = noise_from_volume(load_volume(options.input, options.permissive))
+    else:
+        even, odd = (load_volume(path, options.permissive) for path in (options.even, options.odd))
+        estimate = noise_from_halves(even, odd)
+    print(f"noise autocorrelation from {estimate.source}, lags in voxels")
+    print(estimate.table())
+    folder = Path(options.report)
+    folder.mkdir(exist_ok=True)
+    plot = save_noise_plot(estimate.autocorrelation, folder / "noise.png")
+    measured = Measured(choose_blind(estimate, options.tilt_axis), estimate)
+    blind = measured.blind_set
+    chosen = (
+        blind.shape if blind.shape == "voxel" else f"{blind.shape} --tilt-axis {blind.axis} --radius {blind.half_width}"
+    )
+    print(f"choice:     --blind {chosen}{', whitened along ' + blind.axis if measured.whitening else ''}")
+    print(f"reason:     {measured.choice.reason}")
+    table = folder / "noise.json"
+    table.write_text(json.dumps(measured.report(), indent=2) + "\n", encoding="utf-8")
+    _say(table=table, picture=plot)
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from cryoshuffle.simulation import load_templates, save_simulation, simulate
+
+    _set_logging()
+    _check_run_dir(options.output)
+    templates = None if options.templates is None else load_templates(options.templates)
+    simulation = simulate(options.case, options.shape, options.snr, options.seed, templates)
+    _say(tomogram=save_simulation(simulation, options.output)[0])
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from cryoshuffle.invariance import measure_leak
 
@@ -322,6 +384,9 @@ def _network_of(path: str) -> Any:
         raise InputError(f"{path}: is not a config that can be read, check its syntax") from error
     if "network_def" not in parser:
         raise InputError(f"{path}: has no network_def, name a config that declares the network")
+    if parser.get("blind") == "auto":
+        print("the config measures the noise of its tomogram; judged with a blind plane across y in its place")
+        parser.update({"blind": "plane", "tilt_axis": "y"})
     network = parser.get_parsed_content("network_def")
     if not isinstance(network, BlindSpotNet):
         raise InputError(f"{path}: its network_def is a {type(network).__name__}, not a BlindSpotNet")
@@ -367,7 +432,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when done, 2 for a user's mistake, 1 for anything else.
     """
     options = build_parser().parse_args(arguments)
-    commands = {"denoise": _denoise, "fit": _fit, "apply": _apply, "check": _check}
+    commands = {
+        "denoise": _denoise,
+        "fit": _fit,
+        "apply": _apply,
+        "noise": _noise,
+        "simulate": _simulate,
+        "check": _check,
+    }
     try:
         return commands[options.command](options)
     except BaseException as error:

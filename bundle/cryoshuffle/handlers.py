@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
@@ -27,6 +28,7 @@ from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.network import unwrap
+from cryoshuffle.noise import Measured
 from cryoshuffle.preview import central_crop, save_preview
 
 logger = logging.getLogger("cryoshuffle")
@@ -125,6 +127,34 @@ class BlindnessGuard:
         lattice = getattr(network, "lattice", None)
         if isinstance(lattice, Lattice):
             logger.info("the network is blind as configured: %s, stride %s", lattice.describe(), lattice.stride_zyx)
+
+
+class NoiseReport:
+    """Says what noise was measured and which blind set follows, in the log and in ``noise.json``.
+
+    Args:
+        measured: blind set of the run.
+        output_dir: of the run.
+    """
+
+    def __init__(self, measured: Measured, output_dir: str) -> None:
+        self.measured = measured
+        self.path = Path(output_dir) / "noise.json"
+
+    def attach(self, engine: Engine) -> None:
+        """Say it at the start of the engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Say it now."""
+        estimate, choice = self.measured.estimate, self.measured.choice
+        if estimate is not None:
+            logger.info("noise autocorrelation from %s:\n%s", estimate.source, estimate.table())
+        logger.info("blind set: %s", choice.reason)
+        if not choice.clean:
+            logger.warning("the noise is not clean along any way to look: %s", choice.reason)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.measured.report(), indent=2) + "\n", encoding="utf-8")
 
 
 class EpochSeeds:

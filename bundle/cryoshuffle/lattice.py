@@ -99,6 +99,11 @@ class BlindSet:
     def _radius(self) -> Triple:
         return as_triple(self.radius, "blind set radius")
 
+    @property
+    def half_width(self) -> int:
+        """The largest half-width, voxels."""
+        return max(self._radius)
+
     def contains(self, offset: Sequence[int]) -> bool:
         """Whether a prediction at ``v`` must not see ``v + offset``.
 

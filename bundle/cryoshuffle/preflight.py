@@ -72,7 +72,9 @@ def check_inputs(
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
 
 
-def check_output(output: str, tomogram: str, overwrite: bool = False, dtype: str = "float32") -> None:
+def check_output(
+    output: str, tomogram: str, overwrite: bool = False, dtype: str = "float32", permissive: bool = False
+) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
     Args:
@@ -80,6 +82,7 @@ def check_output(output: str, tomogram: str, overwrite: bool = False, dtype: str
         tomogram: path of the input, for the room the result needs.
         overwrite: allow an output that exists.
         dtype: of the result.
+        permissive: also take an input whose header breaks the standard.
 
     Raises:
         FileError: in each of those cases.
@@ -92,7 +95,7 @@ def check_output(output: str, tomogram: str, overwrite: bool = False, dtype: str
     if path.exists() and source.exists() and path.samefile(source):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
     check_new_file(path, overwrite)
-    z, y, x = tomogram_shape(tomogram, permissive=True)
+    z, y, x = tomogram_shape(tomogram, permissive)
     needed, free = z * y * x * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
     if needed > free:
         raise FileError(

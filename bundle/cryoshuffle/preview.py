@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,37 @@ def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) ->
         raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
+    return path
+
+
+def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:
+    """Draw the autocorrelation of the noise as bars, a panel an axis, as a PNG.
+
+    Args:
+        rows: for each axis, at lags 1, 2, ...
+        path: of the picture.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    path = Path(path)
+    panel, height, bar = 220, 200, 30
+    picture = Image.new("L", (len(rows) * panel + _MARGIN, height + 3 * _TITLE), 255)
+    pen = ImageDraw.Draw(picture)
+    middle = _TITLE + height // 2
+    for index, (axis, values) in enumerate(rows.items()):
+        left = _MARGIN + index * panel
+        pen.text((left, 0), f"noise correlation along {axis}, -1 to 1", fill=0)
+        pen.line((left, middle, left + panel - 2 * _MARGIN, middle), fill=0)
+        for lag, value in enumerate(values):
+            x, tip = left + 8 + lag * (bar + 14), middle - round(value * height / 2)
+            pen.rectangle((x, min(middle, tip), x + bar, max(middle, tip)), fill=110)
+            pen.text((x, _TITLE + height), f"lag {lag + 1}", fill=0)
+            pen.text((x, 2 * _TITLE + height), f"{value:+.2f}", fill=0)
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
     return path
 
 

@@ -71,11 +71,12 @@ def test_monai_finds_every_property_it_requires(root, tmp_path):
 def test_keys_that_both_roots_have_are_equal():
     """The two self-contained configs cannot drift apart: what they share is the same, but for their own work."""
     train, inference = (load(f"{root}.json") for root in ROOTS)
-    own = {"initialize", "run"}
+    # A fit takes its blind set from the noise, inference from the model.
+    own = {"initialize", "run", "blind_set", "whitening", "lattice"}
     shared = set(train) & set(inference) - own
-    assert {"network_def", "lattice", "blind_set", "device", "seed", "precision", "checkpoint"} <= shared
+    assert {"network_def", "network", "device", "seed", "precision", "checkpoint", "halo"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
-    assert train["train"]["reading"]["transforms"][:4] == inference["preprocessing"]["transforms"]
+    assert train["train"]["reading"]["transforms"][:5] == inference["preprocessing"]["transforms"]
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*") if p.suffix in (".json", ".yaml")))
@@ -159,6 +160,7 @@ def test_another_body_is_a_matter_of_config(body):
     }
     parser = ConfigParser()
     parser.read_config(CONFIGS / "train.json")
+    parser.update({"blind": "plane", "tilt_axis": "y"})
     parser["network_def#body"] = {"_target_": body, **bodies[body]}
     parser["network_def#body_multiple"] = 16
     network = parser.get_parsed_content("network_def").eval()

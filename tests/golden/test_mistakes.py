@@ -23,7 +23,7 @@ from cryoshuffle.cli import main
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
 
-QUICK = ["--steps", "2", "--window", "12", "--quiet"]
+QUICK = ["--steps", "2", "--window", "12", "--quiet", "--blind", "plane", "--tilt-axis", "y"]
 SHAPE = (24, 36, 24)
 
 
@@ -114,6 +114,9 @@ def test_a_bad_tomogram_is_refused_in_one_sentence(tmp_path, capsys, make, words
     assert str(source) in said
     assert not list(tmp_path.glob("*out.mrc*"))
     assert not list(tmp_path.rglob("*partial*"))
+    if make is not too_thin:
+        assert main(["denoise", str(source), str(tmp_path / "out.mrc"), "--steps", "2", "--quiet"]) == 2
+        assert capsys.readouterr().err.strip() == said, "measuring the noise says the same"
 
 
 def test_other_names_and_packed_rubbish_are_refused(tmp_path, capsys):

@@ -1,0 +1,329 @@
+"""The noise of a tomogram, measured: how far it is correlated along each axis, and which blind set matches that.
+
+Blind-spot training removes only noise that is independent of what a prediction sees, so this decides whether
+anything is removed at all. Axes are (Z, Y, X).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Compose, LoadImage, Orientation
+from torch import Tensor
+
+from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.lattice import AXES, BlindSet
+from cryoshuffle.mrc import AXIS_CODES, MrcReader
+from cryoshuffle.preflight import tomogram_shape
+from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.whitening import Whitening
+
+LAGS = 4
+BAND = 0.35
+CLEAN = 0.05
+TIE = 0.02
+_LARGEST = 192
+_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """Autocorrelation of the noise.
+
+    Attributes:
+        autocorrelation: for each axis, at lags 1 to :data:`LAGS`, voxels.
+        uncertainty: standard error of each of them.
+        source: ``halves`` or ``one volume``.
+    """
+
+    autocorrelation: Mapping[str, Sequence[float]]
+    uncertainty: Mapping[str, Sequence[float]]
+    source: str
+
+    def leftover(self, axis: str, radius: int) -> float:
+        """The largest correlation along an axis that a blind plane of this half-width does not hide."""
+        return max((abs(r) for r in self.autocorrelation[axis][radius:]), default=0.0)
+
+    def table(self) -> str:
+        """The estimate as text, a row an axis."""
+        head = "axis  " + "".join(f"   lag {lag}        " for lag in range(1, LAGS + 1))
+        rows = [
+            f"{axis}     "
+            + "".join(
+                f"  {r:+.3f} ± {u:.3f} "
+                for r, u in zip(self.autocorrelation[axis], self.uncertainty[axis], strict=True)
+            )
+            for axis in AXES
+        ]
+        return "\n".join([head.rstrip(), *(row.rstrip() for row in rows)])
+
+
+@dataclass(frozen=True)
+class BlindChoice:
+    """The blind set that matches a noise estimate.
+
+    Attributes:
+        blind_set: to hide.
+        whitening: to apply before the network and to undo behind it; None for none.
+        reason: in one sentence.
+        clean: whether what a prediction sees is next to independent of the noise it must not learn.
+    """
+
+    blind_set: BlindSet
+    whitening: Whitening | None
+    reason: str
+    clean: bool
+
+
+def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Power spectrum of the tapered middle of a volume, and the tapers along its axes."""
+    if min(volume.shape) < 2 * LAGS:
+        raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, set --blind")
+    for axis, side in enumerate(volume.shape):
+        if side > _LARGEST:
+            volume = volume.narrow(axis, (side - _LARGEST) // 2, _LARGEST)
+    volume = volume.double() - volume.double().mean()
+    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in volume.shape]
+    for axis, taper in enumerate(tapers):
+        volume = volume * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+    return torch.fft.fftn(volume).abs().square(), tapers
+
+
+def _autocorrelation(power: Tensor, taper: Tensor, axis: int, band: Tensor | None) -> tuple[list[float], list[float]]:
+    """Autocorrelation along an axis of what lies in a band across it, and its standard error over parts of the band.
+
+    Args:
+        power: spectrum, (Z, Y, X).
+        taper: of the volume along the axis; its own autocorrelation is divided out.
+        axis: number of the axis.
+        band: boolean over the two other axes; None for everything.
+    """
+    lines = power.movedim(axis, -1)
+    lines = lines.flatten(0, 1) if band is None else lines[band]
+    n = lines.shape[-1]
+    lags = torch.arange(LAGS + 1, dtype=torch.float64)
+    waves = torch.cos(2 * torch.pi * torch.arange(n, dtype=torch.float64)[:, None] * lags / n)
+    own = torch.stack([(taper[: n - k] * taper[k:]).sum() for k in range(LAGS + 1)])
+
+    def correlate(part: Tensor) -> Tensor:
+        raw = part.mean(dim=0) @ waves / own
+        return raw[1:] / raw[0]
+
+    order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))
+    parts = torch.stack([correlate(lines[chunk]) for chunk in order.chunk(_GROUPS)])
+    errors = parts.std(dim=0) / _GROUPS**0.5
+    return correlate(lines).tolist(), errors.tolist()
+
+
+def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
+    """The noise of a tomogram from two halves with independent noise: their difference holds no signal.
+
+    Args:
+        even: one half, (Z, Y, X).
+        odd: the other.
+
+    Raises:
+        InputError: if the shapes differ, the halves are equal, or they are too small.
+    """
+    if even.shape != odd.shape:
+        raise InputError(f"halves of shapes {tuple(even.shape)} and {tuple(odd.shape)} are not of one tomogram")
+    difference = even.double() - odd.double()
+    if not bool(difference.any()):
+        raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
+    power, tapers = _power(difference)
+    found = {AXES[a]: _autocorrelation(power, tapers[a], a, None) for a in range(3)}
+    return NoiseEstimate({a: f[0] for a, f in found.items()}, {a: f[1] for a, f in found.items()}, "halves")
+
+
+def noise_from_volume(volume: Tensor) -> NoiseEstimate:
+    """The noise of a tomogram from itself: at high frequency across an axis there is next to no signal.
+
+    Along each axis the autocorrelation is that of the band beyond :data:`BAND` cycles per voxel across it. The band is
+    taken along the tilt axis where that is another axis, since there the noise is the same at all frequencies; as the
+    tilt axis is not known yet, it is the one found cleanest in a first round.
+
+    Args:
+        volume: the noisy tomogram, (Z, Y, X).
+
+    Raises:
+        InputError: if the volume is too small.
+    """
+    power, tapers = _power(volume)
+    high = [torch.fft.fftfreq(n, dtype=torch.float64).abs() > BAND for n in power.shape]
+
+    def along(axis: int, across: Sequence[int]) -> tuple[list[float], list[float]]:
+        others = [a for a in range(3) if a != axis]
+        band = torch.zeros([power.shape[a] for a in others], dtype=torch.bool)
+        for a in across:
+            band |= high[a].reshape([-1 if other == a else 1 for other in others])
+        return _autocorrelation(power, tapers[axis], axis, band)
+
+    first = {a: along(a, [b for b in range(3) if b != a]) for a in range(3)}
+    cleanest = min(range(3), key=lambda a: _score(first[a][0]))
+    found = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
+    return NoiseEstimate({a: f[0] for a, f in found.items()}, {a: f[1] for a, f in found.items()}, "one volume")
+
+
+def _score(autocorrelation: Sequence[float]) -> float:
+    """How bad an axis is as the normal of a blind plane: what stays visible, with a price for each plane hidden."""
+    rest = [max(abs(r) for r in autocorrelation[radius:]) for radius in range(3)]
+    return min(r + CLEAN * radius for radius, r in enumerate(rest))
+
+
+def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> BlindChoice:
+    """The blind set that matches the noise.
+
+    White noise gets a blind voxel. Else the plane across the axis along which the noise is least correlated. What
+    correlation there is along that axis is undone by whitening, or, where its spectrum vanishes and cannot be
+    undone, hidden by the smallest half-width that leaves at most :data:`CLEAN`, or the best there is.
+
+    Args:
+        estimate: of the noise.
+        tilt_axis: if known; it is then not asked of the noise.
+
+    Raises:
+        SettingError: if two axes are equally good and no tilt axis is given.
+
+    Example:
+        >>> quiet, loud = [0.0] * 4, [0.4, -0.2, 0.1, 0.0]
+        >>> choice = choose_blind(NoiseEstimate({"z": loud, "y": quiet, "x": loud}, {}, "halves"))
+        >>> choice.blind_set.shape, choice.blind_set.axis, choice.whitening, choice.clean
+        ('plane', 'y', None, True)
+    """
+    largest = max(estimate.leftover(axis, 0) for axis in AXES)
+    if largest <= CLEAN:
+        return BlindChoice(
+            BlindSet("voxel"), None, f"the noise is white: correlated by {largest:.3f} at most", clean=True
+        )
+    axis = tilt_axis or find_tilt_axis(estimate)
+    seen = estimate.leftover(axis, 0)
+    if seen <= CLEAN:
+        reason = f"the noise is correlated by {largest:.3f} across {axis} and by {seen:.3f} at most along it"
+        return BlindChoice(BlindSet("plane", axis), None, reason, clean=True)
+    whitening = Whitening(axis, tuple(float(r) for r in estimate.autocorrelation[axis]))
+    if whitening.is_bounded():
+        reason = f"the noise is correlated by {seen:.3f} along {axis}, less than across it; whitening undoes that"
+        return BlindChoice(BlindSet("plane", axis), whitening, reason, clean=True)
+    radii = [r for r in range(LAGS) if estimate.leftover(axis, r) <= CLEAN]
+    radius = radii[0] if radii else min(range(LAGS), key=lambda r: estimate.leftover(axis, r))
+    left = estimate.leftover(axis, radius)
+    reason = (
+        f"the noise is correlated by {seen:.3f} along {axis} and its spectrum vanishes, so it cannot be whitened; "
+        f"a half-width of {radius} leaves {left:.3f}"
+    )
+    return BlindChoice(BlindSet("plane", axis, radius), None, reason, clean=bool(radii))
+
+
+def find_tilt_axis(estimate: NoiseEstimate) -> str:
+    """The axis along which the noise is least correlated.
+
+    Raises:
+        SettingError: if two axes are equally good; the message has both.
+    """
+    ranked = sorted(AXES, key=lambda axis: _score(estimate.autocorrelation[axis]))
+    best, second = (_score(estimate.autocorrelation[axis]) for axis in ranked[:2])
+    if second - best < TIE:
+        raise SettingError(
+            f"the noise is as little correlated along {ranked[0]} as along {ranked[1]}, so the tilt axis cannot be "
+            "told from it: give --tilt-axis"
+        )
+    return ranked[0]
+
+
+def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
+    """The mean of estimates of several tomograms of one kind."""
+
+    def mean(tables: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+        return {axis: np.mean([table[axis] for table in tables], axis=0).tolist() for axis in AXES}
+
+    return NoiseEstimate(
+        mean([e.autocorrelation for e in estimates]), mean([e.uncertainty for e in estimates]), estimates[0].source
+    )
+
+
+def load_volume(path: str, permissive: bool = False) -> Tensor:
+    """A tomogram from a file, (Z, Y, X), as it is.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is no tomogram, or has voxels that are not finite.
+    """
+    tomogram_shape(path, permissive)
+    chain = Compose([LoadImage(MrcReader(permissive), ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])
+    return StandardiseIntensity()(chain(path)).as_tensor()[0]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The blind set of a run: as asked for, or as the noise says.
+
+    Attributes:
+        choice: what is used.
+        estimate: what was measured; None if nothing had to be.
+    """
+
+    choice: BlindChoice
+    estimate: NoiseEstimate | None
+
+    @property
+    def blind_set(self) -> BlindSet:
+        """Offsets to hide."""
+        return self.choice.blind_set
+
+    @property
+    def whitening(self) -> dict[str, Any] | None:
+        """To apply before the network, as plain values; None for none."""
+        return None if self.choice.whitening is None else self.choice.whitening.config()
+
+    def report(self) -> dict[str, Any]:
+        """Everything as plain values, for a JSON file."""
+        estimate = self.estimate
+        return {
+            "blind": self.blind_set.shape,
+            "axis": self.blind_set.axis,
+            "half_widths": list(self.blind_set._radius),
+            "whitening": self.whitening,
+            "reason": self.choice.reason,
+            "clean": self.choice.clean,
+            "source": None if estimate is None else estimate.source,
+            "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
+            "uncertainty": None if estimate is None else {a: list(v) for a, v in estimate.uncertainty.items()},
+        }
+
+
+def resolve_blind(
+    tomograms: Sequence[str],
+    blind: str = "auto",
+    tilt_axis: str | None = None,
+    radius: int | Sequence[int] | None = None,
+    permissive: bool = False,
+) -> Measured:
+    """The blind set of a run.
+
+    Args:
+        tomograms: paths; with several the noise is the mean of theirs.
+        blind: ``auto`` for what the noise says, or a shape of :class:`BlindSet`.
+        tilt_axis: normal of the plane; None to find it from the noise.
+        radius: half-width, voxels; None for what the noise says (``auto``), 0 (``plane``, ``voxel``) or 1.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
+        FileError, InputError: for a tomogram that cannot be read, or is too small to measure.
+    """
+    if blind not in ("auto", "plane") or (blind == "plane" and tilt_axis is not None):
+        default = 0 if blind in ("plane", "voxel") else 1
+        blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)
+        return Measured(BlindChoice(blind_set, None, "as asked for", clean=True), None)
+    estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
+    if blind == "auto" and radius is None:
+        return Measured(choose_blind(estimate, tilt_axis), estimate)
+    axis = tilt_axis or find_tilt_axis(estimate)
+    blind_set = BlindSet("plane", axis, radius or 0)
+    left = estimate.leftover(axis, blind_set._radius[0])
+    reason = f"plane across {axis}, as asked for; it leaves a correlation of {left:.3f}"
+    return Measured(BlindChoice(blind_set, None, reason, clean=left <= CLEAN), estimate)

@@ -1,0 +1,395 @@
+"""Tomograms with a known truth: phantom, tilt series, noise, reconstruction, and the halves of it.
+
+Everything behind the phantom is linear, so signal and noise are carried through the reconstruction apart and the
+signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z. Axes are (Z, Y, X), of tilt images
+(tilt, Y, X).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.lattice import Triple, as_triple
+
+CASES = ("white", "wbp", "aligned", "sirt", "binned")
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class TiltScheme:
+    """How a tilt series is recorded and reconstructed.
+
+    Args:
+        largest_deg: tilts go from minus to plus this angle, degrees.
+        step_deg: between tilts, degrees.
+        defocus_angstrom: underfocus; 0 for no contrast transfer function.
+        voltage_kv: of the microscope.
+        amplitude_contrast: share of amplitude contrast.
+        shift_voxels: images are recorded with random sub-pixel shifts up to this size and aligned again by linear
+            interpolation, which correlates neighbouring pixels; 0 for none.
+        sirt_iterations: weight of a SIRT-like filter of so many iterations; 0 for the plain ramp.
+
+    Raises:
+        SettingError: for angles that are no tilt series.
+    """
+
+    largest_deg: float = 60.0
+    step_deg: float = 3.0
+    defocus_angstrom: float = 30000.0
+    voltage_kv: float = 300.0
+    amplitude_contrast: float = 0.07
+    shift_voxels: float = 0.0
+    sirt_iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.largest_deg < 90 or not 0 < self.step_deg <= self.largest_deg:
+            raise SettingError(
+                f"tilts of ±{self.largest_deg} degrees in steps of {self.step_deg} are no tilt series: "
+                "give 0 < step <= largest < 90"
+            )
+
+    def angles_deg(self) -> Tensor:
+        """The tilt angles, degrees."""
+        count = round(2 * self.largest_deg / self.step_deg) + 1
+        return torch.linspace(-self.largest_deg, self.largest_deg, count)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A simulated tomogram and all that is true of it; volumes are (Z, Y, X), float32.
+
+    Attributes:
+        tomogram: with noise, the mean of the halves.
+        even: one half; its noise is independent of the other's.
+        odd: the other half.
+        truth: the reconstruction without noise, what a denoiser can reach.
+        phantom: what was in the specimen.
+        voxel_size_angstrom: of all volumes.
+        case: which of :data:`CASES`.
+        snr: power of the truth over power of the noise in the tomogram.
+        seed: of everything.
+    """
+
+    tomogram: Tensor
+    even: Tensor
+    odd: Tensor
+    truth: Tensor
+    phantom: Tensor
+    voxel_size_angstrom: float
+    case: str
+    snr: float
+    seed: int
+    noise: Tensor = field(repr=False)
+
+
+def load_templates(folder: str | Path | None = None) -> list[Tensor]:
+    """Molecule densities, each scaled to a maximum of 1.
+
+    Args:
+        folder: of MRC files at the voxel size of the phantom; None takes the four of the package (10 Å).
+
+    Raises:
+        FileError: if the folder is missing or holds no MRC file.
+        InputError: if a density has no positive value.
+    """
+    place = TEMPLATES if folder is None else Path(folder)
+    paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
+    if not paths:
+        raise FileError(f"{place}: is no folder with MRC densities, choose another")
+    templates = []
+    for path in paths:
+        with mrcfile.open(path, permissive=True) as mrc:
+            density = torch.from_numpy(np.asarray(mrc.data, dtype=np.float32).copy())
+        if not float(density.max()) > 0:
+            raise InputError(f"{path}: has no positive density, leave it out")
+        templates.append((density / density.max()).clamp(min=0))
+    return templates
+
+
+def make_phantom(shape: Sequence[int], seed: int = 0, templates: Sequence[Tensor] | None = None) -> Tensor:
+    """A crowded piece of cell: molecules in random places and orientations, vesicles with bilayers, a filament.
+
+    Args:
+        shape: (Z, Y, X), voxels of 10 Å for the densities of the package.
+        seed: of places and orientations.
+        templates: molecule densities; None takes those of the package.
+
+    Returns:
+        Density (Z, Y, X), 0 in the ice, about 1 in protein.
+    """
+    z, y, x = as_triple(shape, "phantom shape", smallest=16)
+    random = torch.Generator().manual_seed(seed)
+    molecules = load_templates() if templates is None else list(templates)
+    volume = torch.zeros(z, y, x)
+    grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
+
+    def uniform(low: float, high: float, count: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=random)
+
+    sides = torch.tensor([z, y, x], dtype=torch.float32)
+    for _ in range(max(1, z * y * x // 700_000)):
+        centre, radius = uniform(0.2, 0.8, 3) * sides, float(uniform(0.12, 0.3)) * min(y, x)
+        distance = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)).sqrt() - radius
+        for leaflet in (-1.8, 1.8):
+            volume += 0.6 * torch.exp(-((distance - leaflet) ** 2) / (2 * 0.8**2))
+    start, direction = uniform(0.2, 0.8, 3) * sides, F.normalize(uniform(-1, 1, 3) * torch.tensor([0.2, 1, 1]), dim=0)
+    offsets = [g - c for g, c in zip(grid, start, strict=True)]
+    along = sum(o * d for o, d in zip(offsets, direction, strict=True))
+    across = sum((o - along * d) ** 2 for o, d in zip(offsets, direction, strict=True))
+    volume += 0.7 * torch.exp(-across / (2 * 2.0**2))
+    for index in range(max(4, z * y * x // 15_000)):
+        molecule = _rotated(molecules[index % len(molecules)], random)
+        corner = [
+            int(torch.randint(-n // 3, s - 2 * n // 3, (1,), generator=random))
+            for n, s in zip(molecule.shape, (z, y, x), strict=True)
+        ]
+        _add_inside(volume, molecule, corner)
+    return volume.clamp(max=1.5)
+
+
+def _rotated(molecule: Tensor, random: torch.Generator) -> Tensor:
+    """A density turned about its centre by a random rotation, in a box that holds it."""
+    side = int(np.ceil(np.linalg.norm(molecule.shape)))
+    pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
+    matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
+    matrix = matrix * torch.sign(torch.det(matrix))
+    theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
+    box = F.pad(molecule, pad)[None, None]
+    return F.grid_sample(box, F.affine_grid(theta, list(box.shape), align_corners=False), align_corners=False)[0, 0]
+
+
+def _add_inside(volume: Tensor, part: Tensor, corner: Sequence[int]) -> None:
+    """Add a part at a corner that may lie outside; what does not fit is cut off."""
+    here = tuple(slice(max(0, c), min(s, c + n)) for c, n, s in zip(corner, part.shape, volume.shape, strict=True))
+    there = tuple(slice(h.start - c, h.stop - c) for h, c in zip(here, corner, strict=True))
+    volume[here] += part[there]
+
+
+def project(volume: Tensor, angles_deg: Tensor) -> Tensor:
+    """Sums along the beam of a volume tilted about y.
+
+    Shape:
+        ``(Z, Y, X) -> (tilt, Y, X)``.
+    """
+    z, y, x = volume.shape
+    depth = z + x
+    images = []
+    for angle in torch.deg2rad(angles_deg).tolist():
+        cos, sin = float(np.cos(angle)), float(np.sin(angle))
+        # Where in (x, z) of the specimen a point of the tilted frame lies, in grid_sample's units of half a side.
+        theta = torch.tensor([[[cos, -sin * depth / x, 0.0], [sin * x / z, cos * depth / z, 0.0]]])
+        grid = F.affine_grid(theta, [1, y, depth, x], align_corners=False)
+        images.append(F.grid_sample(volume.permute(1, 0, 2)[None], grid, align_corners=False)[0].sum(dim=1))
+    return torch.stack(images)
+
+
+def _frequencies(shape: Sequence[int]) -> Tensor:
+    """Spatial frequency of each coefficient of a real 2-D transform, cycles per voxel, (Y, X // 2 + 1)."""
+    ky, kx = torch.fft.fftfreq(shape[-2]), torch.fft.rfftfreq(shape[-1])
+    return (ky[:, None] ** 2 + kx**2).sqrt()
+
+
+def apply_ctf(images: Tensor, scheme: TiltScheme, voxel_size_angstrom: float) -> Tensor:
+    """Images as the microscope transfers them: weak phase contrast and a little amplitude contrast, protein bright.
+
+    Shape:
+        ``(tilt, Y, X) -> (tilt, Y, X)``.
+
+    Source:
+        Erickson & Klug 1971; spherical aberration is left out, it does not matter at these resolutions.
+    """
+    if scheme.defocus_angstrom == 0:
+        return images
+    volt = scheme.voltage_kv * 1e3
+    wavelength = 12.2639 / (volt + 0.97845e-6 * volt**2) ** 0.5
+    k = _frequencies(images.shape) / voxel_size_angstrom
+    phase = np.pi * wavelength * scheme.defocus_angstrom * k**2
+    amplitude = scheme.amplitude_contrast
+    transfer = (1 - amplitude**2) ** 0.5 * torch.sin(phase) + amplitude * torch.cos(phase)
+    return torch.fft.irfft2(torch.fft.rfft2(images) * transfer, s=images.shape[-2:])
+
+
+def align(images: Tensor, shifts: Tensor) -> Tensor:
+    """Shift each image by a part of a pixel with linear interpolation, as alignment before reconstruction does.
+
+    Args:
+        images: ``(tilt, Y, X)``.
+        shifts: along (Y, X), ``(tilt, 2)``, voxels; borders wrap around.
+
+    Shape:
+        ``(tilt, Y, X) -> (tilt, Y, X)``.
+    """
+    result = []
+    for image, (sy, sx) in zip(images, shifts.tolist(), strict=True):
+        for dim, shift in ((0, sy), (1, sx)):
+            whole = int(np.floor(shift))
+            part = shift - whole
+            image = (1 - part) * image.roll(whole, dim) + part * image.roll(whole + 1, dim)
+        result.append(image)
+    return torch.stack(result)
+
+
+def _shift_exactly(images: Tensor, shifts: Tensor) -> Tensor:
+    """Shift each image without interpolation, in Fourier space."""
+    ky, kx = torch.fft.fftfreq(images.shape[-2]), torch.fft.rfftfreq(images.shape[-1])
+    turns = shifts[:, 0, None, None] * ky[:, None] + shifts[:, 1, None, None] * kx
+    return torch.fft.irfft2(torch.fft.rfft2(images) * torch.exp(-2j * torch.pi * turns), s=images.shape[-2:])
+
+
+def reconstruct(images: Tensor, angles_deg: Tensor, depth: int, sirt_iterations: int = 0) -> Tensor:
+    """Weighted back-projection about y.
+
+    Args:
+        images: tilt images.
+        angles_deg: of the images, degrees.
+        depth: Z of the volume, voxels.
+        sirt_iterations: 0 for the ramp; n for the ramp times ``1 - (1 - k0 / k)^n``, which is what n Landweber
+            iterations leave of it (k0 the lowest frequency).
+
+    Shape:
+        ``(tilt, Y, X) -> (depth, Y, X)``.
+    """
+    x = images.shape[-1]
+    k = torch.fft.rfftfreq(2 * x)
+    ramp = 2 * k
+    if sirt_iterations:
+        ramp = ramp * (1 - (1 - k[1] / k.clamp(min=float(k[1]))) ** sirt_iterations)
+    filtered = torch.fft.irfft(torch.fft.rfft(images, n=2 * x) * ramp, n=2 * x)[..., :x]
+    zs = torch.arange(depth, dtype=torch.float32)[:, None] - (depth - 1) / 2
+    xs = torch.arange(x, dtype=torch.float32) - (x - 1) / 2
+    volume = torch.zeros(images.shape[-2], depth, x)
+    for image, angle in zip(filtered, torch.deg2rad(angles_deg).tolist(), strict=True):
+        place = xs * float(np.cos(angle)) + zs * float(np.sin(angle)) + (x - 1) / 2
+        left = place.floor().long()
+        part = place - left
+        inside = (left >= 0) & (left < x - 1)
+        left = left.clamp(0, x - 2)
+        volume += ((1 - part) * image[:, left] + part * image[:, left + 1]) * inside
+    return volume.permute(1, 0, 2).contiguous() * (np.pi / (2 * len(angles_deg)))
+
+
+def _fourier_crop(volume: Tensor, shape: Triple) -> Tensor:
+    """A volume on a coarser grid, without what the coarser grid cannot hold."""
+    spectrum = torch.fft.fftshift(torch.fft.fftn(volume))
+    low = [n // 2 - m // 2 for n, m in zip(volume.shape, shape, strict=True)]
+    part = spectrum[tuple(slice(a, a + m) for a, m in zip(low, shape, strict=True))]
+    scale = float(np.prod(shape)) / volume.numel()
+    return torch.fft.ifftn(torch.fft.ifftshift(part)).real.float() * scale
+
+
+def simulate(
+    case: str = "wbp",
+    shape: Sequence[int] = (80, 144, 144),
+    snr: float = 0.1,
+    seed: int = 0,
+    templates: Sequence[Tensor] | None = None,
+    voxel_size_angstrom: float = 10.0,
+    scheme: TiltScheme | None = None,
+) -> Simulation:
+    """A tomogram with a known truth.
+
+    ===========  ==================================================================================
+    ``white``    white noise on the phantom; no tilt series
+    ``wbp``      weighted back-projection of a tilt series with white noise on its images
+    ``aligned``  the same, the images shifted by parts of a pixel and aligned by linear interpolation
+    ``sirt``     back-projection with a SIRT-like filter
+    ``binned``   back-projection on a grid finer by half, Fourier-cropped to the shape
+    ===========  ==================================================================================
+
+    Noise grows with the tilt as the specimen gets thicker: its variance is that of 1 / cos(tilt). The halves have noise
+    of their own (frames split in two), and the tomogram is their mean.
+
+    Args:
+        case: one of the five.
+        shape: (Z, Y, X), voxels.
+        snr: power of the truth over power of the noise in the tomogram.
+        seed: the same seed gives the same bits.
+        templates: molecule densities; None takes those of the package.
+        voxel_size_angstrom: of the tomogram.
+        scheme: of the tilt series; None takes ±60 degrees in steps of 3.
+
+    Raises:
+        SettingError: for an unknown case, or an SNR that is not positive.
+    """
+    if case not in CASES:
+        raise SettingError(f"case is '{case}': choose one of {', '.join(CASES)}")
+    if not snr > 0:
+        raise SettingError(f"SNR is {snr}: give more than 0")
+    sides = as_triple(shape, "shape", smallest=16)
+    scheme = scheme if scheme is not None else TiltScheme(
+        shift_voxels=0.5 if case == "aligned" else 0.0, sirt_iterations=10 if case == "sirt" else 0
+    )  # fmt: skip
+    random = torch.Generator().manual_seed(seed + 1)
+    finer = as_triple([round(1.5 * n) for n in sides], "shape") if case == "binned" else sides
+    phantom = make_phantom(finer, seed, templates)
+    if case == "white":
+        truth = phantom - phantom.mean()
+        halves = [torch.randn(sides, generator=random) for _ in range(2)]
+    else:
+        angles = scheme.angles_deg()
+        images = apply_ctf(project(phantom, angles), scheme, voxel_size_angstrom)
+        thickness = (1 / torch.cos(torch.deg2rad(angles))).sqrt()[:, None, None]
+        shifts = (2 * torch.rand(len(angles), 2, generator=random) - 1) * scheme.shift_voxels
+
+        def finish(series: Tensor) -> Tensor:
+            volume = reconstruct(align(series, shifts), angles, finer[0], scheme.sirt_iterations)
+            return _fourier_crop(volume, sides) if finer != sides else volume
+
+        truth = finish(_shift_exactly(images, -shifts))
+        halves = [finish(thickness * torch.randn(images.shape, generator=random)) for _ in range(2)]
+        phantom = _fourier_crop(phantom, sides) if finer != sides else phantom
+    noise = (halves[0] + halves[1]) / 2
+    scale = float((truth.var() / (noise.var() * snr)).sqrt())
+    return Simulation(
+        tomogram=truth + scale * noise,
+        even=truth + scale * halves[0],
+        odd=truth + scale * halves[1],
+        truth=truth,
+        phantom=phantom,
+        noise=scale * noise,
+        voxel_size_angstrom=voxel_size_angstrom,
+        case=case,
+        snr=snr,
+        seed=seed,
+    )
+
+
+def save_simulation(simulation: Simulation, folder: str | Path) -> list[Path]:
+    """Write all volumes of a simulation as MRC files, and what it was made with as ``simulation.json``.
+
+    Args:
+        simulation: to write.
+        folder: made if it is not there.
+
+    Returns:
+        The files, the tomogram first.
+
+    Raises:
+        FileError: if they cannot be written.
+    """
+    place = Path(folder)
+    paths = []
+    try:
+        place.mkdir(exist_ok=True)
+        for name in ("tomogram", "even", "odd", "truth", "phantom"):
+            path = place / f"{name}.mrc"
+            with mrcfile.new(path, overwrite=True) as mrc:
+                mrc.set_data(getattr(simulation, name).numpy())
+                mrc.set_volume()
+                mrc.voxel_size = simulation.voxel_size_angstrom
+            paths.append(path)
+        settings = {name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom")}
+        (place / "simulation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileError(f"{place}: cannot be written ({error.strerror or error}), choose another folder") from error
+    return paths

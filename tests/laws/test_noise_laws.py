@@ -1,0 +1,253 @@
+"""The noise is measured as it is, the blind set follows it, and only with the matching one does risk follow error."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd
+from phantoms import REAL_TOMOGRAM, write_mrc
+
+from cryoshuffle.cli import main
+from cryoshuffle.lattice import AXES
+from cryoshuffle.noise import (
+    NoiseEstimate,
+    average,
+    choose_blind,
+    find_tilt_axis,
+    load_volume,
+    noise_from_halves,
+    noise_from_volume,
+    resolve_blind,
+)
+from cryoshuffle.simulation import CASES, Simulation, simulate
+from cryoshuffle.whitening import Whitening, WhitenNoise, WhitenNoised
+
+SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1}
+
+
+@lru_cache
+def simulated(case: str) -> Simulation:
+    return simulate(case, shape=(56, 96, 96), snr=SNR[case], seed=5)
+
+
+def true_autocorrelation(noise: torch.Tensor, axis: int, lag: int) -> float:
+    noise = noise - noise.mean()
+    n = noise.shape[axis]
+    return float((noise.narrow(axis, 0, n - lag) * noise.narrow(axis, lag, n - lag)).mean() / noise.square().mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_halves_tell_the_autocorrelation_of_the_noise(case):
+    """Along every axis, at lags 1 to 3, within 0.05 of what the noise really has."""
+    simulation = simulated(case)
+    estimate = noise_from_halves(simulation.even, simulation.odd)
+    for a, axis in enumerate(AXES):
+        for lag in (1, 2, 3):
+            truth = true_autocorrelation(simulation.noise, a, lag)
+            assert abs(estimate.autocorrelation[axis][lag - 1] - truth) < 0.05
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_volume_tells_it_along_the_tilt_axis(case):
+    """From the noisy tomogram alone: within 0.05 along the tilt axis at lags 1 to 3."""
+    simulation = simulated(case)
+    estimate = noise_from_volume(simulation.tomogram)
+    for lag in (1, 2, 3):
+        truth = true_autocorrelation(simulation.noise, 1, lag)
+        assert abs(estimate.autocorrelation["y"][lag - 1] - truth) < 0.05
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_right_blind_set_is_chosen(case, turned):
+    """White noise gets a voxel, the rest the plane across the tilt axis, wherever that lies; aligned is whitened."""
+    simulation = simulated(case)
+    volumes = [simulation.tomogram, simulation.even, simulation.odd]
+    volume, even, odd = (v.transpose(1, 2).contiguous() if turned else v for v in volumes)
+    for estimate in (noise_from_volume(volume), noise_from_halves(even, odd)):
+        choice = choose_blind(estimate)
+        if case == "white":
+            assert choice.blind_set.shape == "voxel"
+            continue
+        assert (choice.blind_set.shape, choice.blind_set.axis) == ("plane", "x" if turned else "y")
+        assert choice.blind_set.half_width == 0
+        assert (choice.whitening is not None) == (case == "aligned")
+        assert choice.clean
+
+
+def test_the_real_tomogram_has_its_tilt_axis_along_y():
+    """As its gold streaks and wedge show."""
+    measured = resolve_blind([str(REAL_TOMOGRAM)])
+    assert (measured.blind_set.shape, measured.blind_set.axis) == ("plane", "y")
+    assert measured.estimate is not None
+    assert measured.estimate.leftover("x", 0) > 0.1
+
+
+def test_two_equal_axes_are_not_guessed_between():
+    """The message names both; a given tilt axis settles it."""
+    loud, quiet = [0.5, 0.2, 0.1, 0.0], [0.1, 0.0, 0.0, 0.0]
+    estimate = NoiseEstimate({"z": loud, "y": quiet, "x": quiet}, {}, "halves")
+    with pytest.raises(ValueError, match=r"along y as along x.*--tilt-axis"):
+        find_tilt_axis(estimate)
+    assert choose_blind(estimate, "x").blind_set.axis == "x"
+
+
+def test_noise_that_cannot_be_whitened_is_hidden_by_a_slab_or_owned_up_to():
+    """A spectrum that vanishes: half-width instead; correlation everywhere: the best there is, marked as not clean."""
+    loud, band_limited = [0.9, 0.8, 0.7, 0.6], [0.48, -0.02, 0.0, 0.0]
+    choice = choose_blind(NoiseEstimate({"z": loud, "y": band_limited, "x": loud}, {}, "halves"))
+    assert choice.whitening is None
+    assert choice.blind_set.half_width == 1
+    assert choice.clean
+    choice = choose_blind(NoiseEstimate({"z": loud, "y": [0.7, 0.6, 0.5, 0.4], "x": loud}, {}, "halves"))
+    assert not choice.clean
+    assert "cannot be whitened" in choice.reason
+
+
+def test_settings_are_taken_as_given(tmp_path):
+    """Named shapes are not measured; a plane without an axis is; a radius switches whitening off."""
+    path = str(write_mrc(tmp_path / "in.mrc", simulated("aligned").tomogram.numpy()))
+    assert resolve_blind([path], "cross").blind_set.half_width == 1
+    assert resolve_blind([path], "plane", "z", 2).estimate is None
+    found = resolve_blind([path, path], "plane", None, None)
+    assert (found.blind_set.axis, found.whitening) == ("y", None)
+    assert not found.choice.clean
+    wide = resolve_blind([path], "auto", None, 1)
+    assert (wide.blind_set.half_width, wide.whitening) == (1, None)
+    assert wide.choice.clean
+    with pytest.raises(ValueError, match="choose one of"):
+        resolve_blind([path], "ball")
+
+
+def test_several_tomograms_are_averaged():
+    """The mean of the estimates, axis by axis."""
+    a = NoiseEstimate({x: [0.2] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
+    b = NoiseEstimate({x: [0.4] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
+    assert np.allclose(average([a, b]).autocorrelation["z"], 0.3)
+
+
+def test_bad_halves_are_refused():
+    """Different shapes, equal halves, too few voxels."""
+    v = torch.randn(8, 8, 8)
+    for even, odd, words in (
+        (v, v[:4], "not of one"),
+        (v, v, "are equal"),
+        (v[:2, :2, :2], -v[:2, :2, :2], "too small"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            noise_from_halves(even, odd)
+
+
+@settings(max_examples=30, deadline=None)
+@given(axis=st.sampled_from(AXES), first=st.floats(-0.4, 0.4), second=st.floats(-0.09, 0.09), side=st.integers(5, 20))
+def test_whitening_is_undone_exactly(axis, first, second, side):
+    """Any bounded correlation, odd and even sides: the inverse gives the volume back."""
+    transform = WhitenNoise(axis, [first, second])
+    volume = torch.from_numpy(np.random.default_rng(0).normal(size=(1, side, side + 1, side + 20)))
+    assert torch.allclose(transform.inverse(transform(volume)).as_tensor(), volume, atol=1e-10)
+
+
+def test_whitening_makes_interpolated_noise_white():
+    """Noise correlated by 0.25 along y is not correlated any more; without whitening it is (negative control)."""
+    noise = simulated("aligned").noise
+    before = [true_autocorrelation(noise, 1, lag) for lag in (1, 2, 3)]
+    estimate = noise_from_volume(simulated("aligned").tomogram)
+    white = WhitenNoise("y", estimate.autocorrelation["y"])(noise[None])[0].as_tensor()
+    after = [true_autocorrelation(white, 1, lag) for lag in (1, 2, 3)]
+    assert before[0] > 0.15
+    assert max(map(abs, after)) < 0.03
+
+
+def test_whitening_is_bounded_or_refused():
+    """Gains never pass the bound; a spectrum that vanishes says so."""
+    assert Whitening("y", (0.25,)).is_bounded()
+    vanishing = Whitening("y", (0.5,))
+    assert not vanishing.is_bounded()
+    assert vanishing.spectrum(64).min() >= 1 / 9
+    with pytest.raises(ValueError, match="whitening axis"):
+        Whitening("w", (0.1,))
+
+
+def test_the_dictionary_form_is_undone_by_monai_and_may_do_nothing():
+    """Invertd undoes it on a prediction; None passes images through."""
+    chain = Compose([WhitenNoised("image", {"axis": "x", "autocorrelation": [0.2]})])
+    image = MetaTensor(torch.randn(1, 6, 7, 8))
+    data = chain({"image": image})
+    data["pred"] = MetaTensor(data["image"].as_tensor().clone())
+    assert torch.allclose(Invertd("pred", chain, "image", nearest_interp=False)(data)["pred"], image, atol=1e-5)
+    assert WhitenNoised("image")({"image": image})["image"] is image
+
+
+def kernel(sigma: float, hidden: str) -> torch.Tensor:
+    """A normalised Gaussian that is 0 on the blind voxel's sub-lattice (stride 2) or the blind plane's (stride 3)."""
+    axis = torch.arange(-4, 5, dtype=torch.float64)
+    g = torch.exp(-(axis**2) / (2 * sigma**2))
+    k = g[:, None, None] * g[:, None] * g
+    if hidden == "voxel":
+        even = axis % 2 == 0
+        k[even[:, None, None] & even[:, None] & even] = 0
+    else:
+        k[:, axis % 3 == 0] = 0
+    return (k / k.sum())[None, None]
+
+
+def test_risk_follows_error_with_the_matched_blind_set_only():
+    """Reconstruction noise: argmin of risk is argmin of error over plane-blind filters, not over voxel-blind ones."""
+    simulation = simulated("wbp")
+    truth, noisy = (v.double()[None, None] for v in (simulation.truth, simulation.tomogram))
+    chosen = {}
+    for hidden in ("plane", "voxel"):
+        estimates = [F.conv3d(noisy, kernel(s, hidden), padding=4) for s in (0.5, 0.7, 0.9, 1.2, 1.6, 2.2, 3.0)]
+        # Each filter may also be scaled: a family that could hide its mistakes in its gain otherwise.
+        family = [gain * e for e in estimates for gain in (0.25, 0.5, 1.0)]
+        risk = [float((e - noisy).square().mean()) for e in family]
+        error = [float((e - truth).square().mean()) for e in family]
+        chosen[hidden] = (int(np.argmin(risk)), int(np.argmin(error)))
+    assert chosen["plane"][0] == chosen["plane"][1]
+    assert chosen["voxel"][0] != chosen["voxel"][1]
+
+
+def test_the_command_prints_table_choice_and_reason(tmp_path, capsys):
+    """For one tomogram and for halves; JSON and picture lie in the folder named."""
+    simulation = simulated("aligned")
+    for name in ("tomogram", "even", "odd"):
+        write_mrc(tmp_path / f"{name}.mrc", getattr(simulation, name).numpy())
+    one = [str(tmp_path / "tomogram.mrc")]
+    halves = ["--even", str(tmp_path / "even.mrc"), "--odd", str(tmp_path / "odd.mrc")]
+    for source, words in ((one, "one volume"), (halves, "halves")):
+        assert main(["noise", *source, "--report", str(tmp_path / "report")]) == 0
+        said = capsys.readouterr().out
+        assert f"from {words}" in said
+        assert "choice:     --blind plane --tilt-axis y --radius 0, whitened along y" in said
+        report = json.loads((tmp_path / "report" / "noise.json").read_text())
+        assert report["source"] == words
+        assert report["whitening"]["axis"] == "y"
+        assert (tmp_path / "report" / "noise.png").stat().st_size > 500
+    assert main(["noise", *one, *halves]) == 2
+    assert main(["noise", "--even", one[0]]) == 2
+    assert capsys.readouterr().err.count("name either one tomogram, or its halves") == 2
+
+
+def test_the_same_seed_simulates_the_same_bits(tmp_path, capsys):
+    """Twice the same; another seed differs; the files hold what the simulation has."""
+    arguments = ["simulate", "--shape", "24,32,40", "--case", "aligned", "--snr", "0.2"]
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert main([*arguments, "--seed", seed, str(tmp_path / name)]) == 0
+    a, b, c = ((tmp_path / n / "tomogram.mrc") for n in "abc")
+    assert np.array_equal(mrcfile.read(a), mrcfile.read(b))
+    assert not np.array_equal(mrcfile.read(a), mrcfile.read(c))
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "even.mrc", "odd.mrc", "phantom.mrc", "simulation.json", "tomogram.mrc", "truth.mrc",
+    ]  # fmt: skip
+    assert load_volume(str(a)).shape == (24, 32, 40)
+    assert main([*arguments, str(tmp_path / "d"), "--templates", str(tmp_path / "none")]) == 2
+    assert "is no folder with MRC densities" in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""The simulation obeys what it claims: linearity, SNR, the projection theorem, and what each case does to the noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cryoshuffle.simulation import (
+    CASES,
+    TiltScheme,
+    align,
+    apply_ctf,
+    load_templates,
+    make_phantom,
+    project,
+    reconstruct,
+    simulate,
+)
+
+SHAPE = (24, 32, 40)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_snr_is_met_and_halves_have_noise_of_their_own(case):
+    """Tomogram = mean of halves = truth + noise; power ratio as asked for; the halves' noise is not correlated."""
+    s = simulate(case, SHAPE, snr=0.2, seed=3)
+    assert torch.allclose((s.even + s.odd) / 2, s.tomogram, atol=1e-4)
+    assert torch.allclose(s.truth + s.noise, s.tomogram, atol=1e-5)
+    assert float(s.truth.var() / s.noise.var()) == pytest.approx(0.2, rel=1e-4)
+    even, odd = (s.even - s.truth).flatten(), (s.odd - s.truth).flatten()
+    assert abs(float(torch.corrcoef(torch.stack([even, odd]))[0, 1])) < 0.05
+    assert s.tomogram.shape == s.phantom.shape == SHAPE
+
+
+def test_at_zero_tilt_a_projection_is_the_sum_along_the_beam():
+    """The image at 0 degrees is the sum over z, whatever the volume."""
+    volume = torch.rand(20, 8, 30)
+    assert torch.allclose(project(volume, torch.zeros(1))[0], volume.sum(dim=0), rtol=1e-3)
+
+
+def test_projections_and_back_projection_agree_on_where_things_are():
+    """A ball off the centre comes back at its place; with the angles reversed it does not (negative control)."""
+    z, y, x = np.indices((32, 12, 64))
+    ball = torch.from_numpy(((z - 22) ** 2 + (y - 6) ** 2 + (x - 20) ** 2 < 16).astype(np.float32))
+    angles = TiltScheme().angles_deg()
+    images = project(ball, angles)
+    right, wrong = reconstruct(images, angles, 32), reconstruct(images, -angles, 32)
+    peak = np.unravel_index(int(right.argmax()), right.shape)
+    assert np.abs(np.subtract(peak, (22, 6, 20))).max() <= 3
+    inside = ball > 0
+    assert right[inside].mean() > 5 * wrong[inside].mean().abs()
+
+
+def test_reconstruction_keeps_the_scale_of_small_objects():
+    """The weights make a back-projected ball about as dense as the ball, its wedge aside."""
+    z, y, x = np.indices((40, 8, 64))
+    ball = torch.from_numpy(((z - 20) ** 2 + (x - 32) ** 2 < 30).astype(np.float32) + 0 * y.astype(np.float32))
+    result = reconstruct(
+        project(ball, TiltScheme(largest_deg=88, step_deg=2).angles_deg()),
+        TiltScheme(largest_deg=88, step_deg=2).angles_deg(),
+        40,
+    )
+    assert float(result[18:23, :, 30:35].mean()) == pytest.approx(1, abs=0.3)
+
+
+def test_sub_pixel_alignment_correlates_neighbours_and_whole_pixels_do_not():
+    """Half a pixel of linear interpolation gives white noise the autocorrelation 0.5 at lag 1; a whole pixel none."""
+    images = torch.randn(1, 200, 200)
+
+    def along_y(v: torch.Tensor) -> float:
+        return float((v[:, 1:] * v[:, :-1]).mean() / v.square().mean())
+
+    assert along_y(align(images, torch.tensor([[0.5, 0.0]]))) == pytest.approx(0.5, abs=0.03)
+    assert along_y(align(images, torch.tensor([[1.0, 0.0]]))) == pytest.approx(0.0, abs=0.03)
+
+
+def test_the_microscope_makes_phase_contrast():
+    """No defocus leaves images alone; defocus takes low frequencies down and turns contrast beyond its first zero."""
+    image = torch.zeros(1, 64, 64)
+    image[0, 32, 32] = 1.0
+    assert apply_ctf(image, TiltScheme(defocus_angstrom=0), 10.0) is image
+    scheme = TiltScheme(defocus_angstrom=50000)
+    transfer = torch.fft.rfft2(apply_ctf(image, scheme, 10.0)) / torch.fft.rfft2(image)
+    along = transfer.real[0, 0]
+    assert float(along[0]) == pytest.approx(scheme.amplitude_contrast, abs=1e-3)
+    assert float(along.max()) > 0.9
+    assert float(along.min()) < -0.9
+
+
+def test_phantoms_differ_by_seed_and_hold_what_they_should():
+    """Density from ice to protein, molecules among it; bad settings are refused in words."""
+    a, b = make_phantom(SHAPE, 0), make_phantom(SHAPE, 1)
+    assert not torch.equal(a, b)
+    assert 0 <= float(a.min()) < 0.05
+    assert 0.5 < float(a.max()) <= 1.5
+    assert len(load_templates()) == 4
+    assert all(float(t.max()) == 1.0 for t in load_templates())
+    for arguments, words in (
+        ({"case": "fog"}, "choose one of"),
+        ({"snr": 0}, "more than 0"),
+        ({"shape": (4, 4, 4)}, "16"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            simulate(**arguments)
+    with pytest.raises(ValueError, match="no tilt series"):
+        TiltScheme(largest_deg=95)
