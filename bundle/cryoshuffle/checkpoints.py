@@ -144,9 +144,10 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
     whitening = checkpoint.get("whitening")
     if whitening is not None:
         whitening = WhitenNoise(**whitening).whitening.config()
-    lattice = network_config(checkpoint, path)["lattice"] if checkpoint.get("network_def") else None
+    lattice = checkpoint.get("lattice")
     if lattice is None:
-        return Fitted(BlindSet("plane", "y"), None, whitening)
+        raise InputError(f"{path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
+    _refuse_code(lattice, path)
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
     return Fitted(BlindSet(**blind), lattice["stride"], whitening)
 
@@ -182,11 +183,13 @@ class ModelLoader:
     Args:
         path: of the checkpoint.
         network: that gets the weights.
+        whitening: that the run applies, as plain values; it must be the one the model was fitted with.
     """
 
-    def __init__(self, path: str, network: nn.Module) -> None:
+    def __init__(self, path: str, network: nn.Module, whitening: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.network = network
+        self.whitening = None if whitening is None else dict(whitening)
 
     def attach(self, engine: Engine) -> None:
         """Load at the start of the engine."""
@@ -195,12 +198,17 @@ class ModelLoader:
     def __call__(self, engine: Engine) -> None:
         """Load now."""
         checkpoint = load_plain(self.path)
-        named = checkpoint.get("network_def")
-        own = self.network.config() if isinstance(self.network, BlindSpotNet) else None
-        if named is not None and own is not None and named["lattice"] != own["lattice"]:
+        named = checkpoint.get("lattice")
+        own = self.network.lattice.config() if isinstance(self.network, BlindSpotNet) else None
+        if named is not None and own is not None and named != own:
             raise InputError(
-                f"{self.path}: was fitted with lattice {_plain(named['lattice'])}, the config says "
-                f"{_plain(own['lattice'])}; use the same blind set and stride"
+                f"{self.path}: was fitted with lattice {_plain(named)}, the config says {_plain(own)}; "
+                "use the same blind set and stride"
+            )
+        if checkpoint.get("whitening") != self.whitening:
+            raise InputError(
+                f"{self.path}: was fitted with whitening {checkpoint.get('whitening')}, the config says "
+                f"{self.whitening}; use the same"
             )
         _load_weights(self.network, checkpoint["model"], self.path)
 
@@ -349,6 +357,7 @@ class FitCheckpoint:
         return {
             "model": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
+            "lattice": network.lattice.config() if isinstance(network, BlindSpotNet) else None,
             "whitening": self.whitening,
             "settings": self.settings,
             "risk": self.best_risk,

@@ -167,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     noise.add_argument("--even", help="one half; with --odd the difference is the noise")
     noise.add_argument("--odd", help="the other half")
     noise.add_argument("--tilt-axis", choices=["z", "y", "x"], help="if known (default: found from the noise)")
+    noise.add_argument("--overwrite", action="store_true", help="replace noise.json and noise.png")
     noise.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
     noise.add_argument(
         "--report", metavar="DIR", default=".", help="folder for noise.json and noise.png (default: here)"
@@ -178,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--shape", type=_triple, default=[80, 144, 144], metavar="Z,Y,X", help="voxels")
     simulate.add_argument("--snr", type=_positive, default=0.1, help="power of signal over noise (default: 0.1)")
     simulate.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same bits (default: 0)")
+    simulate.add_argument("--overwrite", action="store_true", help="replace what is there")
     simulate.add_argument("--templates", metavar="DIR", help="MRC densities at 10 Å (default: those of the package)")
 
     check = commands.add_parser("check", help="prove that a network is blind to what it must not see")
@@ -310,6 +312,7 @@ def _noise(options: argparse.Namespace) -> int:
     import json
 
     from cryoshuffle.noise import Measured, choose_blind, load_volume, noise_from_halves, noise_from_volume
+    from cryoshuffle.preflight import check_new_file
     from cryoshuffle.preview import save_noise_plot
 
     _set_logging()
@@ -325,15 +328,18 @@ def _noise(options: argparse.Namespace) -> int:
     print(estimate.table())
     folder = Path(options.report)
     folder.mkdir(exist_ok=True)
-    plot = save_noise_plot(estimate.autocorrelation, folder / "noise.png")
+    table, plot = folder / "noise.json", folder / "noise.png"
+    for path in (table, plot):
+        check_new_file(path, options.overwrite)
+    save_noise_plot(estimate.autocorrelation, plot)
     measured = Measured(choose_blind(estimate, options.tilt_axis), estimate)
     blind = measured.blind_set
-    chosen = (
-        blind.shape if blind.shape == "voxel" else f"{blind.shape} --tilt-axis {blind.axis} --radius {blind.half_width}"
-    )
-    print(f"choice:     --blind {chosen}{', whitened along ' + blind.axis if measured.whitening else ''}")
+    if measured.whitening is not None:
+        chosen = f"auto --tilt-axis {blind.axis} (a plane, whitened along {blind.axis})"
+    else:
+        chosen = "voxel" if blind.shape == "voxel" else f"plane --tilt-axis {blind.axis} --radius {blind.half_width}"
+    print(f"choice:     --blind {chosen}")
     print(f"reason:     {measured.choice.reason}")
-    table = folder / "noise.json"
     table.write_text(json.dumps(measured.report(), indent=2) + "\n", encoding="utf-8")
     _say(table=table, picture=plot)
     return 0
@@ -346,7 +352,7 @@ def _simulate(options: argparse.Namespace) -> int:
     _check_run_dir(options.output)
     templates = None if options.templates is None else load_templates(options.templates)
     simulation = simulate(options.case, options.shape, options.snr, options.seed, templates)
-    _say(tomogram=save_simulation(simulation, options.output)[0])
+    _say(tomogram=save_simulation(simulation, options.output, options.overwrite)[0])
     return 0
 
 

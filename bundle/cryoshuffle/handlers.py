@@ -30,6 +30,7 @@ from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.network import unwrap
 from cryoshuffle.noise import Measured
 from cryoshuffle.preview import central_crop, save_preview
+from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
 
@@ -387,6 +388,7 @@ class FitPreview:
         output_dir: where ``preview.png`` goes; it is replaced each time.
         interval: epochs between pictures.
         side: longest side of what is shown, voxels.
+        whitening: of the volumes, undone for the picture.
     """
 
     def __init__(
@@ -397,11 +399,13 @@ class FitPreview:
         output_dir: str,
         interval: int = 4,
         side: int = 96,
+        whitening: Mapping[str, Any] | None = None,
     ) -> None:
         self.volumes, self.network, self.inferer = volumes, network, inferer
         self.path = Path(output_dir) / "preview.png"
         self.interval = interval
         self.side = side
+        self.whitening = whitening
 
     def attach(self, engine: Engine) -> None:
         """Draw every few epochs."""
@@ -416,6 +420,7 @@ class FitPreview:
         with torch.no_grad():
             after = self.inferer(before[None].to(device), self.network)[0]
         self.network.train(was_training)
+        before, after = (undo_whitening(v.cpu(), self.whitening) for v in (before, after))
         save_preview(before[0], after[0], self.path)
 
 
@@ -424,10 +429,12 @@ class ResultPreview:
 
     Args:
         path: of the PNG.
+        whitening: of the image, undone for the picture.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, whitening: Mapping[str, Any] | None = None) -> None:
         self.path = Path(path)
+        self.whitening = whitening
 
     def attach(self, engine: Engine) -> None:
         """Draw before the intensities are given back, so that both sides have one scale."""
@@ -437,8 +444,9 @@ class ResultPreview:
         """Draw now."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         output: Any = engine.state.output
-        before, after = output["image"], output["pred"]
-        save_preview(before[0, 0].as_subclass(Tensor), after[0, 0].as_subclass(Tensor), self.path)
+        volumes = [output[key].as_subclass(Tensor)[0] for key in ("image", "pred")]
+        before, after = (undo_whitening(volume, self.whitening) for volume in volumes)
+        save_preview(before[0], after[0], self.path)
         logger.info("picture: %s", self.path)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -221,6 +222,19 @@ class Lattice:
             offset = tuple(i - k // 2 for i, k in zip(index, taps.shape, strict=True))
             taps[index] = tuple(o % d for o, d in zip(offset, stride, strict=True)) not in hidden
         return taps
+
+    def config(self) -> dict[str, Any]:
+        """A MONAI component config that builds the same lattice."""
+        return {
+            "_target_": "cryoshuffle.lattice.Lattice",
+            "stride": list(self.stride_zyx),
+            "blind_set": {
+                "_target_": "cryoshuffle.lattice.BlindSet",
+                "shape": self.blind_set.shape,
+                "axis": self.blind_set.axis,
+                "radius": list(self.blind_set._radius),
+            },
+        }
 
     def describe(self) -> str:
         """The blind set in words, for logs and messages."""

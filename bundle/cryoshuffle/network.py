@@ -240,20 +240,9 @@ class BlindSpotNet(nn.Module):
         body: Callable[[], dict[str, Any]] | None = getattr(self.body, "config", None)
         if body is None:
             return None
-        blind = self.lattice.blind_set
-        radius = list(blind._radius)
         return {
             "_target_": "cryoshuffle.network.BlindSpotNet",
-            "lattice": {
-                "_target_": "cryoshuffle.lattice.Lattice",
-                "stride": list(self.stride),
-                "blind_set": {
-                    "_target_": "cryoshuffle.lattice.BlindSet",
-                    "shape": blind.shape,
-                    "axis": blind.axis,
-                    "radius": radius,
-                },
-            },
+            "lattice": self.lattice.config(),
             "body": body(),
             "body_multiple": list(self.body_multiple),
             **self._channels,

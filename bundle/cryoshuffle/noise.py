@@ -26,6 +26,7 @@ LAGS = 4
 BAND = 0.35
 CLEAN = 0.05
 TIE = 0.02
+LEAST_POWER = 0.1
 _LARGEST = 192
 _GROUPS = 8
 
@@ -38,15 +39,22 @@ class NoiseEstimate:
         autocorrelation: for each axis, at lags 1 to :data:`LAGS`, voxels.
         uncertainty: standard error of each of them.
         source: ``halves`` or ``one volume``.
+        filtered: whether the volume has next to no power at high frequency, so that one volume tells nothing.
     """
 
     autocorrelation: Mapping[str, Sequence[float]]
     uncertainty: Mapping[str, Sequence[float]]
     source: str
+    filtered: bool = False
 
     def leftover(self, axis: str, radius: int) -> float:
-        """The largest correlation along an axis that a blind plane of this half-width does not hide."""
-        return max((abs(r) for r in self.autocorrelation[axis][radius:]), default=0.0)
+        """The largest correlation along an axis, of those measured, that a plane of this half-width does not hide.
+
+        What lies within two standard errors of 0 does not count: small volumes cannot tell it from nothing.
+        """
+        errors = self.uncertainty.get(axis, [0.0] * LAGS)
+        seen = zip(self.autocorrelation[axis][radius:], errors[radius:], strict=True)
+        return max((max(abs(r) - 2 * error, 0.0) for r, error in seen), default=0.0)
 
     def table(self) -> str:
         """The estimate as text, a row an axis."""
@@ -93,12 +101,14 @@ def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     return torch.fft.fftn(volume).abs().square(), tapers
 
 
-def _autocorrelation(power: Tensor, taper: Tensor, axis: int, band: Tensor | None) -> tuple[list[float], list[float]]:
+def _autocorrelation(
+    power: Tensor, tapers: Sequence[Tensor], axis: int, band: Tensor | None
+) -> tuple[list[float], list[float]]:
     """Autocorrelation along an axis of what lies in a band across it, and its standard error over parts of the band.
 
     Args:
         power: spectrum, (Z, Y, X).
-        taper: of the volume along the axis; its own autocorrelation is divided out.
+        tapers: of the volume along (Z, Y, X); the autocorrelation of the one along the axis is divided out.
         axis: number of the axis.
         band: boolean over the two other axes; None for everything.
     """
@@ -107,6 +117,7 @@ def _autocorrelation(power: Tensor, taper: Tensor, axis: int, band: Tensor | Non
     n = lines.shape[-1]
     lags = torch.arange(LAGS + 1, dtype=torch.float64)
     waves = torch.cos(2 * torch.pi * torch.arange(n, dtype=torch.float64)[:, None] * lags / n)
+    taper = tapers[axis]
     own = torch.stack([(taper[: n - k] * taper[k:]).sum() for k in range(LAGS + 1)])
 
     def correlate(part: Tensor) -> Tensor:
@@ -115,7 +126,12 @@ def _autocorrelation(power: Tensor, taper: Tensor, axis: int, band: Tensor | Non
 
     order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))
     parts = torch.stack([correlate(lines[chunk]) for chunk in order.chunk(_GROUPS)])
-    errors = parts.std(dim=0) / _GROUPS**0.5
+    # Lines at k and -k are equal, and a taper makes neighbouring lines alike: so many are one.
+    alike = 2.0
+    for other, across in enumerate(tapers):
+        if other != axis:
+            alike *= len(across) * float(across.pow(4).sum() / across.square().sum() ** 2)
+    errors = parts.std(dim=0) * (alike / _GROUPS) ** 0.5
     return correlate(lines).tolist(), errors.tolist()
 
 
@@ -135,7 +151,7 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
     if not bool(difference.any()):
         raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
     power, tapers = _power(difference)
-    found = {AXES[a]: _autocorrelation(power, tapers[a], a, None) for a in range(3)}
+    found = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
     return NoiseEstimate({a: f[0] for a, f in found.items()}, {a: f[1] for a, f in found.items()}, "halves")
 
 
@@ -160,12 +176,18 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
         band = torch.zeros([power.shape[a] for a in others], dtype=torch.bool)
         for a in across:
             band |= high[a].reshape([-1 if other == a else 1 for other in others])
-        return _autocorrelation(power, tapers[axis], axis, band)
+        return _autocorrelation(power, tapers, axis, band)
 
     first = {a: along(a, [b for b in range(3) if b != a]) for a in range(3)}
     cleanest = min(range(3), key=lambda a: _score(first[a][0]))
     found = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
-    return NoiseEstimate({a: f[0] for a, f in found.items()}, {a: f[1] for a, f in found.items()}, "one volume")
+    shares = sorted(float(power.movedim(a, 0)[high[a]].mean() / power.mean()) for a in range(3))
+    return NoiseEstimate(
+        {a: f[0] for a, f in found.items()},
+        {a: f[1] for a, f in found.items()},
+        "one volume",
+        filtered=shares[1] < LEAST_POWER,
+    )
 
 
 def _score(autocorrelation: Sequence[float]) -> float:
@@ -186,7 +208,7 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         tilt_axis: if known; it is then not asked of the noise.
 
     Raises:
-        SettingError: if two axes are equally good and no tilt axis is given.
+        SettingError: if no tilt axis is given and two axes are equally good, or the volume has been filtered.
 
     Example:
         >>> quiet, loud = [0.0] * 4, [0.4, -0.2, 0.1, 0.0]
@@ -194,19 +216,35 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         >>> choice.blind_set.shape, choice.blind_set.axis, choice.whitening, choice.clean
         ('plane', 'y', None, True)
     """
+    if estimate.filtered:
+        if tilt_axis is None:
+            raise SettingError(
+                "the volume has been low-pass filtered, so its noise cannot be measured from it alone: give the "
+                "unfiltered one, or --tilt-axis"
+            )
+        reason = f"plane across {tilt_axis}, as asked for; the volume has been low-pass filtered and cannot be measured"
+        return BlindChoice(BlindSet("plane", tilt_axis), None, reason, clean=False)
     largest = max(estimate.leftover(axis, 0) for axis in AXES)
     if largest <= CLEAN:
         return BlindChoice(
             BlindSet("voxel"), None, f"the noise is white: correlated by {largest:.3f} at most", clean=True
         )
     axis = tilt_axis or find_tilt_axis(estimate)
+    quietest = min(AXES, key=lambda a: _score(estimate.autocorrelation[a]))
     seen = estimate.leftover(axis, 0)
+    if _score(estimate.autocorrelation[axis]) > _score(estimate.autocorrelation[quietest]) + TIE:
+        quieter = estimate.leftover(quietest, 0)
+        reason = (
+            f"plane across {axis}, as asked for, although the noise is correlated by {seen:.3f} along it and by "
+            f"{quieter:.3f} along {quietest}: part of the noise will be learnt if {axis} is not the tilt axis"
+        )
+        return BlindChoice(BlindSet("plane", axis), None, reason, clean=False)
     if seen <= CLEAN:
         reason = f"the noise is correlated by {largest:.3f} across {axis} and by {seen:.3f} at most along it"
         return BlindChoice(BlindSet("plane", axis), None, reason, clean=True)
     whitening = Whitening(axis, tuple(float(r) for r in estimate.autocorrelation[axis]))
     if whitening.is_bounded():
-        reason = f"the noise is correlated by {seen:.3f} along {axis}, less than across it; whitening undoes that"
+        reason = f"the noise is correlated by {seen:.3f} along {axis}, whitening undoes that"
         return BlindChoice(BlindSet("plane", axis), whitening, reason, clean=True)
     radii = [r for r in range(LAGS) if estimate.leftover(axis, r) <= CLEAN]
     radius = radii[0] if radii else min(range(LAGS), key=lambda r: estimate.leftover(axis, r))
@@ -241,7 +279,10 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
         return {axis: np.mean([table[axis] for table in tables], axis=0).tolist() for axis in AXES}
 
     return NoiseEstimate(
-        mean([e.autocorrelation for e in estimates]), mean([e.uncertainty for e in estimates]), estimates[0].source
+        mean([e.autocorrelation for e in estimates]),
+        mean([e.uncertainty for e in estimates]),
+        estimates[0].source,
+        any(e.filtered for e in estimates),
     )
 
 
@@ -289,6 +330,7 @@ class Measured:
             "whitening": self.whitening,
             "reason": self.choice.reason,
             "clean": self.choice.clean,
+            "filtered": None if estimate is None else estimate.filtered,
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
             "uncertainty": None if estimate is None else {a: list(v) for a, v in estimate.uncertainty.items()},
@@ -319,11 +361,16 @@ def resolve_blind(
         default = 0 if blind in ("plane", "voxel") else 1
         blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)
         return Measured(BlindChoice(blind_set, None, "as asked for", clean=True), None)
+    if not tomograms:
+        raise InputError("no tomogram is given, name at least one")
     estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
     if blind == "auto" and radius is None:
         return Measured(choose_blind(estimate, tilt_axis), estimate)
-    axis = tilt_axis or find_tilt_axis(estimate)
+    white = all(estimate.leftover(axis, 0) <= CLEAN for axis in AXES)
+    axis = tilt_axis or ("y" if white else choose_blind(estimate).blind_set.axis)
     blind_set = BlindSet("plane", axis, radius or 0)
-    left = estimate.leftover(axis, blind_set._radius[0])
+    if blind_set.half_width >= LAGS:
+        return Measured(BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=True), estimate)
+    left = estimate.leftover(axis, blind_set.half_width)
     reason = f"plane across {axis}, as asked for; it leaves a correlation of {left:.3f}"
     return Measured(BlindChoice(blind_set, None, reason, clean=left <= CLEAN), estimate)

@@ -8,6 +8,7 @@ signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
 from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.preflight import check_new_file
 
 CASES = ("white", "wbp", "aligned", "sirt", "binned")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -100,7 +102,7 @@ def load_templates(folder: str | Path | None = None) -> list[Tensor]:
 
     Raises:
         FileError: if the folder is missing or holds no MRC file.
-        InputError: if a density has no positive value.
+        InputError: if one is not three-dimensional or has no positive value.
     """
     place = TEMPLATES if folder is None else Path(folder)
     paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
@@ -110,8 +112,8 @@ def load_templates(folder: str | Path | None = None) -> list[Tensor]:
     for path in paths:
         with mrcfile.open(path, permissive=True) as mrc:
             density = torch.from_numpy(np.asarray(mrc.data, dtype=np.float32).copy())
-        if not float(density.max()) > 0:
-            raise InputError(f"{path}: has no positive density, leave it out")
+        if density.ndim != 3 or not float(density.max()) > 0:
+            raise InputError(f"{path}: is no volume with positive density, leave it out")
         templates.append((density / density.max()).clamp(min=0))
     return templates
 
@@ -150,7 +152,7 @@ def make_phantom(shape: Sequence[int], seed: int = 0, templates: Sequence[Tensor
     for index in range(max(4, z * y * x // 15_000)):
         molecule = _rotated(molecules[index % len(molecules)], random)
         corner = [
-            int(torch.randint(-n // 3, s - 2 * n // 3, (1,), generator=random))
+            int(torch.randint(-n // 2, s - n // 2, (1,), generator=random))
             for n, s in zip(molecule.shape, (z, y, x), strict=True)
         ]
         _add_inside(volume, molecule, corner)
@@ -303,7 +305,7 @@ def simulate(
     ``wbp``      weighted back-projection of a tilt series with white noise on its images
     ``aligned``  the same, the images shifted by parts of a pixel and aligned by linear interpolation
     ``sirt``     back-projection with a SIRT-like filter
-    ``binned``   back-projection on a grid finer by half, Fourier-cropped to the shape
+    ``binned``   back-projection on a grid finer by half, Fourier-cropped to the shape: voxels of 1.5 times the size
     ===========  ==================================================================================
 
     Noise grows with the tilt as the specimen gets thicker: its variance is that of 1 / cos(tilt). The halves have noise
@@ -315,7 +317,7 @@ def simulate(
         snr: power of the truth over power of the noise in the tomogram.
         seed: the same seed gives the same bits.
         templates: molecule densities; None takes those of the package.
-        voxel_size_angstrom: of the tomogram.
+        voxel_size_angstrom: of the phantom.
         scheme: of the tilt series; None takes ±60 degrees in steps of 3.
 
     Raises:
@@ -357,39 +359,48 @@ def simulate(
         truth=truth,
         phantom=phantom,
         noise=scale * noise,
-        voxel_size_angstrom=voxel_size_angstrom,
+        voxel_size_angstrom=voxel_size_angstrom * finer[2] / sides[2],
         case=case,
         snr=snr,
         seed=seed,
     )
 
 
-def save_simulation(simulation: Simulation, folder: str | Path) -> list[Path]:
+def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool = False) -> list[Path]:
     """Write all volumes of a simulation as MRC files, and what it was made with as ``simulation.json``.
 
     Args:
         simulation: to write.
         folder: made if it is not there.
+        overwrite: replace files that are there.
 
     Returns:
         The files, the tomogram first.
 
     Raises:
-        FileError: if they cannot be written.
+        FileError: if they cannot be written, or are there already.
     """
     place = Path(folder)
-    paths = []
+    names = ("tomogram", "even", "odd", "truth", "phantom")
+    paths = [place / f"{name}.mrc" for name in names]
     try:
         place.mkdir(exist_ok=True)
-        for name in ("tomogram", "even", "odd", "truth", "phantom"):
-            path = place / f"{name}.mrc"
-            with mrcfile.new(path, overwrite=True) as mrc:
-                mrc.set_data(getattr(simulation, name).numpy())
-                mrc.set_volume()
-                mrc.voxel_size = simulation.voxel_size_angstrom
-            paths.append(path)
+        for path in (*paths, place / "simulation.json"):
+            check_new_file(path, overwrite)
+        for name, path in zip(names, paths, strict=True):
+            partial = place / f".{name}.partial"
+            try:
+                with mrcfile.new(partial, overwrite=True) as mrc:
+                    mrc.set_data(getattr(simulation, name).numpy())
+                    mrc.set_volume()
+                    mrc.voxel_size = simulation.voxel_size_angstrom
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         settings = {name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom")}
         (place / "simulation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{place}: cannot be written ({error.strerror or error}), choose another folder") from error
     return paths

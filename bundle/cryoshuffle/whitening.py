@@ -96,6 +96,10 @@ class WhitenNoise(InvertibleTransform):
             result.narrow(other, start, part.shape[other]).copy_(done)
         return result
 
+    def colour(self, volume: Tensor) -> Tensor:
+        """The inverse on a plain tensor."""
+        return self._filter(volume, 0.5)
+
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         """Whiten an image."""
         return self._with_meta(img, -0.5, keep=True)
@@ -147,6 +151,16 @@ class WhitenNoised(MapTransform, InvertibleTransform):
             if self.transform is not None:
                 result[key] = self.transform.inverse(result[key])
         return result
+
+
+def undo_whitening(volume: Tensor, whitening: Mapping[str, Any] | None) -> Tensor:
+    """A whitened volume as it was, for pictures.
+
+    Args:
+        volume: ``(C, Z, Y, X)``.
+        whitening: ``axis`` and ``autocorrelation`` of :class:`WhitenNoise`, or None.
+    """
+    return volume if whitening is None else WhitenNoise(**whitening).colour(volume)
 
 
 WhitenNoiseD = WhitenNoiseDict = WhitenNoised

@@ -187,7 +187,9 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(tmp_path):
     """The operating system refuses more bytes in the middle of the output: one sentence, no file under the name."""
     source = write_mrc(tmp_path / "in.mrc", volume(shape=(48, 96, 96)))
     net = BlindSpotNet()
-    save_whole({"model": net.state_dict(), "network_def": net.config()}, tmp_path / "net.pt")
+    save_whole(
+        {"model": net.state_dict(), "network_def": net.config(), "lattice": net.lattice.config()}, tmp_path / "net.pt"
+    )
     result = subprocess.run(
         [
             sys.executable, "-m", "cryoshuffle.cli", "apply", str(tmp_path / "net.pt"), str(source),
@@ -207,7 +209,7 @@ def test_wrong_options_are_refused_in_one_sentence(tmp_path, capsys):
     """A stride that hides everything, an unknown device, a window below the period, options that are no numbers."""
     source, out = str(small_tomogram(tmp_path / "in.mrc")), str(tmp_path / "out.mrc")
     for options, words in (
-        (["--radius", "1", "--stride", "1,3,1"], "use stride (1, 4, 1)"),
+        (["--blind", "plane", "--tilt-axis", "y", "--radius", "1", "--stride", "1,3,1"], "use stride (1, 4, 1)"),
         (["--device", "cuda:77"], "not available on this machine: use --device auto"),
         (["--window", "5"], "less than the lattice period"),
         (["--blind", "voxel", "--radius", "2"], "choose box or cross"),
@@ -237,7 +239,7 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path, capsys):
     torch.save({"model": torch.nn.Linear(1, 1)}, tmp_path / "code.pt")
     assert "is not a checkpoint" in refused("code.pt")
     net = BlindSpotNet()
-    good = {"model": net.state_dict(), "network_def": net.config()}
+    good = {"model": net.state_dict(), "network_def": net.config(), "lattice": net.lattice.config()}
     save_whole({**good, "model": {"stem.bias": torch.zeros(3)}}, tmp_path / "other.pt")
     assert "do not fit" in refused("other.pt")
     save_whole({**good, "network_def": None}, tmp_path / "body.pt")

@@ -26,8 +26,10 @@ from phantoms import (
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from cryoshuffle.checkpoints import save_whole
 from cryoshuffle.cli import main
 from cryoshuffle.mrc import open_mrc
+from cryoshuffle.simulation import simulate
 
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
 QUICK = ["--window", "16,24,16", "--quiet"]
@@ -136,6 +138,29 @@ def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
     assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "c.mrc"))
     assert f"result:     {tmp_path / 'a.mrc'}" in by_command.stdout
     assert f"picture:    {tmp_path / 'a_run' / 'result.png'}" in by_command.stdout
+
+
+def test_whitening_travels_with_the_model(tmp_path):
+    """Aligned noise: fit and denoise, apply, and inference.json alone give one result; without whitening another."""
+    source = write_mrc(tmp_path / "in.mrc", simulate("aligned", (36, 60, 48), snr=0.3, seed=1).tomogram.numpy())
+    assert main(["denoise", str(source), str(tmp_path / "a.mrc"), "--steps", "4", *QUICK]) == 0
+    model = tmp_path / "a_run" / "model.pt"
+    content = torch.load(model, weights_only=True)
+    assert content["whitening"]["axis"] == "y"
+    assert content["lattice"]["blind_set"]["shape"] == "plane"
+    assert main(["apply", str(model), str(source), str(tmp_path / "b.mrc"), "--quiet"]) == 0
+    options = {"tomogram": source, "checkpoint": model, "output_dir": tmp_path / "c"}
+    alone = bundle_run(tmp_path, "inference.json", **options, output=tmp_path / "c.mrc")
+    assert alone.returncode == 0, alone.stderr
+    for other in ("b.mrc", "c.mrc"):
+        assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / other))
+    scored = bundle_run(tmp_path, "train.json", "evaluate.yaml", **options)
+    assert scored.returncode == 0, scored.stderr
+    told = float(re.findall(r"[\d.]+$", (tmp_path / "c" / "metrics.csv").read_text().strip())[0])
+    assert told == pytest.approx(content["risk"], rel=1e-4)
+    save_whole({**content, "whitening": None}, tmp_path / "unwhitened.pt")
+    assert main(["apply", str(tmp_path / "unwhitened.pt"), str(source), str(tmp_path / "d.mrc"), "--quiet"]) == 0
+    assert not np.allclose(data(tmp_path / "a.mrc"), data(tmp_path / "d.mrc"), rtol=1e-3)
 
 
 def fit(tomogram: Path, checkpoint: Path, *more: str) -> list[str]:

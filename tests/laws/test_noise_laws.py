@@ -121,11 +121,48 @@ def test_settings_are_taken_as_given(tmp_path):
     found = resolve_blind([path, path], "plane", None, None)
     assert (found.blind_set.axis, found.whitening) == ("y", None)
     assert not found.choice.clean
+    white = str(write_mrc(tmp_path / "white.mrc", simulated("white").noise.numpy()))
+    assert resolve_blind([white], "plane").blind_set.axis == "y"
+    assert resolve_blind([white], "auto", None, 1).choice.clean
+    with pytest.raises(ValueError, match="no tomogram is given"):
+        resolve_blind([])
     wide = resolve_blind([path], "auto", None, 1)
     assert (wide.blind_set.half_width, wide.whitening) == (1, None)
     assert wide.choice.clean
     with pytest.raises(ValueError, match="choose one of"):
         resolve_blind([path], "ball")
+
+
+def test_a_filtered_volume_is_not_measured():
+    """Low-pass filtered, the band holds the filter's tail: nothing is guessed; a given axis is taken, and marked."""
+    volume = simulated("wbp").tomogram
+    k = [torch.fft.fftfreq(n).abs() for n in volume.shape]
+    keep = (k[0][:, None, None] ** 2 + k[1][:, None] ** 2 + k[2] ** 2).sqrt() < 0.25
+    estimate = noise_from_volume(torch.fft.ifftn(torch.fft.fftn(volume) * keep).real)
+    assert estimate.filtered
+    assert not noise_from_volume(volume).filtered
+    with pytest.raises(ValueError, match="low-pass filtered"):
+        choose_blind(estimate)
+    choice = choose_blind(estimate, "y")
+    assert (choice.blind_set.axis, choice.clean) == ("y", False)
+
+
+def test_a_tilt_axis_against_the_evidence_is_taken_and_said():
+    """The loudest axis as asked for: no whitening, not clean, and the quieter axis is named."""
+    choice = choose_blind(noise_from_volume(simulated("wbp").tomogram), "z")
+    assert (choice.blind_set.axis, choice.whitening, choice.clean) == ("z", None, False)
+    assert "along y" in choice.reason
+
+
+def test_the_uncertainty_is_the_scatter_between_volumes():
+    """Over seeds, the spread of an estimate is what each estimate says of itself, within a factor of 1.6."""
+    found = [
+        noise_from_volume(torch.randn((24, 28, 32), generator=torch.Generator().manual_seed(s))) for s in range(40)
+    ]
+    for axis in AXES:
+        scatter = float(np.std([e.autocorrelation[axis][:3] for e in found], axis=0).mean())
+        told = float(np.mean([e.uncertainty[axis][:3] for e in found]))
+        assert 1 / 1.6 < told / scatter < 1.6
 
 
 def test_several_tomograms_are_averaged():
@@ -197,13 +234,13 @@ def kernel(sigma: float, hidden: str) -> torch.Tensor:
         k[even[:, None, None] & even[:, None] & even] = 0
     else:
         k[:, axis % 3 == 0] = 0
-    return (k / k.sum())[None, None]
+    return (k / k.sum())[None, None].float()
 
 
 def test_risk_follows_error_with_the_matched_blind_set_only():
     """Reconstruction noise: argmin of risk is argmin of error over plane-blind filters, not over voxel-blind ones."""
     simulation = simulated("wbp")
-    truth, noisy = (v.double()[None, None] for v in (simulation.truth, simulation.tomogram))
+    truth, noisy = (v[None, None, 8:48, 16:80, 16:80] for v in (simulation.truth, simulation.tomogram))
     chosen = {}
     for hidden in ("plane", "voxel"):
         estimates = [F.conv3d(noisy, kernel(s, hidden), padding=4) for s in (0.5, 0.7, 0.9, 1.2, 1.6, 2.2, 3.0)]
@@ -224,14 +261,16 @@ def test_the_command_prints_table_choice_and_reason(tmp_path, capsys):
     one = [str(tmp_path / "tomogram.mrc")]
     halves = ["--even", str(tmp_path / "even.mrc"), "--odd", str(tmp_path / "odd.mrc")]
     for source, words in ((one, "one volume"), (halves, "halves")):
-        assert main(["noise", *source, "--report", str(tmp_path / "report")]) == 0
+        assert main(["noise", *source, "--report", str(tmp_path / "report"), "--overwrite"]) == 0
         said = capsys.readouterr().out
         assert f"from {words}" in said
-        assert "choice:     --blind plane --tilt-axis y --radius 0, whitened along y" in said
+        assert "choice:     --blind auto --tilt-axis y (a plane, whitened along y)" in said
         report = json.loads((tmp_path / "report" / "noise.json").read_text())
         assert report["source"] == words
         assert report["whitening"]["axis"] == "y"
         assert (tmp_path / "report" / "noise.png").stat().st_size > 500
+    assert main(["noise", *one, "--report", str(tmp_path / "report")]) == 2
+    assert "noise.json: exists already" in capsys.readouterr().err
     assert main(["noise", *one, *halves]) == 2
     assert main(["noise", "--even", one[0]]) == 2
     assert capsys.readouterr().err.count("name either one tomogram, or its halves") == 2
@@ -249,5 +288,9 @@ def test_the_same_seed_simulates_the_same_bits(tmp_path, capsys):
         "even.mrc", "odd.mrc", "phantom.mrc", "simulation.json", "tomogram.mrc", "truth.mrc",
     ]  # fmt: skip
     assert load_volume(str(a)).shape == (24, 32, 40)
+    before = a.read_bytes()
+    assert main([*arguments, str(tmp_path / "a"), "--seed", "9"]) == 2
+    assert "tomogram.mrc: exists already" in capsys.readouterr().err
+    assert a.read_bytes() == before
     assert main([*arguments, str(tmp_path / "d"), "--templates", str(tmp_path / "none")]) == 2
     assert "is no folder with MRC densities" in capsys.readouterr().err
