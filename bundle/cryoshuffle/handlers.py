@@ -1,36 +1,24 @@
-"""Ignite handlers that drive the fit of one volume."""
+"""Ignite handlers that drive the fit: blindness guard, window seeds, budget, interruption."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from monai.engines.utils import IterationEvents
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-import cryoshuffle
 from cryoshuffle.data import WindowDataset, seed_everything
-from cryoshuffle.errors import FileError, FitInterruptedError, SettingError
+from cryoshuffle.errors import FitInterruptedError, SettingError
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
-from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise import Measured
-from cryoshuffle.preview import central_crop, save_preview
-from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
 
@@ -49,49 +37,6 @@ def named(handler: Any) -> Any:
         handler: a reference such as ``@train#ema``; None, a disabled component, attaches nothing.
     """
     return _Absent() if handler is None else handler
-
-
-class RunLog:
-    """Writes what this package logs to ``run.log`` while an engine runs.
-
-    MONAI's own handler takes the log of the engine, where our lines do not appear.
-
-    Args:
-        output_dir: of the run; made if it is not there.
-
-    Raises:
-        FileError: when the engine starts, if the file cannot be written.
-    """
-
-    def __init__(self, output_dir: str) -> None:
-        self.path = Path(output_dir) / "run.log"
-        self._handler: logging.Handler | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Write from the start of the engine to its end."""
-        engine.add_event_handler(Events.STARTED, self._start)
-
-    def _start(self, engine: Engine) -> None:
-        # Added only now, behind what all other handlers do at the end: their last lines belong into the log.
-        if not engine.has_event_handler(self._stop, Events.COMPLETED):
-            engine.add_event_handler(Events.COMPLETED, self._stop)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(self.path, encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"{self.path}: cannot be written ({error.strerror}), choose another folder") from error
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(self._handler)
-        logger.setLevel(logging.INFO)
-        logger.info(
-            "cryoshuffle %s, torch %s, %d threads", cryoshuffle.__version__, torch.__version__, torch.get_num_threads()
-        )
-
-    def _stop(self, engine: Engine) -> None:
-        if self._handler is not None:
-            logger.removeHandler(self._handler)
-            self._handler.close()
-            self._handler = None
 
 
 class BlindnessGuard:
@@ -128,34 +73,6 @@ class BlindnessGuard:
         lattice = getattr(network, "lattice", None)
         if isinstance(lattice, Lattice):
             logger.info("the network is blind as configured: %s, stride %s", lattice.describe(), lattice.stride_zyx)
-
-
-class NoiseReport:
-    """Says what noise was measured and which blind set follows, in the log and in ``noise.json``.
-
-    Args:
-        measured: blind set of the run.
-        output_dir: of the run.
-    """
-
-    def __init__(self, measured: Measured, output_dir: str) -> None:
-        self.measured = measured
-        self.path = Path(output_dir) / "noise.json"
-
-    def attach(self, engine: Engine) -> None:
-        """Say it at the start of the engine."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Say it now."""
-        estimate, choice = self.measured.estimate, self.measured.choice
-        if estimate is not None:
-            logger.info("noise autocorrelation from %s:\n%s", estimate.source, estimate.table())
-        logger.info("blind set: %s", choice.reason)
-        if not choice.clean:
-            logger.warning("the noise is not clean along any way to look: %s", choice.reason)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.measured.report(), indent=2) + "\n", encoding="utf-8")
 
 
 class EpochSeeds:
@@ -242,98 +159,6 @@ class Budget:
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress(step)))
 
 
-class LossTerms:
-    """Logs every term of the loss by itself, averaged over the epoch, and the blind risk.
-
-    The means are also left in ``engine.state.metrics`` as ``loss_<term>``, where MONAI's own handlers find them.
-
-    Args:
-        loss: of the fit.
-        evaluator: whose metric ``risk`` is logged with them.
-    """
-
-    def __init__(self, loss: EdgeGuidedLoss, evaluator: Engine) -> None:
-        self.loss = loss
-        self.evaluator = evaluator
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
-
-    def attach(self, engine: Engine) -> None:
-        """Add up each step; log at the end of each epoch."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-
-    def _step(self, engine: Engine) -> None:
-        for name, value in self.loss.terms.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
-        self._count += 1
-
-    def _epoch(self, engine: Engine) -> None:
-        means = {name: float(total) / self._count for name, total in self._sums.items()}
-        engine.state.metrics.update({f"loss_{name}": value for name, value in means.items()})
-        risk = self.evaluator.state.metrics.get("risk", float("nan"))
-        words = ", ".join(f"{name} {value:.5f}" for name, value in means.items())
-        logger.info(
-            "epoch %d/%d, step %d: %s, blind risk %.5f",
-            engine.state.epoch,
-            engine.state.max_epochs,
-            engine.state.iteration,
-            words,
-            risk,
-        )
-        self._sums, self._count = {}, 0
-
-
-class Progress:
-    """A bar with the time left and the current blind risk.
-
-    Args:
-        evaluator: whose metric ``risk`` is shown.
-        quiet: show nothing.
-    """
-
-    def __init__(self, evaluator: Engine, quiet: bool = False) -> None:
-        self.evaluator = evaluator
-        self.quiet = quiet
-        self._bar: tqdm[Any] | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Show from the first step to the last."""
-        engine.add_event_handler(Events.EPOCH_STARTED, self._open)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-        engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.TERMINATE, self.close)
-
-    def _open(self, engine: Engine) -> None:
-        if self._bar is None:
-            total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
-            self._bar = tqdm(
-                total=total,
-                initial=engine.state.iteration,
-                desc="fitting",
-                unit="step",
-                disable=self.quiet,
-                dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 15.0,
-            )
-
-    def _step(self, engine: Engine) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
-
-    def _epoch(self, engine: Engine) -> None:
-        risk = self.evaluator.state.metrics.get("risk")
-        if self._bar is not None and risk is not None:
-            self._bar.set_postfix_str(f"blind risk {risk:.4f}", refresh=False)
-
-    def close(self, engine: Engine | None = None) -> None:
-        """Take the bar down."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 class GracefulStop:
     """Ctrl-C and SIGTERM stop a run after the current step; the checkpoint of the last epoch stays.
 
@@ -376,98 +201,3 @@ class GracefulStop:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-class FitPreview:
-    """A picture at intervals while a fit runs: the middle of the first volume, before, after and residual.
-
-    Args:
-        volumes: the standardised volumes of the fit, dictionaries with ``image`` of shape ``(1, Z, Y, X)``.
-        network: to show, the averaged one say.
-        inferer: that runs it.
-        output_dir: where ``preview.png`` goes; it is replaced each time.
-        interval: epochs between pictures.
-        side: longest side of what is shown, voxels.
-        whitening: of the volumes, undone for the picture.
-    """
-
-    def __init__(
-        self,
-        volumes: Sequence[Mapping[str, Any]],
-        network: nn.Module,
-        inferer: Callable[..., Tensor],
-        output_dir: str,
-        interval: int = 4,
-        side: int = 96,
-        whitening: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.volumes, self.network, self.inferer = volumes, network, inferer
-        self.path = Path(output_dir) / "preview.png"
-        self.interval = interval
-        self.side = side
-        self.whitening = whitening
-
-    def attach(self, engine: Engine) -> None:
-        """Draw every few epochs."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Draw now."""
-        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), self.side)
-        device = next(self.network.parameters()).device
-        was_training = self.network.training
-        self.network.eval()
-        with torch.no_grad():
-            after = self.inferer(before[None].to(device), self.network)[0]
-        self.network.train(was_training)
-        before, after = (undo_whitening(v.cpu(), self.whitening) for v in (before, after))
-        save_preview(before[0], after[0], self.path)
-
-
-class ResultPreview:
-    """The picture of a finished tomogram, drawn from what the evaluator read and predicted.
-
-    Args:
-        path: of the PNG.
-        whitening: of the image, undone for the picture.
-    """
-
-    def __init__(self, path: str, whitening: Mapping[str, Any] | None = None) -> None:
-        self.path = Path(path)
-        self.whitening = whitening
-
-    def attach(self, engine: Engine) -> None:
-        """Draw before the intensities are given back, so that both sides have one scale."""
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Draw now."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        output: Any = engine.state.output
-        volumes = [output[key].as_subclass(Tensor)[0] for key in ("image", "pred")]
-        before, after = (undo_whitening(volume, self.whitening) for volume in volumes)
-        save_preview(before[0], after[0], self.path)
-        logger.info("picture: %s", self.path)
-
-
-class Timer:
-    """Logs how long an engine took.
-
-    Args:
-        name: of the work.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._began = 0.0
-
-    def attach(self, engine: Engine) -> None:
-        """From start to end."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
-
-    def _start(self, engine: Engine) -> None:
-        self._began = time.monotonic()
-
-    def _stop(self, engine: Engine) -> None:
-        logger.info("%s took %.1f s", self.name, time.monotonic() - self._began)

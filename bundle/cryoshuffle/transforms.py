@@ -111,6 +111,21 @@ class StandardiseIntensityd(MapTransform, InvertibleTransform):
         return result
 
 
+class _AlikeForAllKeys(Randomizable, MapTransform):
+    """Applies one random transform to all keys with the same random numbers."""
+
+    transform: RandLatticeWindow | RandLatticeFlip
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Apply the transform to the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        seed = int(self.R.randint(2**31))
+        for key in self.key_iterator(result):
+            self.transform.set_random_state(seed=seed)
+            result[key] = self.transform(result[key])
+        return result
+
+
 class RandLatticeWindow(Randomizable, Transform):
     """A window of whole lattice periods at a random place outside the held-out slab.
 
@@ -145,7 +160,7 @@ class RandLatticeWindow(Randomizable, Transform):
         return img[(slice(None), *draw_box(shape, window, self.R))]
 
 
-class RandLatticeWindowd(Randomizable, MapTransform):
+class RandLatticeWindowd(_AlikeForAllKeys):
     """Dictionary form of :class:`RandLatticeWindow`; all keys get the same window.
 
     Args:
@@ -168,15 +183,6 @@ class RandLatticeWindowd(Randomizable, MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = RandLatticeWindow(window, period, held_out)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Cut the same window from the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        seed = int(self.R.randint(2**31))
-        for key in self.key_iterator(result):
-            self.transform.set_random_state(seed=seed)
-            result[key] = self.transform(result[key])
-        return result
 
 
 class RandLatticeFlip(RandomizableTransform):
@@ -211,7 +217,7 @@ class RandLatticeFlip(RandomizableTransform):
         return torch.flip(convert_to_tensor(img), axes)
 
 
-class RandLatticeFlipd(RandomizableTransform, MapTransform):
+class RandLatticeFlipd(_AlikeForAllKeys):
     """Dictionary form of :class:`RandLatticeFlip`; all keys are flipped alike.
 
     Args:
@@ -226,18 +232,8 @@ class RandLatticeFlipd(RandomizableTransform, MapTransform):
     def __init__(
         self, keys: KeysCollection, stride: Sequence[int] | int, prob: float = 0.5, allow_missing_keys: bool = False
     ) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
-        RandomizableTransform.__init__(self, prob=1.0)
+        super().__init__(keys, allow_missing_keys)
         self.transform = RandLatticeFlip(stride, prob)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Flip the images under the keys alike."""
-        result: dict[Hashable, Any] = dict(data)
-        seed = int(self.R.randint(2**31))
-        for key in self.key_iterator(result):
-            self.transform.set_random_state(seed=seed)
-            result[key] = self.transform(result[key])
-        return result
 
 
 class CropHeldOut(Transform):
