@@ -7,7 +7,7 @@ anything is removed at all. Axes are (Z, Y, X).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,16 @@ class NoiseEstimate:
         autocorrelation: for each axis, at lags 1 to :data:`LAGS`, voxels.
         uncertainty: standard error of each of them.
         source: ``halves`` or ``one volume``.
+        oblique: for each axis, the largest correlation with any voxel up to :data:`LAGS` away that does not lie in the
+            same plane across that axis, once the correlation along the axis is whitened, less what chance makes in a
+            volume of this size; an axis a few degrees off the grid couples its neighbours obliquely.
         filtered: whether the volume has next to no power at high frequency, so that one volume tells nothing.
     """
 
     autocorrelation: Mapping[str, Sequence[float]]
     uncertainty: Mapping[str, Sequence[float]]
     source: str
+    oblique: Mapping[str, float] = field(default_factory=dict)
     filtered: bool = False
 
     def leftover(self, axis: str, radius: int) -> float:
@@ -135,6 +139,33 @@ def _autocorrelation(
     return correlate(lines).tolist(), errors.tolist()
 
 
+def _oblique(power: Tensor, tapers: Sequence[Tensor], axis: int, along: Sequence[float], share: float = 1.0) -> float:
+    """The largest correlation out of the plane across an axis, after whitening along the axis; see NoiseEstimate.
+
+    Args:
+        power: spectrum of the noise, or of a band of it, (Z, Y, X).
+        tapers: of the volume along (Z, Y, X); their autocorrelation is divided out.
+        axis: number of the axis.
+        along: autocorrelation along it, whitened before looking.
+        share: of the spectrum that the band covers.
+    """
+    side = power.shape[axis]
+    half = Whitening(AXES[axis], tuple(along)).spectrum(side)
+    spectrum = torch.cat([half, half[1 : side - len(half) + 1].flip(0)])
+    white = power / spectrum.reshape([-1 if a == axis else 1 for a in range(3)])
+    lags = torch.fft.ifftn(white).real
+    for a, taper in enumerate(tapers):
+        near = [k % len(taper) for k in range(-LAGS, LAGS + 1)]
+        own = torch.stack([(taper[: len(taper) - abs(k)] * taper[abs(k) :]).sum() for k in range(-LAGS, LAGS + 1)])
+        lags = lags.index_select(a, torch.tensor(near)) / own.reshape([-1 if b == a else 1 for b in range(3)])
+    lags = lags / lags[LAGS, LAGS, LAGS]
+    outside = lags.index_select(axis, torch.tensor([k for k in range(2 * LAGS + 1) if k != LAGS]))
+    # The largest of some 300 independent lags of white noise is about three of their standard errors.
+    alike = float(np.prod([len(t) * float(t.pow(4).sum() / t.square().sum() ** 2) for t in tapers]))
+    chance = 3.2 * (alike / (power.numel() * share)) ** 0.5
+    return max(float(outside.abs().max()) - chance, 0.0)
+
+
 def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
     """The noise of a tomogram from two halves with independent noise: their difference holds no signal.
 
@@ -152,7 +183,12 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
         raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
     power, tapers = _power(difference)
     found = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
-    return NoiseEstimate({a: f[0] for a, f in found.items()}, {a: f[1] for a, f in found.items()}, "halves")
+    return NoiseEstimate(
+        {a: f[0] for a, f in found.items()},
+        {a: f[1] for a, f in found.items()},
+        "halves",
+        {axis: _oblique(power, tapers, a, found[axis][0]) for a, axis in enumerate(AXES)},
+    )
 
 
 def noise_from_volume(volume: Tensor) -> NoiseEstimate:
@@ -181,11 +217,20 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     first = {a: along(a, [b for b in range(3) if b != a]) for a in range(3)}
     cleanest = min(range(3), key=lambda a: _score(first[a][0]))
     found = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
+    oblique = {}
+    for a, axis in enumerate(AXES):
+        others = [b for b in range(3) if b != a] if a == cleanest else [cleanest]
+        band = torch.zeros_like(power)
+        for b in others:
+            band += high[b].reshape([-1 if c == b else 1 for c in range(3)])
+        inside = band > 0
+        oblique[axis] = _oblique(power * inside, tapers, a, found[axis][0], float(inside.double().mean()))
     shares = sorted(float(power.movedim(a, 0)[high[a]].mean() / power.mean()) for a in range(3))
     return NoiseEstimate(
         {a: f[0] for a, f in found.items()},
         {a: f[1] for a, f in found.items()},
         "one volume",
+        oblique,
         filtered=shares[1] < LEAST_POWER,
     )
 
@@ -241,11 +286,11 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         return BlindChoice(BlindSet("plane", axis), None, reason, clean=False)
     if seen <= CLEAN:
         reason = f"the noise is correlated by {largest:.3f} across {axis} and by {seen:.3f} at most along it"
-        return BlindChoice(BlindSet("plane", axis), None, reason, clean=True)
+        return _looking_obliquely(BlindChoice(BlindSet("plane", axis), None, reason, clean=True), estimate)
     whitening = Whitening(axis, tuple(float(r) for r in estimate.autocorrelation[axis]))
     if whitening.is_bounded():
         reason = f"the noise is correlated by {seen:.3f} along {axis}, whitening undoes that"
-        return BlindChoice(BlindSet("plane", axis), whitening, reason, clean=True)
+        return _looking_obliquely(BlindChoice(BlindSet("plane", axis), whitening, reason, clean=True), estimate)
     radii = [r for r in range(LAGS) if estimate.leftover(axis, r) <= CLEAN]
     radius = radii[0] if radii else min(range(LAGS), key=lambda r: estimate.leftover(axis, r))
     left = estimate.leftover(axis, radius)
@@ -254,6 +299,15 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         f"a half-width of {radius} leaves {left:.3f}"
     )
     return BlindChoice(BlindSet("plane", axis, radius), None, reason, clean=bool(radii))
+
+
+def _looking_obliquely(choice: BlindChoice, estimate: NoiseEstimate) -> BlindChoice:
+    """The choice, with what it leaves visible off the axis in its reason; not clean where that is much."""
+    left = estimate.oblique.get(choice.blind_set.axis, 0.0)
+    if left <= CLEAN:
+        return choice
+    reason = f"{choice.reason}; off the axis {left:.3f} stays visible, as when the tilt axis is not along the grid"
+    return replace(choice, reason=reason, clean=left <= 2 * CLEAN)
 
 
 def find_tilt_axis(estimate: NoiseEstimate) -> str:
@@ -282,6 +336,7 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
         mean([e.autocorrelation for e in estimates]),
         mean([e.uncertainty for e in estimates]),
         estimates[0].source,
+        {axis: float(np.mean([e.oblique[axis] for e in estimates])) for axis in AXES if estimates[0].oblique},
         any(e.filtered for e in estimates),
     )
 
@@ -331,6 +386,7 @@ class Measured:
             "reason": self.choice.reason,
             "clean": self.choice.clean,
             "filtered": None if estimate is None else estimate.filtered,
+            "oblique": None if estimate is None else dict(estimate.oblique),
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
             "uncertainty": None if estimate is None else {a: list(v) for a, v in estimate.uncertainty.items()},

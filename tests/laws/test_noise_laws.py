@@ -147,6 +147,27 @@ def test_a_filtered_volume_is_not_measured():
     assert (choice.blind_set.axis, choice.clean) == ("y", False)
 
 
+def turned_about_z(volume: torch.Tensor, degrees: float) -> torch.Tensor:
+    """A volume turned in its XY plane, as when the tilt axis does not lie along the grid."""
+    cos, sin = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]]), [1, *volume.shape], align_corners=False)
+    return F.grid_sample(volume[None], grid, align_corners=False, mode="bicubic", padding_mode="reflection")[0]
+
+
+def test_a_tilt_axis_off_the_grid_is_noticed():
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]]), [1, *volume.shape], False)
+    noise = simulated("wbp").noise
+    straight = noise_from_halves(noise, torch.zeros_like(noise))
+    turned = noise_from_halves(turned_about_z(noise, 10), torch.zeros_like(noise))
+    assert straight.oblique["y"] < 0.02
+    assert turned.oblique["y"] > 0.06
+    assert "off the axis" in choose_blind(turned, "y").reason
+    assert "off the axis" not in choose_blind(straight).reason
+    for seed in range(10):
+        white = torch.randn((20, 24, 28), generator=torch.Generator().manual_seed(seed))
+        assert max(noise_from_volume(white).oblique.values()) < 0.05
+
+
 def test_a_tilt_axis_against_the_evidence_is_taken_and_said():
     """The loudest axis as asked for: no whitening, not clean, and the quieter axis is named."""
     choice = choose_blind(noise_from_volume(simulated("wbp").tomogram), "z")
