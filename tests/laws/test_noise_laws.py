@@ -155,7 +155,7 @@ def turned_about_z(volume: torch.Tensor, degrees: float) -> torch.Tensor:
 
 
 def test_a_tilt_axis_off_the_grid_is_noticed():
-    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]]), [1, *volume.shape], False)
+    """Turned by 10 degrees, noise is correlated obliquely and the reason says so; straight or by chance it is not."""
     noise = simulated("wbp").noise
     straight = noise_from_halves(noise, torch.zeros_like(noise))
     turned = noise_from_halves(turned_about_z(noise, 10), torch.zeros_like(noise))
