@@ -309,9 +309,8 @@ def _apply(options: argparse.Namespace) -> int:
 
 
 def _noise(options: argparse.Namespace) -> int:
-    import json
-
     from cryoshuffle.noise import Measured, choose_blind, load_volume, noise_from_halves, noise_from_volume
+    from cryoshuffle.outputs import write_json
     from cryoshuffle.preflight import check_new_file
     from cryoshuffle.preview import save_noise_plot
 
@@ -340,7 +339,7 @@ def _noise(options: argparse.Namespace) -> int:
         chosen = "voxel" if blind.shape == "voxel" else f"plane --tilt-axis {blind.axis} --radius {blind.half_width}"
     print(f"choice:     --blind {chosen}")
     print(f"reason:     {measured.choice.reason}")
-    table.write_text(json.dumps(measured.report(), indent=2) + "\n", encoding="utf-8")
+    write_json(measured.report(), table)
     _say(table=table, picture=plot)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -65,3 +66,19 @@ class ExactPath(FolderLayoutBase):
     def filename(self, **kwargs: Any) -> str:
         """The path, whatever the subject is called."""
         return self.path
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON under a temporary name and move them into place.
+
+    Raises:
+        FileError: if the file cannot be written; nothing is left behind then.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise FileError(f"{path}: cannot be written ({error.strerror or error}), choose another folder") from error

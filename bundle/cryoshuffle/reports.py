@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -20,6 +19,7 @@ import cryoshuffle
 from cryoshuffle.errors import FileError
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.noise import Measured
+from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop, save_preview
 from cryoshuffle.whitening import undo_whitening
 
@@ -94,7 +94,7 @@ class NoiseReport:
         if not choice.clean:
             logger.warning("the noise is not clean along any way to look: %s", choice.reason)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.measured.report(), indent=2) + "\n", encoding="utf-8")
+        write_json(self.measured.report(), self.path)
 
 
 class LossTerms:

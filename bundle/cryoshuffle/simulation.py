@@ -7,7 +7,6 @@ signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
 from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.outputs import write_json
 from cryoshuffle.preflight import check_new_file
 
 CASES = ("white", "wbp", "aligned", "sirt", "binned")
@@ -398,7 +398,7 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
             finally:
                 partial.unlink(missing_ok=True)
         settings = {name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom")}
-        (place / "simulation.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(settings, place / "simulation.json")
     except FileError:
         raise
     except OSError as error:

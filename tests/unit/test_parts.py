@@ -33,6 +33,7 @@ from cryoshuffle.lattice import (
 from cryoshuffle.layers import ChannelLayerNorm, SimpleGate, register_layers
 from cryoshuffle.metrics import BlindRisk, lower_is_better
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
+from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop, preview_image, save_preview
 from cryoshuffle.transforms import RandLatticeWindowd
 
@@ -256,3 +257,12 @@ def test_help_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    """What is written is read back; a folder that is missing is one sentence, and nothing is left."""
+    write_json({"a": [1, 2]}, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]}
+    with pytest.raises(FileError, match="cannot be written"):
+        write_json({}, tmp_path / "no" / "a.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
