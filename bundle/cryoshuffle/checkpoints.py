@@ -122,11 +122,13 @@ class Fitted:
         blind_set: offsets its predictions do not see.
         stride: lattice stride along (Z, Y, X), voxels; None for the blind set's default.
         whitening: of the noise, as plain values; None for none.
+        blend: of network and linear filter, as plain values; None for the network alone.
     """
 
     blind_set: BlindSet
     stride: Sequence[int] | None
     whitening: Mapping[str, Any] | None
+    blend: Mapping[str, float] | None = None
 
 
 def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
@@ -149,7 +151,10 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
         raise InputError(f"{path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
     _refuse_code(lattice, path)
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
-    return Fitted(BlindSet(**blind), lattice["stride"], whitening)
+    blend = checkpoint.get("blend")
+    if blend is not None:
+        blend = {name: float(blend[name]) for name in ("trust", "sigma", "gain")}
+    return Fitted(BlindSet(**blind), lattice["stride"], whitening, blend)
 
 
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
@@ -161,12 +166,22 @@ def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
     """
     checkpoint = load_plain(path)
     network = ConfigParser({"net": network_config(checkpoint, path)}).get_parsed_content("net")
-    _load_weights(network, checkpoint["model"], path)
+    load_weights(network, checkpoint["model"], path)
     network.eval()
     return network
 
 
-def _load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    Args:
+        network: to fill.
+        weights: its state.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        InputError: if they do not fit.
+    """
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -210,7 +225,7 @@ class ModelLoader:
                 f"{self.path}: was fitted with whitening {checkpoint.get('whitening')}, the config says "
                 f"{self.whitening}; use the same"
             )
-        _load_weights(self.network, checkpoint["model"], self.path)
+        load_weights(self.network, checkpoint["model"], self.path)
 
 
 def _plain(lattice: Mapping[str, Any]) -> str:
@@ -238,6 +253,8 @@ class FitCheckpoint:
         overwrite: start again although an unfinished fit is there.
         writes: whether this process writes; only one of several should.
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
+        blend: of network and linear filter, as of :class:`cryoshuffle.refinement.Refinement`; goes into the model.
+        state_name: of the state in ``output_dir``; each stage of a fit has its own.
 
     Raises:
         SettingError: if there is an unfinished fit and neither resume nor overwrite is asked for, or if the
@@ -258,8 +275,11 @@ class FitCheckpoint:
         overwrite: bool = False,
         writes: bool = True,
         whitening: Mapping[str, Any] | None = None,
+        blend: Mapping[str, float] | None = None,
+        state_name: str = STATE_NAME,
     ) -> None:
-        self.state_path = Path(output_dir) / STATE_NAME
+        self.state_path = Path(output_dir) / state_name
+        self.blend = None if blend is None else dict(blend)
         self.model_path = Path(model_path)
         self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
         self.evaluator = evaluator
@@ -346,11 +366,9 @@ class FitCheckpoint:
 
     def _finish(self, engine: Engine) -> None:
         if self.best_epoch == 0:
-            raise InputError("no blind risk of the fit was finite, so no model was kept: check the tomogram's values")
+            raise InputError("no risk of the fit was finite, so no model was kept: check the tomogram's values")
         self._save(engine, finished=True)
-        logger.info(
-            "the model of epoch %d is kept, blind risk %.5f: %s", self.best_epoch, self.best_risk, self.model_path
-        )
+        logger.info("the model of epoch %d is kept, risk %.5f: %s", self.best_epoch, self.best_risk, self.model_path)
 
     def _model(self) -> dict[str, Any]:
         network = self.ema.ema_model
@@ -359,6 +377,7 @@ class FitCheckpoint:
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
             "lattice": network.lattice.config() if isinstance(network, BlindSpotNet) else None,
             "whitening": self.whitening,
+            "blend": self.blend,
             "settings": self.settings,
             "risk": self.best_risk,
             "epoch": self.best_epoch,

@@ -122,6 +122,13 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         choices=["unbiased", "paper"],
         help="weights of the loss terms; paper adds a biased guide (default: unbiased)",
     )
+    fit.add_argument(
+        "--no-refine",
+        dest="refine",
+        action="store_false",
+        help="stop after the blind network, as the paper does; else a second network, which hides nothing, learns from "
+        "the noise that the blind one has found",
+    )
     fit.add_argument("--steps", type=_count, default=600, help="optimiser steps (default: 600)")
     fit.add_argument("--minutes", type=_positive, help="stop the fit after so many minutes, if steps do not end first")
     fit.add_argument(
@@ -182,6 +189,19 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--overwrite", action="store_true", help="replace what is there")
     simulate.add_argument("--templates", metavar="DIR", help="MRC densities at 10 Å (default: those of the package)")
 
+    evaluate = commands.add_parser("evaluate", help="score a denoised tomogram, with or without a truth")
+    evaluate.add_argument("result", metavar="RESULT", help="the denoised tomogram")
+    evaluate.add_argument("--truth", help="what it should be; gives correlation, PSNR, SSIM and FSC")
+    evaluate.add_argument("--noisy", help="what it was denoised from; gives what is left in the residual")
+    evaluate.add_argument("--other-half", help="the other half, raw, where RESULT was denoised from one half alone")
+    evaluate.add_argument("--window", type=_triple, metavar="Z,Y,X", help="windows to look for seams of, voxels")
+    evaluate.add_argument(
+        "--stride", type=_triple, metavar="Z,Y,X", help="lattice stride to look for stripes of, voxels"
+    )
+    evaluate.add_argument("--overwrite", action="store_true", help="replace evaluation.json and fsc.png")
+    evaluate.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
+    evaluate.add_argument("--report", metavar="DIR", default=".", help="folder for evaluation.json and fsc.png")
+
     check = commands.add_parser("check", help="prove that a network is blind to what it must not see")
     check.add_argument(
         "network", metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, or a bundle config (which is code)"
@@ -225,6 +245,10 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _refine(options: argparse.Namespace) -> list[str]:
+    return ["refine.yaml"] if options.refine else []
+
+
 def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
     return {
         "output_dir": _plain(run_dir),
@@ -265,7 +289,7 @@ def _denoise(options: argparse.Namespace) -> int:
         **_fit_settings(options),
         **_shared_settings(options, run_dir),
     }
-    _run(["train.json", "inference.json", "denoise.yaml"], "train", settings)
+    _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings)
     _say(result=options.output, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
     return 0
 
@@ -283,7 +307,7 @@ def _fit(options: argparse.Namespace) -> int:
         **_fit_settings(options),
         **_shared_settings(options, run_dir),
     }
-    _run(["train.json"], "train", settings)
+    _run(["train.json", *_refine(options)], "train", settings)
     _say(checkpoint=options.checkpoint, picture=Path(run_dir) / "preview.png", log=Path(run_dir) / "run.log")
     return 0
 
@@ -355,11 +379,45 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from cryoshuffle.evaluation import evaluate_files, fsc_curves, table
+    from cryoshuffle.outputs import write_json
+    from cryoshuffle.preflight import check_new_file
+    from cryoshuffle.preview import save_fsc_plot
+
+    _set_logging()
+    _check_run_dir(options.report)
+    folder = Path(options.report)
+    folder.mkdir(exist_ok=True)
+    scores, plot = folder / "evaluation.json", folder / "fsc.png"
+    for path in (scores, plot):
+        check_new_file(path, options.overwrite)
+    report = evaluate_files(
+        options.result,
+        truth=options.truth,
+        noisy=options.noisy,
+        other_half=options.other_half,
+        window=options.window,
+        stride=options.stride,
+        permissive=options.permissive,
+    )
+    print(table(report))
+    curves = fsc_curves(report)
+    if curves:
+        save_fsc_plot(curves, plot, report["voxel_size_angstrom"])
+    write_json(report, scores)
+    _say(scores=scores, **({"picture": plot} if curves else {}))
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from cryoshuffle.invariance import measure_leak
 
     _set_logging()
     network = _network_of(options.network)
+    if network.lattice.blind_set.shape == "none":
+        print("the network hides nothing: it learnt from recorrupted windows; check blind.pt, which it came from")
+        return 1
     blind = True
     for training in (True, False):
         leak = measure_leak(network.train(training))
@@ -443,6 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "apply": _apply,
         "noise": _noise,
         "simulate": _simulate,
+        "evaluate": _evaluate,
         "check": _check,
     }
     try:

@@ -61,6 +61,12 @@ class BlindnessGuard:
     def __call__(self, engine: Engine) -> None:
         """Judge now."""
         network = unwrap(self.network)
+        lattice = getattr(network, "lattice", None)
+        if isinstance(lattice, Lattice) and lattice.blind_set.shape == "none":
+            raise SettingError(
+                "the configured network hides nothing, so its blind risk means nothing and it would learn noise: "
+                "choose a blind set, or the model blind.pt that a refined one came from"
+            )
         was_training = network.training
         for training in (True, False):
             leak = measure_leak(network.train(training))
@@ -70,7 +76,6 @@ class BlindnessGuard:
             if leak.sees == 0.0:
                 raise SettingError("the configured network sees no voxel at all, so it cannot learn: check its body")
         network.train(was_training)
-        lattice = getattr(network, "lattice", None)
         if isinstance(lattice, Lattice):
             logger.info("the network is blind as configured: %s, stride %s", lattice.describe(), lattice.stride_zyx)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from cryoshuffle.devices import choose_precision
 from cryoshuffle.errors import SettingError
+from cryoshuffle.filters import gaussian
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.network import unwrap
 from cryoshuffle.windows import cut_windows
@@ -55,6 +56,8 @@ class HaloWindowInferer(PrecisionInferer):
         precision: ``auto``, ``fp32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
         progress: show a bar with the time left.
+        blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels times ``gain``, which carries
+            the result where a volume was too small or too noisy for a network; None for the network alone.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
@@ -70,8 +73,10 @@ class HaloWindowInferer(PrecisionInferer):
         precision: str = "auto",
         device: torch.device | str | None = None,
         progress: bool = False,
+        blend: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(precision)
+        self.blend = None if blend is None or blend["trust"] >= 1 else dict(blend)
         self.window = as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
         self.device = device
@@ -85,6 +90,10 @@ class HaloWindowInferer(PrecisionInferer):
             raise SettingError("the network does not know how far it sees: set the halo of the inferer")
         return as_triple(radius, "halo")
 
+    def _mix(self, part: Tensor, crop: Tensor, blend: Mapping[str, float]) -> Tensor:
+        smooth = torch.stack([gaussian(volume, blend["sigma"])[None] for volume in crop[:, 0]])
+        return blend["trust"] * part + (1 - blend["trust"]) * blend["gain"] * smooth
+
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the network over the volume."""
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -95,7 +104,10 @@ class HaloWindowInferer(PrecisionInferer):
         result: Tensor | None = None
         for window in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
             crop = volume[(slice(None), slice(None), *window.read)].to(device, non_blocking=True)
-            part = super().__call__(crop, network, *args, **kwargs)[(slice(None), slice(None), *window.core)]
+            part = super().__call__(crop, network, *args, **kwargs)
+            if self.blend is not None:
+                part = self._mix(part, crop, self.blend)
+            part = part[(slice(None), slice(None), *window.core)]
             if result is None:
                 result = volume.new_empty((part.shape[0], part.shape[1], *volume.shape[2:]), dtype=part.dtype)
             result[(slice(None), slice(None), *window.keep)] = part.to(result.device)

@@ -22,7 +22,7 @@ from torch import Tensor
 from cryoshuffle.errors import SettingError
 
 AXES = ("z", "y", "x")
-SHAPES = ("voxel", "plane", "cross", "box")
+SHAPES = ("voxel", "plane", "cross", "box", "none")
 Triple = tuple[int, int, int]
 
 
@@ -45,17 +45,18 @@ def as_triple(value: int | Sequence[int], name: str, smallest: int = 0) -> Tripl
 
 @dataclass(frozen=True)
 class BlindSet:
-    """The offsets a prediction must not see; offset 0 is always among them.
+    """The offsets a prediction must not see; offset 0 is among them, except for ``none``.
 
     ==========  ==================================================================
     ``voxel``   the voxel itself (the paper)
     ``plane``   the plane across ``axis`` and ``radius`` more planes on either side
     ``cross``   ``radius`` voxels along each axis
     ``box``     all voxels within ``radius`` along every axis
+    ``none``    nothing is hidden: for a network whose target has noise of its own (recorruption, halves)
     ==========  ==================================================================
 
     Args:
-        shape: one of the four above.
+        shape: one of those above.
         axis: normal of the plane, ``z``, ``y`` or ``x``; the tilt axis of the tomogram. Other shapes ignore it.
         radius: half-width, voxels; for ``cross`` and ``box`` also three numbers along (Z, Y, X).
 
@@ -83,6 +84,8 @@ class BlindSet:
         radius = as_triple(self.radius, "blind set radius")
         if self.shape == "voxel" and radius != (0, 0, 0):
             raise SettingError(f"blind set radius is {self.radius}: a blind voxel has none, choose box or cross")
+        if self.shape == "none" and radius != (0, 0, 0):
+            raise SettingError(f"blind set radius is {self.radius}: where nothing is hidden there is none")
         if self.shape == "plane" and len(set(radius)) > 1:
             raise SettingError(f"blind set radius is {self.radius}: a blind plane has one half-width, along its normal")
         object.__setattr__(self, "radius", radius)
@@ -111,6 +114,8 @@ class BlindSet:
         Args:
             offset: along (Z, Y, X), voxels.
         """
+        if self.shape == "none":
+            return False
         inside = all(r is None or abs(o) <= r for o, r in zip(offset, self.half_widths, strict=True))
         return inside and (self.shape != "cross" or sum(o != 0 for o in offset) <= 1)
 
@@ -124,6 +129,8 @@ class BlindSet:
         Returns:
             Boolean array of ``shape``.
         """
+        if self.shape == "none":
+            return np.zeros(tuple(shape), dtype=bool)
         offsets = np.indices(tuple(shape)) - np.reshape(np.asarray(voxel), (3, 1, 1, 1))
         hidden = np.ones(tuple(shape), dtype=bool)
         for offset, half_width in zip(offsets, self.half_widths, strict=True):
@@ -143,9 +150,11 @@ class BlindSet:
     def default_stride(self) -> Triple:
         """The lattice stride taken when none is given; it always leaves taps alive.
 
-        Voxel and cross: 2 on every axis. Plane: ``max(3, 2 * radius + 2)`` along the normal, 1 across.
+        None: 1. Voxel and cross: 2 on every axis. Plane: ``max(3, 2 * radius + 2)`` along the normal, 1 across.
         Box: ``2 * radius + 2``, so that a visible voxel lies on every side.
         """
+        if self.shape == "none":
+            return 1, 1, 1
         if self.shape in ("voxel", "cross"):
             return 2, 2, 2
         if self.shape == "plane":
@@ -239,8 +248,8 @@ class Lattice:
     def describe(self) -> str:
         """The blind set in words, for logs and messages."""
         shape, radius = self.blind_set.shape, self.blind_set.radius
-        if shape == "voxel":
-            return "voxel"
+        if shape in ("voxel", "none"):
+            return shape if shape == "voxel" else "nothing"
         if shape == "plane":
             return f"plane across {self.blind_set.axis}, half-width {self.blind_set._radius[0]}"
         return f"{shape}, half-widths {radius}"

@@ -26,6 +26,7 @@ LAGS = 4
 BAND = 0.35
 CLEAN = 0.05
 TIE = 0.02
+SKEW = 0.02
 LEAST_POWER = 0.1
 _LARGEST = 192
 _GROUPS = 8
@@ -42,6 +43,8 @@ class NoiseEstimate:
         oblique: for each axis, the largest correlation with any voxel up to :data:`LAGS` away that does not lie in the
             same plane across that axis, once the correlation along the axis is whitened, less what chance makes in a
             volume of this size; an axis a few degrees off the grid couples its neighbours obliquely.
+        skew: for each axis, how far the correlation with voxels ahead along it differs from that with voxels behind, at
+            one place across it, less what chance makes; next to 0 where the tilt axis lies along the grid.
         filtered: whether the volume has next to no power at high frequency, so that one volume tells nothing.
     """
 
@@ -50,6 +53,7 @@ class NoiseEstimate:
     source: str
     oblique: Mapping[str, float] = field(default_factory=dict)
     filtered: bool = False
+    skew: Mapping[str, float] = field(default_factory=dict)
 
     def leftover(self, axis: str, radius: int) -> float:
         """The largest correlation along an axis, of those measured, that a plane of this half-width does not hide.
@@ -139,8 +143,12 @@ def _autocorrelation(
     return correlate(lines).tolist(), errors.tolist()
 
 
-def _oblique(power: Tensor, tapers: Sequence[Tensor], axis: int, along: Sequence[float], share: float = 1.0) -> float:
-    """The largest correlation out of the plane across an axis, after whitening along the axis; see NoiseEstimate.
+def _oblique(
+    power: Tensor, tapers: Sequence[Tensor], axis: int, along: Sequence[float], share: float = 1.0
+) -> tuple[float, float]:
+    """The largest correlation out of the plane across an axis, after whitening along the axis, and the skew of it.
+
+    See :class:`NoiseEstimate`.
 
     Args:
         power: spectrum of the noise, or of a band of it, (Z, Y, X).
@@ -163,7 +171,8 @@ def _oblique(power: Tensor, tapers: Sequence[Tensor], axis: int, along: Sequence
     # The largest of some 300 independent lags of white noise is about three of their standard errors.
     alike = float(np.prod([len(t) * float(t.pow(4).sum() / t.square().sum() ** 2) for t in tapers]))
     chance = 3.2 * (alike / (power.numel() * share)) ** 0.5
-    return max(float(outside.abs().max()) - chance, 0.0)
+    skew = float((lags - lags.flip(axis)).abs().max()) / 2
+    return max(float(outside.abs().max()) - chance, 0.0), max(skew - chance / 2**0.5, 0.0)
 
 
 def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
@@ -183,11 +192,13 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
         raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
     power, tapers = _power(difference)
     found = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
+    off = {axis: _oblique(power, tapers, a, found[axis][0]) for a, axis in enumerate(AXES)}
     return NoiseEstimate(
         {a: f[0] for a, f in found.items()},
         {a: f[1] for a, f in found.items()},
         "halves",
-        {axis: _oblique(power, tapers, a, found[axis][0]) for a, axis in enumerate(AXES)},
+        {axis: value[0] for axis, value in off.items()},
+        skew={axis: value[1] for axis, value in off.items()},
     )
 
 
@@ -217,21 +228,22 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     first = {a: along(a, [b for b in range(3) if b != a]) for a in range(3)}
     cleanest = min(range(3), key=lambda a: _score(first[a][0]))
     found = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
-    oblique = {}
+    off = {}
     for a, axis in enumerate(AXES):
         others = [b for b in range(3) if b != a] if a == cleanest else [cleanest]
         band = torch.zeros_like(power)
         for b in others:
             band += high[b].reshape([-1 if c == b else 1 for c in range(3)])
         inside = band > 0
-        oblique[axis] = _oblique(power * inside, tapers, a, found[axis][0], float(inside.double().mean()))
+        off[axis] = _oblique(power * inside, tapers, a, found[axis][0], float(inside.double().mean()))
     shares = sorted(float(power.movedim(a, 0)[high[a]].mean() / power.mean()) for a in range(3))
     return NoiseEstimate(
         {a: f[0] for a, f in found.items()},
         {a: f[1] for a, f in found.items()},
         "one volume",
-        oblique,
+        {axis: value[0] for axis, value in off.items()},
         filtered=shares[1] < LEAST_POWER,
+        skew={axis: value[1] for axis, value in off.items()},
     )
 
 
@@ -302,11 +314,18 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
 
 
 def _looking_obliquely(choice: BlindChoice, estimate: NoiseEstimate) -> BlindChoice:
-    """The choice, with what it leaves visible off the axis in its reason; not clean where that is much."""
-    left = estimate.oblique.get(choice.blind_set.axis, 0.0)
+    """The choice, wider where the tilt axis is off the grid, with what it leaves visible off the axis in its reason."""
+    axis = choice.blind_set.axis
+    left, skew = estimate.oblique.get(axis, 0.0), estimate.skew.get(axis, 0.0)
+    if skew > SKEW and estimate.leftover(axis, 1) <= 2 * CLEAN:
+        reason = (
+            f"{choice.reason}; the noise leans by {skew:.3f}, the tilt axis is some degrees off {axis}: a half-width "
+            "of 1 hides most of that, in place of whitening"
+        )
+        return BlindChoice(BlindSet("plane", axis, 1), None, reason, clean=choice.clean)
     if left <= CLEAN:
         return choice
-    reason = f"{choice.reason}; off the axis {left:.3f} stays visible, as when the tilt axis is not along the grid"
+    reason = f"{choice.reason}; off the axis {left:.3f} stays visible, as when each tilt image was shifted by itself"
     return replace(choice, reason=reason, clean=left <= 2 * CLEAN)
 
 
@@ -338,6 +357,7 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
         estimates[0].source,
         {axis: float(np.mean([e.oblique[axis] for e in estimates])) for axis in AXES if estimates[0].oblique},
         any(e.filtered for e in estimates),
+        {axis: float(np.mean([e.skew[axis] for e in estimates])) for axis in AXES if estimates[0].skew},
     )
 
 
@@ -387,6 +407,7 @@ class Measured:
             "clean": self.choice.clean,
             "filtered": None if estimate is None else estimate.filtered,
             "oblique": None if estimate is None else dict(estimate.oblique),
+            "skew": None if estimate is None else dict(estimate.skew),
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
             "uncertainty": None if estimate is None else {a: list(v) for a, v in estimate.uncertainty.items()},
@@ -413,6 +434,8 @@ def resolve_blind(
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
         FileError, InputError: for a tomogram that cannot be read, or is too small to measure.
     """
+    if blind == "none":
+        raise SettingError("blind set is 'none': a network that hides nothing cannot be fitted to one tomogram")
     if blind not in ("auto", "plane") or (blind == "plane" and tilt_axis is not None):
         default = 0 if blind in ("plane", "voxel") else 1
         blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)

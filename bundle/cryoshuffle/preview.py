@@ -1,4 +1,4 @@
-"""Pictures of a run: three planes before, after, and what was taken away."""
+"""Pictures: three planes before, after, and what was taken away; bars of the noise; curves of agreement."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from cryoshuffle.errors import FileError
 
 _MARGIN, _TITLE = 8, 16
 _COLUMNS = ("before", "after", "residual")
+# Told apart by the colour-blind too (Okabe & Ito 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 
 
 def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -126,6 +128,66 @@ def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike
         picture.save(path)
     except OSError as error:
         raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
+    return path
+
+
+def save_fsc_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str],
+    voxel_size_angstrom: float | None = None,
+    threshold: float = 0.5,
+) -> Path:
+    """Draw Fourier shell correlations over spatial frequency, with the line they are said to cross, as a PNG.
+
+    Args:
+        curves: frequencies (cycles per voxel) and values of each curve, by its name.
+        path: of the picture.
+        voxel_size_angstrom: to label frequencies in cycles per Å; None labels them in cycles per voxel.
+        threshold: drawn as a dashed line.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    path = Path(path)
+    width, height, left, top = 480, 300, 48, 2 * _TITLE
+    lowest = min([-0.2, *(min(values) for _, values in curves.values())])
+    picture = Image.new("RGB", (left + width + 3 * _MARGIN, top + height + 3 * _TITLE), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def place(frequency: float, value: float) -> tuple[int, int]:
+        return left + round(2 * frequency * width), top + round((1 - value) / (1 - lowest) * height)
+
+    pen.text((left, 0), "Fourier shell correlation", fill="black")
+    pen.rectangle((*place(0, 1), *place(0.5, lowest)), outline="black")
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = place(0, value)
+        pen.line((x - 4, y, x, y), fill="black")
+        pen.text((_MARGIN, y - 6), f"{value:.2f}", fill="black")
+    for frequency in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
+        x, y = place(frequency, lowest)
+        pen.line((x, y, x, y + 4), fill="black")
+        shown = frequency if voxel_size_angstrom is None else frequency / voxel_size_angstrom
+        pen.text((x - 12, y + 6), f"{shown:.1f}" if voxel_size_angstrom is None else f"{shown:.3f}", fill="black")
+    unit = "cycles per voxel" if voxel_size_angstrom is None else "cycles per angstrom"
+    pen.text((left + width // 2 - 100, top + height + 6 + _TITLE), f"spatial frequency, {unit}", fill="black")
+    pen.line((*place(0, 0), *place(0.5, 0)), fill="lightgrey")
+    for start in range(0, width, 10):
+        x, y = place(0, threshold)
+        pen.line((x + start, y, x + min(start + 5, width), y), fill="grey")
+    for index, (name, (frequencies, values)) in enumerate(curves.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        pen.line([place(k, v) for k, v in zip(frequencies, values, strict=True)], fill=colour, width=2)
+        x, y = left + width - 150, top + 6 + index * _TITLE
+        pen.line((x, y + 6, x + 20, y + 6), fill=colour, width=2)
+        pen.text((x + 26, y), name, fill="black")
+    partial = path.with_name(f".{path.name}.partial.png")
+    try:
+        picture.save(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -21,6 +21,7 @@ from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop, save_preview
+from cryoshuffle.refinement import Refinement
 from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -97,8 +98,34 @@ class NoiseReport:
         write_json(self.measured.report(), self.path)
 
 
+class RefinementReport:
+    """Says how far the network is trusted, in the log and in ``refinement.json``.
+
+    Args:
+        found: by the blind network.
+        output_dir: of the run.
+    """
+
+    def __init__(self, found: Refinement, output_dir: str) -> None:
+        self.found = found
+        self.path = Path(output_dir) / "refinement.json"
+
+    def attach(self, engine: Engine) -> None:
+        """Say it at the start of the engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Say it now."""
+        found = self.found
+        log = logger.info if found.trust == 1 else logger.warning
+        log("%s", found.describe())
+        net, linear = found.explained
+        content = {**found.blend(), "lead": found.lead, "explained_network": net, "explained_filter": linear}
+        write_json(content, self.path)
+
+
 class LossTerms:
-    """Logs every term of the loss by itself, averaged over the epoch, and the blind risk.
+    """Logs every term of the loss by itself, averaged over the epoch, and the risk.
 
     The means are also left in ``engine.state.metrics`` as ``loss_<term>``, where MONAI's own handlers find them.
 
@@ -129,7 +156,7 @@ class LossTerms:
         risk = self.evaluator.state.metrics.get("risk", float("nan"))
         words = ", ".join(f"{name} {value:.5f}" for name, value in means.items())
         logger.info(
-            "epoch %d/%d, step %d: %s, blind risk %.5f",
+            "epoch %d/%d, step %d: %s, risk %.5f",
             engine.state.epoch,
             engine.state.max_epochs,
             engine.state.iteration,
@@ -140,14 +167,16 @@ class LossTerms:
 
 
 class Progress:
-    """A bar with the time left and the current blind risk.
+    """A bar with the time left and the current risk.
 
     Args:
         evaluator: whose metric ``risk`` is shown.
         quiet: show nothing.
+        name: of the work.
     """
 
-    def __init__(self, evaluator: Engine, quiet: bool = False) -> None:
+    def __init__(self, evaluator: Engine, quiet: bool = False, name: str = "fitting") -> None:
+        self.name = name
         self.evaluator = evaluator
         self.quiet = quiet
         self._bar: tqdm[Any] | None = None
@@ -166,7 +195,7 @@ class Progress:
             self._bar = tqdm(
                 total=total,
                 initial=engine.state.iteration,
-                desc="fitting",
+                desc=self.name,
                 unit="step",
                 disable=self.quiet,
                 dynamic_ncols=True,
@@ -180,7 +209,7 @@ class Progress:
     def _epoch(self, engine: Engine) -> None:
         risk = self.evaluator.state.metrics.get("risk")
         if self._bar is not None and risk is not None:
-            self._bar.set_postfix_str(f"blind risk {risk:.4f}", refresh=False)
+            self._bar.set_postfix_str(f"risk {risk:.4f}", refresh=False)
 
     def close(self, engine: Engine | None = None) -> None:
         """Take the bar down."""

@@ -163,4 +163,19 @@ def undo_whitening(volume: Tensor, whitening: Mapping[str, Any] | None) -> Tenso
     return volume if whitening is None else WhitenNoise(**whitening).colour(volume)
 
 
+def without_whitening(
+    volumes: Sequence[Mapping[str, Any]], whitening: Mapping[str, Any] | None
+) -> Sequence[Mapping[str, Any]]:
+    """Volumes as they were before they were whitened; the same ones where they were not.
+
+    Args:
+        volumes: dictionaries with ``image`` ``(C, Z, Y, X)``.
+        whitening: ``axis`` and ``autocorrelation`` of :class:`WhitenNoise`, or None.
+    """
+    if whitening is None:
+        return volumes
+    plain = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
+    return [{"image": undo_whitening(volume, whitening)} for volume in plain]
+
+
 WhitenNoiseD = WhitenNoiseDict = WhitenNoised

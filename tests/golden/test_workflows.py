@@ -66,9 +66,9 @@ def test_the_bundle_trains_and_infers_from_a_foreign_directory(tmp_path, tomogra
     assert {p.name for p in (away / "run").iterdir()} >= {"run.log", "preview.png", "state.pt"}
     assert list((away / "run").glob("events.out.tfevents*"))
     log = (away / "run" / "run.log").read_text()
-    assert re.search(r"step 4: fidelity [\d.]+, edge [\d.]+, smoothness [\d.]+, blind risk [\d.]+", log)
+    assert re.search(r"step 4: fidelity [\d.]+, edge [\d.]+, smoothness [\d.]+, risk [\d.]+", log)
     assert "the network is blind as configured: voxel" in log, "the noise of this tomogram is white"
-    assert "is kept, blind risk" in log
+    assert "is kept, risk" in log
     assert re.search(r"fitting took [\d.]+ s", log)
     scored = bundle_run(away, "train.json", "evaluate.yaml", tomogram=tomogram)
     assert scored.returncode == 0, scored.stderr
@@ -128,14 +128,22 @@ def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
     by_command = command("denoise", tomogram, tmp_path / "a.mrc", "--steps", 6, "--seed", 3, *QUICK)
     assert by_command.returncode == 0, by_command.stderr
     by_bundle = bundle_run(
-        tmp_path, "train.json", "inference.json", "denoise.yaml", tomogram=tomogram, output=tmp_path / "b.mrc",
-        output_dir=tmp_path / "b", steps=6, seed=3, window="[16,24,16]",
+        tmp_path, "train.json", "inference.json", "denoise.yaml", "refine.yaml", tomogram=tomogram,
+        output=tmp_path / "b.mrc", output_dir=tmp_path / "b", steps=6, seed=3, window="[16,24,16]",
     )  # fmt: skip
     assert by_bundle.returncode == 0, by_bundle.stderr
+    model = tmp_path / "b" / "model.pt"
+    alone = bundle_run(tmp_path, "inference.json", tomogram=tomogram, checkpoint=model, output=tmp_path / "d.mrc")
+    assert alone.returncode == 0, alone.stderr
     again = ["apply", str(tmp_path / "a_run" / "model.pt"), str(tomogram), str(tmp_path / "c.mrc"), "--quiet"]
     assert main(again) == 0
     assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "b.mrc"))
-    assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "c.mrc"))
+    for other in ("c.mrc", "d.mrc"):
+        assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / other))
+    assert {p.name for p in (tmp_path / "a_run").iterdir()} >= {"blind.pt", "recorrupted.pt", "refinement.json"}
+    scored = bundle_run(tmp_path, "train.json", "evaluate.yaml", tomogram=tomogram, checkpoint=model)
+    assert scored.returncode != 0
+    assert "hides nothing" in scored.stderr
     assert f"result:     {tmp_path / 'a.mrc'}" in by_command.stdout
     assert f"picture:    {tmp_path / 'a_run' / 'result.png'}" in by_command.stdout
 
@@ -143,7 +151,7 @@ def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
 def test_whitening_travels_with_the_model(tmp_path):
     """Aligned noise: fit and denoise, apply, and inference.json alone give one result; without whitening another."""
     source = write_mrc(tmp_path / "in.mrc", simulate("aligned", (36, 60, 48), snr=0.3, seed=1).tomogram.numpy())
-    assert main(["denoise", str(source), str(tmp_path / "a.mrc"), "--steps", "4", *QUICK]) == 0
+    assert main(["denoise", str(source), str(tmp_path / "a.mrc"), "--steps", "4", "--no-refine", *QUICK]) == 0
     model = tmp_path / "a_run" / "model.pt"
     content = torch.load(model, weights_only=True)
     assert content["whitening"]["axis"] == "y"
@@ -164,7 +172,18 @@ def test_whitening_travels_with_the_model(tmp_path):
 
 
 def fit(tomogram: Path, checkpoint: Path, *more: str) -> list[str]:
-    return [*COMMAND, "fit", str(tomogram), "--checkpoint", str(checkpoint), "--steps", "60", *QUICK, *more]
+    return [
+        *COMMAND,
+        "fit",
+        str(tomogram),
+        "--checkpoint",
+        str(checkpoint),
+        "--steps",
+        "60",
+        "--no-refine",
+        *QUICK,
+        *more,
+    ]
 
 
 def wait_for_epoch(process: subprocess.Popen[str], state: Path, epoch: int) -> None:
@@ -196,6 +215,28 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path, tomogram):
     states = [torch.load(tmp_path / f"{n}_run" / "state.pt", weights_only=True) for n in ("whole", "cut")]
     assert all(torch.equal(states[0]["model"][k], states[1]["model"][k]) for k in states[0]["model"])
     assert "going on after epoch" in (tmp_path / "cut_run" / "run.log").read_text()
+
+
+@pytest.mark.parametrize("stage", ["refine", "distil"])
+def test_a_killed_second_or_third_stage_resumes_to_the_same_weights(tmp_path, tomogram, stage):
+    """SIGKILL while refining or distilling, --resume: bit for bit the weights of a fit never interrupted."""
+    steps = "72" if stage == "refine" else "240"
+    arguments = [part for part in fit(tomogram, tmp_path / "x.pt") if part != "--no-refine"]
+    arguments[arguments.index("60")] = steps
+
+    def into(name: str) -> list[str]:
+        return [part.replace("x.pt", f"{name}.pt") for part in arguments]
+
+    subprocess.run(into("whole"), check=True)
+    process = subprocess.Popen(into("cut"), text=True, stderr=subprocess.PIPE)
+    wait_for_epoch(process, tmp_path / "cut_run" / f"state_{stage}.pt", 1)
+    process.kill()
+    process.communicate()
+    assert not torch.load(tmp_path / "cut_run" / f"state_{stage}.pt", weights_only=True)["finished"]
+    subprocess.run([*into("cut"), "--resume"], check=True)
+    whole, cut = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("whole", "cut"))
+    assert whole["blend"] == cut["blend"]
+    assert all(torch.equal(whole["model"][k], cut["model"][k]) for k in whole["model"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -268,12 +309,14 @@ def test_bfloat16_gives_the_same_picture(real_run):
 
 
 def test_a_checkpoint_and_a_config_are_proven_blind(real_run, capsys):
-    """``cryoshuffle check`` says so for both."""
-    for network in (real_run / "out_run" / "model.pt", CONFIGS / "train.json"):
+    """``cryoshuffle check`` says so for both; of the refined model it says that it hides nothing."""
+    for network in (real_run / "out_run" / "blind.pt", CONFIGS / "train.json"):
         assert main(["check", str(network)]) == 0
         said = capsys.readouterr().out
         assert said.count("is blind: gradient and bump are exactly 0") == 2
         assert "plane across y, half-width 0, stride (1, 3, 1)" in said
+    assert main(["check", str(real_run / "out_run" / "model.pt")]) == 1
+    assert "the network hides nothing" in capsys.readouterr().out
 
 
 def test_white_noise_is_removed_far_better_than_by_a_gaussian(tmp_path):

@@ -161,8 +161,11 @@ def test_a_tilt_axis_off_the_grid_is_noticed():
     turned = noise_from_halves(turned_about_z(noise, 10), torch.zeros_like(noise))
     assert straight.oblique["y"] < 0.02
     assert turned.oblique["y"] > 0.06
-    assert "off the axis" in choose_blind(turned, "y").reason
-    assert "off the axis" not in choose_blind(straight).reason
+    assert turned.skew["y"] > 2 * straight.skew["y"] + 0.02
+    choice = choose_blind(turned, "y")
+    assert (choice.blind_set.half_width, choice.whitening) == (1, None)
+    assert "degrees off y" in choice.reason
+    assert "off" not in choose_blind(straight).reason
     for seed in range(10):
         white = torch.randn((20, 24, 28), generator=torch.Generator().manual_seed(seed))
         assert max(noise_from_volume(white).oblique.values()) < 0.05

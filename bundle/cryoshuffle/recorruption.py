@@ -1,0 +1,214 @@
+"""Recorruption: the noise of a tomogram, known as a spectrum, lets a network that hides nothing learn without halves.
+
+With a field z of the noise's own spectrum, the noise in ``x + a z`` and in ``x - z / a`` is uncorrelated, as in true
+halves: a network trained from one to the other learns the signal. What makes it possible is the blind network, whose
+residual tells how strong the noise is where signal and noise overlap. Axes are (Z, Y, X).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.transforms import MapTransform, Randomizable
+from monai.utils import TransformBackends, convert_to_tensor
+from torch import Tensor
+
+from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.lattice import AXES, BlindSet
+
+GRID = 64
+REACH = 16
+BAND = 0.35
+_RING = 0.3
+_ANGLES = 180
+_WIDTH_DEG = 2.0
+_LAGS = 4
+_LEAST = 0.02
+
+
+def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
+    """Power spectrum of a volume as far as correlation over at most ``reach`` voxels makes it.
+
+    Args:
+        volume: ``(Z, Y, X)``, of any size.
+        reach: lags kept, voxels; those near the end are weighted down.
+
+    Returns:
+        Power at each frequency of a grid of :data:`GRID` along every axis, zero frequency first; its mean is the
+        variance.
+
+    Raises:
+        InputError: if a side is shorter than 8 voxels.
+    """
+    if min(volume.shape) < 8:
+        raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure a spectrum")
+    values = volume.double() - volume.double().mean()
+    sides = [n + reach for n in values.shape]
+    lags = torch.fft.irfftn(torch.fft.rfftn(values, s=sides).abs().square(), s=sides)
+    result = torch.zeros(GRID, GRID, GRID, dtype=torch.float64)
+    near = [torch.arange(1 - min(reach, n), min(reach, n)) for n in values.shape]
+    for axis, index in enumerate(near):
+        lags = lags.index_select(axis, index % sides[axis])
+        taper = 0.5 + 0.5 * torch.cos(math.pi * index / len(index) * 2)
+        weight = taper / (values.shape[axis] - index.abs())
+        lags = lags * weight.reshape([-1 if a == axis else 1 for a in range(3)])
+    z, y, x = (index % GRID for index in near)
+    result[z[:, None, None], y[None, :, None], x[None, None, :]] = lags
+    return torch.fft.fftn(result).real.clamp(min=1e-6 * float(values.square().mean()) + 1e-30)
+
+
+def _along(volume: Tensor, normal: int) -> Tensor:
+    """How noise is distributed along the tilt axis, for each direction across it, (GRID, n, n), mean 1 along it.
+
+    Each tilt image fills one central plane of the spectrum, and was interpolated by a shift of its own: so the
+    spectrum along the tilt axis depends on the direction across it, and on nothing else. Far out across the axis there
+    is no signal, so it is measured there.
+    """
+    values = volume.double().movedim(normal, 0)
+    values = values - values.mean()
+    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
+    for axis, taper in enumerate(tapers):
+        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+    across = torch.fft.fftn(values, dim=(1, 2))
+    one, two = (torch.fft.fftfreq(n, dtype=torch.float64) for n in values.shape[1:])
+    ring = (one[:, None].square() + two.square()).sqrt() > _RING
+    direction = torch.atan2(one[:, None].expand_as(ring), two.expand_as(ring))[ring] % math.pi
+    lines = across[:, ring]
+    n = len(lines)
+    lags = min(_LAGS, n // 4)
+    taper = tapers[0]
+    covariance = torch.stack(
+        [
+            (lines[k:] * lines[: n - k].conj()).real.sum(dim=0) / (taper[k:] * taper[: n - k]).sum()
+            for k in range(lags + 1)
+        ]
+    )
+    centres = (torch.arange(_ANGLES, dtype=torch.float64) + 0.5) * math.pi / _ANGLES
+    apart = (direction - centres[:, None] + math.pi / 2) % math.pi - math.pi / 2
+    near = torch.exp(-0.5 * (apart / math.radians(_WIDTH_DEG)).square())
+    correlation = near @ covariance.T
+    correlation = correlation / correlation[:, :1]
+    waves = torch.cos(2 * math.pi * torch.arange(1, lags + 1, dtype=torch.float64)[:, None] * torch.fft.fftfreq(GRID))
+    spectrum = (1 + 2 * (correlation[:, 1:] @ waves)).clamp(min=_LEAST)
+    spectrum = spectrum / spectrum.mean(dim=1, keepdim=True)
+    grid = torch.fft.fftfreq(GRID, dtype=torch.float64)
+    angle = torch.atan2(grid[:, None].expand(GRID, GRID), grid.expand(GRID, GRID)) % math.pi
+    return spectrum[(angle / math.pi * _ANGLES).long().clamp(0, _ANGLES - 1)].permute(2, 0, 1)
+
+
+def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Tensor:
+    """Power spectrum of the noise of a tomogram.
+
+    ``plane``
+        Across the plane's normal, the tilt axis, the power is that of the highest frequencies along the axis, where
+        there is no signal, or of the blind residual, whichever is less: signal that is left makes either too large.
+        Along the axis it is what interpolation made of each tilt image.
+    ``voxel``
+        White, with the variance of the highest frequencies or of the residual, whichever is less.
+    other
+        That of the blind residual; signal left in it counts as noise.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        residual: the tomogram less its blind prediction.
+        blind_set: of the prediction.
+
+    Returns:
+        Power on a grid of :data:`GRID` along (Z, Y, X), as of :func:`smooth_spectrum`.
+
+    Raises:
+        InputError: if the volume is too small.
+    """
+    left = smooth_spectrum(residual)
+    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
+    if blind_set.shape == "voxel":
+        high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
+        return torch.full_like(left, min(float(smooth_spectrum(volume)[high].mean()), float(left.mean())))
+    if blind_set.shape != "plane":
+        return left
+    normal = AXES.index(blind_set.axis)
+    shape = _along(volume, normal)
+    total, left = smooth_spectrum(volume).movedim(normal, 0), left.movedim(normal, 0)
+    high = frequency > BAND
+    across = (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
+    spectrum = torch.minimum(across, left.mean(dim=0)) * shape
+    return spectrum.movedim(0, normal).contiguous()
+
+
+def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
+    """A field of noise with a given spectrum, periodic, so that it can be laid over any volume.
+
+    Args:
+        spectrum: as of :func:`noise_spectrum`.
+        random: where the numbers come from.
+
+    Shape:
+        that of ``spectrum``, float32.
+    """
+    white = torch.randn(spectrum.shape, generator=random)
+    return torch.fft.ifftn(torch.fft.fftn(white) * spectrum.float().sqrt()).real
+
+
+def lay_noise(tile: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The part of an endless repetition of a periodic field that lies over a window.
+
+    Args:
+        tile: of :func:`draw_noise`.
+        start: of the window in the volume, along (Z, Y, X), voxels.
+        shape: of the window.
+    """
+    for axis, (first, side) in enumerate(zip(start, shape, strict=True)):
+        index = torch.arange(int(first), int(first) + int(side), device=tile.device) % tile.shape[axis]
+        tile = tile.index_select(axis, index)
+    return tile
+
+
+class RandRecorruptd(Randomizable, MapTransform):
+    """Adds noise of the tomogram's own kind to the input, and takes it from the target.
+
+    Args:
+        keys: the input and the target, in this order; both hold the same noisy window.
+        spectrum: of the noise, as of :func:`noise_spectrum`.
+        strength: a in ``x + a z`` and ``x - z / a``.
+        fixed: draw the same noise each time, for a risk that can be compared.
+
+    Invariant:
+        If the spectrum is that of the noise in x, the noise in input and target is uncorrelated.
+
+    Raises:
+        SettingError: if there are not two keys, or the strength is not positive.
+
+    Source:
+        Pang et al. 2021, "Recorrupted-to-Recorrupted".
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, keys: KeysCollection, spectrum: Tensor, strength: float = 1.0, fixed: bool = False) -> None:
+        MapTransform.__init__(self, keys)
+        if len(self.keys) != 2:
+            raise SettingError(f"recorruption has keys {self.keys}: name the input and the target")
+        if not strength > 0:
+            raise SettingError(f"recorruption strength is {strength}: give more than 0")
+        self.spectrum = spectrum
+        self.strength = strength
+        self.fixed = fixed
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Recorrupt a window."""
+        result: dict[Hashable, Any] = dict(data)
+        seed = 0 if self.fixed else int(self.R.randint(2**31))
+        random = torch.Generator().manual_seed(seed)
+        tile = draw_noise(self.spectrum, random)
+        given, target = (convert_to_tensor(result[key]) for key in self.keys)
+        noise = lay_noise(tile, (0, 0, 0), given.shape[1:])[None]
+        result[self.keys[0]] = given + self.strength * noise
+        result[self.keys[1]] = target - noise / self.strength
+        return result
+
+
+RandRecorruptD = RandRecorruptDict = RandRecorruptd

@@ -1,0 +1,242 @@
+"""Recorruption: the noise of input and target is uncorrelated, if the spectrum is that of the noise; with controls."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.filters import choose_filter, gaussian, masked_gaussian
+from cryoshuffle.handlers import BlindnessGuard
+from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.metrics import correlation
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.recorruption import GRID, RandRecorruptd, draw_noise, lay_noise, noise_spectrum, smooth_spectrum
+from cryoshuffle.refinement import Distillation, Refinement, copy_with_weights, measure_refinement
+from cryoshuffle.simulation import simulate
+from cryoshuffle.windows import HeldOutSlab
+
+SHELLS = ((0.0, 0.12), (0.12, 0.25), (0.25, 0.5))
+
+
+def noise_field(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Noise with neighbours alike along z and x, independent along y."""
+    white = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return white + 0.6 * white.roll(1, 0) - 0.4 * white.roll(1, 2)
+
+
+def small_network(shape: str = "none", axis: str = "y") -> BlindSpotNet:
+    body = ShuffleUNet(in_channels=4, channels=(4, 4), factors=(2,))
+    return BlindSpotNet(Lattice(None, BlindSet(shape, axis)), body, stem_channels=4)
+
+
+def ratios(found: Tensor, true: Tensor) -> list[float]:
+    """Power of one spectrum over another in a few shells."""
+    k = torch.fft.fftfreq(GRID)
+    radius = (k[:, None, None].square() + k[:, None].square() + k.square()).sqrt()
+    shells = [(radius >= low) & (radius < high) for low, high in SHELLS]
+    return [float(found[shell].sum() / true[shell].sum()) for shell in shells]
+
+
+def test_a_smooth_spectrum_keeps_the_variance_and_what_is_drawn_from_it_has_it():
+    """Parseval on any size; noise drawn from a spectrum has that spectrum."""
+    noise = noise_field((40, 52, 47))
+    spectrum = smooth_spectrum(noise)
+    assert float(spectrum.mean()) == pytest.approx(float(noise.var()), rel=1e-3)
+    drawn = torch.stack([draw_noise(spectrum, torch.Generator().manual_seed(s)) for s in range(3)])
+    again = torch.stack([smooth_spectrum(d) for d in drawn]).mean(dim=0)
+    assert ratios(again, spectrum) == pytest.approx([1, 1, 1], abs=0.06)
+    with pytest.raises(InputError, match="too small"):
+        smooth_spectrum(torch.zeros(4, 40, 40))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_noise_of_input_and_target_is_uncorrelated(strength):
+    """At every lag up to 2; with a spectrum twice or half as strong it is not (negative control)."""
+    noise = noise_field((48, 48, 48))
+    spectrum = smooth_spectrum(noise_field((48, 48, 48), seed=9))
+
+    def worst(scale: float) -> float:
+        pair = {"image": noise[None], "label": noise[None]}
+        made = RandRecorruptd(["image", "label"], scale * spectrum, strength, fixed=True)(pair)
+        given, target = made["image"][0], made["label"][0]
+        lags = [(z, y, x) for z in range(3) for y in range(3) for x in range(3)]
+        return max(abs(correlation(given, target.roll(lag, (0, 1, 2)))) for lag in lags)
+
+    assert worst(1.0) < 0.03
+    assert worst(2.0) > 0.15
+    assert worst(0.5) > 0.08
+
+
+def test_recorruption_gives_the_tomogram_back_and_is_repeatable():
+    """(input + a² target) / (1 + a²) is the tomogram; fixed noise is the same each time, other noise is not."""
+    window = torch.randn(1, 12, 70, 9)
+    pair = {"image": window, "label": window}
+    spectrum = torch.ones(GRID, GRID, GRID)
+    made = RandRecorruptd(["image", "label"], spectrum, 0.7, fixed=True)
+    one, two = made(pair), made(pair)
+    assert torch.equal(one["image"], two["image"])
+    assert torch.allclose((one["image"] + 0.49 * one["label"]) / 1.49, window, atol=1e-5)
+    free = RandRecorruptd(["image", "label"], spectrum, 0.7)
+    assert not torch.equal(free(pair)["image"], free(pair)["image"])
+    with pytest.raises(SettingError, match="name the input and the target"):
+        RandRecorruptd("image", spectrum)
+    with pytest.raises(SettingError, match="give more than 0"):
+        RandRecorruptd(["image", "label"], spectrum, 0.0)
+
+
+def test_noise_lies_the_same_over_any_window():
+    """A window cut from a window is the window itself; the field goes on beyond its side."""
+    tile = torch.randn(8, 8, 8)
+    whole = lay_noise(tile, (0, 0, 0), (20, 20, 20))
+    assert torch.equal(whole[5:9, 3:17, 11:20], lay_noise(tile, (5, 3, 11), (4, 14, 9)))
+    assert torch.equal(whole[8:16, 8:16, 8:16], tile)
+
+
+@pytest.mark.parametrize("case", ["wbp", "aligned", "sirt"])
+def test_the_spectrum_of_reconstruction_noise_is_found(case):
+    """Within a quarter in every shell, with a third of the signal left in the residual; across the wrong axis it is
+    not (negative control)."""
+    made = simulate(case, (64, 96, 96), snr=0.1, seed=3)
+    residual = made.noise + made.truth / 3
+    true = smooth_spectrum(made.noise)
+    found = noise_spectrum(made.tomogram, residual, BlindSet("plane", "y"))
+    assert ratios(found, true) == pytest.approx([1, 1, 1], abs=0.25)
+    error = float((found - true).square().sum() / true.square().sum()) ** 0.5
+    wrong = noise_spectrum(made.tomogram, residual, BlindSet("plane", "x"))
+    assert error < 0.35
+    assert float((wrong - true).square().sum() / true.square().sum()) ** 0.5 > 1.5 * error
+
+
+def test_white_noise_gets_a_flat_spectrum_of_its_variance():
+    """Blind voxel: one number, near the variance; another blind set: the residual's own spectrum."""
+    made = simulate("white", (48, 64, 64), snr=0.2, seed=1)
+    flat = noise_spectrum(made.tomogram, made.noise, BlindSet("voxel"))
+    assert float(flat.max() - flat.min()) == 0
+    assert float(flat.mean()) == pytest.approx(float(made.noise.var()), rel=0.1)
+    own = noise_spectrum(made.tomogram, made.noise, BlindSet("box", radius=1))
+    assert torch.equal(own, smooth_spectrum(made.noise))
+
+
+@pytest.mark.parametrize("blind_set", [
+    BlindSet("voxel"), BlindSet("plane", "y"), BlindSet("plane", "x", 1), BlindSet("cross", radius=2),
+    BlindSet("box", radius=(1, 0, 2)),
+], ids=lambda b: f"{b.shape}{b.half_width}")  # fmt: skip
+def test_a_masked_gaussian_is_blind(blind_set):
+    """Changing hidden voxels changes nothing, changing the others does; the whole Gaussian sees them (control)."""
+    volume, place = torch.randn(11, 13, 12, generator=torch.Generator().manual_seed(0)), (5, 6, 6)
+    hidden = torch.from_numpy(blind_set.mask(volume.shape, place))
+    changed, other = volume + 5 * hidden, volume + 5 * ~hidden
+    before = masked_gaussian(volume, 1.5, blind_set)[place]
+    assert float(masked_gaussian(changed, 1.5, blind_set)[place]) == pytest.approx(float(before), abs=1e-4)
+    assert abs(float(masked_gaussian(other, 1.5, blind_set)[place]) - float(before)) > 1
+    assert abs(float(gaussian(changed, 1.5)[place]) - float(gaussian(volume, 1.5)[place])) > 0.05
+
+
+def test_a_masked_gaussian_keeps_a_constant_and_refuses_what_sees_nothing():
+    """Weights sum to 1 inside; a width that sees nothing beside the blind set is named."""
+    flat = torch.ones(21, 21, 21)
+    for blind_set in (BlindSet("plane", "z", 1), BlindSet("cross", radius=1), BlindSet("none")):
+        assert float(masked_gaussian(flat, 1.4, blind_set)[10, 10, 10]) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(SettingError, match="use a wider one"):
+        masked_gaussian(flat, 0.7, BlindSet("plane", "z", 4))
+    with pytest.raises(SettingError, match="sees beyond"):
+        choose_filter(flat, BlindSet("plane", "z", 5), widths=(0.7, 1.0))
+    with pytest.raises(SettingError, match="give more than 0"):
+        gaussian(flat, 0)
+
+
+def test_the_chosen_filter_is_near_the_best_one():
+    """Blind risk finds a width near the best; without a mask the narrowest wins, it copies the noise (control)."""
+    made = simulate("wbp", (64, 96, 96), snr=0.05, seed=2)
+    tomogram = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
+    widths = (0.7, 1.0, 1.4, 2.0, 2.8)
+    scores = {sigma: correlation(gaussian(tomogram, sigma), made.truth) for sigma in widths}
+    chosen = choose_filter(tomogram, BlindSet("plane", "y"), widths)
+    assert scores[chosen.sigma] > 0.93 * max(scores.values())
+    assert 0 < chosen.gain <= 1
+    seeing = choose_filter(tomogram, BlindSet("none"), widths)
+    assert (seeing.sigma, seeing.risk < 0.8) == (0.7, True)
+
+
+@pytest.mark.parametrize(("lead", "trust", "words"), [
+    (9.0, 1.0, "the network carries the result"),
+    (1.0, 0.25, "75% of the result is the filter's"),
+    (-2.0, 0.0, "the result is all the filter's"),
+])  # fmt: skip
+def test_trust_follows_the_lead_of_the_network(lead, trust, words):
+    """Four standard errors are enough; a network that is no better is not used."""
+    tomogram = torch.randn(24, 24, 24)
+    filtered = choose_filter(tomogram, BlindSet("voxel"))
+    found = Refinement(torch.ones(4), filtered, lead, (0.02, 0.01))
+    assert found.trust == trust
+    assert words in found.describe()
+
+
+def test_a_network_that_learnt_nothing_is_not_trusted(tmp_path):
+    """Random weights lose against the filter; a network that hides nothing cannot measure the noise."""
+    made = simulate("wbp", (40, 48, 48), snr=0.3, seed=0)
+    volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
+    network, path = small_network("plane"), tmp_path / "blind.pt"
+    torch.save({"model": network.state_dict()}, path)
+    found = measure_refinement(volumes, network, str(path), HaloWindowInferer(), HeldOutSlab())
+    assert found.trust == 0
+    assert found.explained[1] > 0.02 > found.explained[0]
+    assert network.training
+    with pytest.raises(SettingError, match="needs a blind-spot network"):
+        measure_refinement(volumes, small_network(), str(path), HaloWindowInferer(), HeldOutSlab())
+
+
+def test_the_blend_goes_from_filter_to_network_whatever_the_window():
+    """Trust 0 is the Gaussian, 1 the network, between them the mean; windows do not show."""
+    volume, network = torch.randn(1, 1, 20, 22, 24), small_network().eval()
+    blend = {"sigma": 1.4, "gain": 0.5}
+
+    def run(trust: float, window: int = 64) -> Tensor:
+        with torch.no_grad():
+            return HaloWindowInferer(window, blend={"trust": trust, **blend})(volume, network)
+
+    smooth = 0.5 * gaussian(volume[0, 0], 1.4)[None, None]
+    assert torch.allclose(run(0.0), smooth, atol=1e-6)
+    assert torch.equal(run(1.0), HaloWindowInferer(64)(volume, network))
+    assert torch.allclose(run(0.25), 0.25 * run(1.0) + 0.75 * smooth, atol=1e-6)
+    assert torch.allclose(run(0.25, window=8), run(0.25), atol=1e-5)
+
+
+def test_a_network_that_hides_nothing_cannot_be_fitted_to_its_own_input():
+    """It sees every voxel; the guard stops the run."""
+    network = small_network()
+    assert network.lattice.stride_zyx == (1, 1, 1)
+    assert bool(network.lattice.taps().all())
+    assert network.lattice.describe() == "nothing"
+    assert not BlindSet("none").contains((0, 0, 0))
+    with pytest.raises(SettingError, match="hides nothing"):
+        BlindnessGuard(network)(None)
+    with pytest.raises(SettingError, match="there is none"):
+        BlindSet("none", radius=1)
+
+
+def test_distillation_aims_at_the_mean_over_draws(tmp_path):
+    """The target is what the teacher makes of recorrupted input; voxels that do not count stay out."""
+    network, path = small_network(), tmp_path / "teacher.pt"
+    torch.save({"model": network.state_dict()}, path)
+    teacher = copy_with_weights(network, str(path))
+    assert teacher is not network
+    image = torch.randn(1, 1, 16, 16, 16)
+    label = image.clone()
+    label[..., :4] = math.nan
+    spectrum = torch.ones(GRID, GRID, GRID)
+    make = Distillation(teacher, spectrum, PrecisionInferer("fp32"), 0.7, draws=2, fixed=True)
+    given, target = make({"image": image, "label": label}, "cpu")
+    assert torch.equal(given, image)
+    assert bool(torch.isnan(target[..., :4]).all())
+    assert torch.equal(target[..., 4:], make({"image": image, "label": label}, "cpu")[1][..., 4:])
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        noises = [lay_noise(draw_noise(spectrum, random), (0, 0, 0), (16, 16, 16)) for _ in range(2)]
+        mean = sum(teacher(image + 0.7 * noise) for noise in noises) / 2
+    assert torch.allclose(target[..., 4:], mean[..., 4:], atol=1e-5)
