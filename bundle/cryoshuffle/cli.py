@@ -68,7 +68,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=["auto", "fp32", "bf16"],
-        help="bf16 halves memory and is faster where the hardware has it (default: auto)",
+        help="bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone (default: auto)",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -1,0 +1,284 @@
+#!/usr/bin/env python3
+"""Measures denoising quality on simulated tomograms whose truth is known, beside classical and learnt peers.
+
+    scripts/bench_peers_setup /tmp/peers                           # once; each peer is optional
+    scripts/bench_quality.py --peers /tmp/peers --ablation         # hours; stop and start again as you like
+    scripts/bench_quality.py --cases wbp --methods auto,blind      # a piece of it
+    scripts/bench_quality.py --report-only                         # the documents from what is there
+
+What is finished stays in ``--work`` and is not run again; what failed is. The documents are written after each case:
+section "Quality" of ``docs/benchmarks.md``, ``docs/benchmarks_quality.json`` and ``docs/benchmark_<case>.png``.
+Needs the checkout's own environment; peers run in environments of their own (``--peers``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import bench_methods as methods
+import bench_report as report
+from bench_methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Outcome
+
+from cryoshuffle.evaluation import evaluate
+from cryoshuffle.outputs import write_json
+from cryoshuffle.simulation import CASES, save_simulation, simulate
+
+SNR = {"white": 0.1, "wbp": 0.061, "aligned": 0.19, "sirt": 0.19, "binned": 0.1}
+VOLUMES = ("tomogram", "even", "odd", "truth")
+BY_KEY = {method.key: method for method in (*METHODS, *ABLATION)}
+# Rows of the ablation that the main tables have as well, under their plain names.
+COMMON = ("auto", "blind")
+
+
+def prepare(folder: Path, case: str, shape: Sequence[int], snr: float, seed: int) -> float:
+    """Simulate, unless it is there, and put all volumes on the scale of the standardised tomogram.
+
+    Returns:
+        Voxel size, Å.
+    """
+    described = folder / "simulation.json"
+    if not described.is_file():
+        made = simulate(case, shape, snr, seed)
+        mean, deviation = made.tomogram.mean(), made.tomogram.std()
+        scaled = {name: (getattr(made, name) - mean) / deviation for name in VOLUMES}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_simulation(replace(made, **scaled), folder, overwrite=True)
+    return float(json.loads(described.read_text(encoding="utf-8"))["voxel_size_angstrom"])
+
+
+def score(outcome: Outcome, truth_path: Path, voxel_size_angstrom: float) -> dict[str, Any]:
+    """The scores of a result, as the tables want them."""
+    result, truth = methods.read(outcome.path), methods.read(truth_path)
+    found = evaluate(result, truth=truth, stride=outcome.stride, voxel_size_angstrom=voxel_size_angstrom)
+    against = found["truth"]
+    finest = 2 * voxel_size_angstrom if against["fsc"][-1] >= against["threshold"] else None
+    scores = {name: against[name] for name in ("correlation", "psnr_db", "ssim")}
+    scores["fsc_angstrom"] = against.get("resolution_angstrom") or finest
+    lattice = list(found.get("lattice", {}).values())
+    if lattice:
+        scores["lattice_stride"] = list(outcome.stride or ())
+        scores["lattice_excess"] = max(axis["excess"] for axis in lattice)
+        scores["truth_lattice_excess"] = max(axis["truth_excess"] for axis in lattice)
+        scores["residue_imbalance"] = max(axis["imbalance"] for axis in lattice)
+    return scores
+
+
+def measure(method: Method, job: Job, voxel_size_angstrom: float) -> dict[str, Any]:
+    """Run and score a method; a peer that is absent or fails is told by its reason."""
+    try:
+        versions = methods.peer_version(method, job.peers) or own_versions()
+        outcome = methods.run(method, job)
+        scores = score(outcome, job.folder / "truth.mrc", voxel_size_angstrom)
+    except (NotRunError, OSError, ValueError) as error:
+        return {"reason": str(error if isinstance(error, NotRunError) else NotRunError(str(error)))}
+    return {
+        "scores": scores,
+        "seconds": outcome.seconds,
+        "strength": outcome.strength,
+        "at_end": outcome.at_end,
+        "version": versions,
+        "machine": report.machine(),
+        "commit": report.commit(ROOT),
+    }
+
+
+def own_versions() -> str:
+    """Python and what our own methods stand on."""
+    names = ("cryoshuffle", "torch", "monai")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+
+
+def load_results(work: Path) -> list[dict[str, Any]]:
+    """All results there are, in the order of cases, seeds and methods."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("*/results/*.json")]
+    order = [*BY_KEY]
+    known = [r for r in found if r["method"] in BY_KEY]
+    return sorted(known, key=lambda r: (CASES.index(r["case"]), r["seed"], order.index(r["method"])))
+
+
+def rows(listed: Sequence[Method]) -> list[report.Row]:
+    """Methods as rows of a table."""
+    return [(method.key, method.label, method.told) for method in listed]
+
+
+def ablation_rows(case: str) -> list[report.Row]:
+    """What is changed on a case, behind what it is compared with."""
+    common = [(key, label, "") for key, label in zip(COMMON, ("nothing changed", "`--no-refine`"), strict=True)]
+    return [*common, *rows([method for method in ABLATION if case in method.cases])]
+
+
+def draw(work: Path, docs: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """A picture for each case where ours is done, and its caption."""
+    captions = {}
+    for case in CASES:
+        seeds = sorted(r["seed"] for r in results if (r["case"], r["method"]) == (case, "auto") and "scores" in r)
+        if not seeds:
+            continue
+        folder = work / f"{case}_{seeds[0]}"
+        mine = {r["method"]: r for r in results if (r["case"], r["seed"]) == (case, seeds[0]) and "scores" in r}
+        peers = [key for key in mine if BY_KEY[key].kind == "peer"]
+        shown = {"truth": "truth", "noisy": "tomogram", "Gaussian": "gaussian", "cryoshuffle": "auto"}
+        if peers:
+            best = max(peers, key=lambda key: mine[key]["scores"]["correlation"])
+            shown[BY_KEY[best].label.partition(",")[0]] = best
+        there = {title: folder / f"{name}.mrc" for title, name in shown.items()}
+        volumes = {title: methods.read(path) for title, path in there.items() if path.is_file()}
+        report.save_panel(volumes, docs / f"benchmark_{case}.png")
+        captions[case] = (
+            f"Case {case}, seed {seeds[0]}, central xy (top) and xz plane (bottom): {', '.join(volumes)}. "
+            "Each with a grey scale of its own."
+        )
+    return captions
+
+
+def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
+    """The section, the raw numbers and the pictures, from what is in the work folder."""
+    results = load_results(options.work)
+    options.docs.mkdir(exist_ok=True)
+    captions = draw(options.work, options.docs, results)
+    grids = {
+        method.label: f"{method.unit}: {', '.join(f'{strength:g}' for strength in method.grid)}"
+        for method in METHODS
+        if method.unit
+    }
+    names = {method.key for method in ABLATION}
+    ablated = {
+        case: ablation_rows(case)
+        for case in methods.ABLATED_CASES
+        if any(r["case"] == case and r["method"] in names for r in results)
+    }
+    section = report.quality_section(results, {**settings, "grids": grids}, rows(METHODS), ablated, captions)
+    page = options.docs / "benchmarks.md"
+    document = page.read_text(encoding="utf-8") if page.is_file() else ""
+    page.write_text(report.replace_section(document, section), encoding="utf-8")
+    write_json({"settings": {**settings, "grids": grids}, "results": results}, options.docs / "benchmarks_quality.json")
+    print(f"documents: {page}")
+
+
+def check_settings(work: Path, settings: Mapping[str, Any]) -> None:
+    """Keep what the results of a work folder have in common, and refuse to mix.
+
+    Raises:
+        SystemExit: if the folder was begun with other settings; the message names them.
+    """
+    path = work / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        # How long a program may take changes no number.
+        fixed = [name for name in settings if name != "cap_minutes"]
+        other = [f"{name} {before.get(name)}" for name in fixed if before.get(name) != settings[name]]
+        if other:
+            sys.exit(f"bench_quality: {work} was begun with {', '.join(other)}: choose another --work, or the same")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(dict(settings), path)
+
+
+def _names(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers with commas between") from None
+
+
+def _ratios(text: str) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (part.split("=") for part in _names(text))}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not like wbp=0.061,white=0.1") from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = ", ".join(f"{name} {value:g}" for name, value in SNR.items())
+    parser.add_argument("--cases", type=_names, default=list(CASES), help=f"of {','.join(CASES)} (default: all)")
+    parser.add_argument("--methods", type=_names, help=f"of {','.join(BY_KEY)} (default: all but the ablation)")
+    parser.add_argument("--ablation", action="store_true", help="also ours with one thing changed, on wbp and aligned")
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="medians are over these (default: 0,1,2)")
+    parser.add_argument("--shape", type=_numbers, default=[80, 144, 144], help="z,y,x, voxels (default: 80,144,144)")
+    parser.add_argument("--snr", type=_ratios, default={}, help=f"case=ratio with commas between (default: {known})")
+    parser.add_argument("--steps", type=int, default=600, help="of our fits (default: 600)")
+    parser.add_argument("--peer-steps", type=int, default=600, help="of Noise2Void and cryoCARE (default: 600)")
+    parser.add_argument("--cap-minutes", type=float, default=30, help="longest run of a program (default: 30)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for all methods (default: cpu)")
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments, of scripts/bench_peers_setup")
+    parser.add_argument("--work", type=Path, default=ROOT / "run" / "quality", help="keeps volumes and results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the documents")
+    return parser
+
+
+def chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Method]:
+    """The methods asked for, in the order of the tables."""
+    for what, given, known in (
+        ("case", options.cases, CASES),
+        ("case", options.snr, CASES),
+        ("method", options.methods or [], BY_KEY),
+    ):
+        for name in given:
+            if name not in known:
+                parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+    keys = [method.key for method in METHODS] if options.methods is None else options.methods
+    keys = [*keys, *(COMMON if options.ablation else ()), *(m.key for m in ABLATION if options.ablation)]
+    return [method for key, method in BY_KEY.items() if key in keys]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write the documents."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    wanted = chosen(options, parser)
+    options.work = options.work.absolute()
+    settings_path = options.work / "settings.json"
+    if options.report_only:
+        if not settings_path.is_file():
+            parser.error(f"{options.work} holds no results: run something first")
+        write_documents(options, json.loads(settings_path.read_text(encoding="utf-8")))
+        return
+    settings = {
+        "shape": options.shape,
+        "snr": {**SNR, **options.snr},
+        "steps": options.steps,
+        "peer_steps": options.peer_steps,
+        "cap_minutes": options.cap_minutes,
+        "device": options.device,
+    }
+    check_settings(options.work, settings)
+    for case in (name for name in CASES if name in options.cases):
+        for seed in options.seeds:
+            folder = options.work / f"{case}_{seed}"
+            size = prepare(folder, case, options.shape, settings["snr"][case], seed)
+            cap_s = 60 * options.cap_minutes
+            job = Job(folder, seed, options.steps, options.peer_steps, cap_s, options.device, options.peers)
+            (folder / "results").mkdir(exist_ok=True)
+            for method in (m for m in wanted if not m.cases or case in m.cases):
+                path = folder / "results" / f"{method.key}.json"
+                if path.is_file() and "scores" in json.loads(path.read_text(encoding="utf-8")):
+                    continue
+                found = {"case": case, "seed": seed, "method": method.key, **measure(method, job, size)}
+                write_json(found, path)
+                print(f"{case}, seed {seed}, {method.key}: {_short(found)}", flush=True)
+        write_documents(options, settings)
+
+
+def _short(found: Mapping[str, Any]) -> str:
+    if "reason" in found:
+        return f"not run: {found['reason']}"
+    seconds = "" if found["seconds"] is None else f", {found['seconds']:.0f} s"
+    return f"CC {found['scores']['correlation']:.3f}{seconds}"
+
+
+if __name__ == "__main__":
+    main()

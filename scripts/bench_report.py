@@ -1,0 +1,285 @@
+"""The documents of ``bench_quality.py``: a section of Markdown, the raw numbers as JSON, and pictures.
+
+Everything is made from plain results, so that documents can be written again without running anything. A result is
+a dictionary with ``case``, ``seed``, ``method`` and either ``scores`` and ``seconds`` or the ``reason`` it was not run.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+BEGIN, END = "<!-- quality: begin, written by scripts/bench_quality.py -->", "<!-- quality: end -->"
+LARGEST_PICTURE = 300_000
+_SIDE, _MARGIN, _TITLE = 192, 8, 16
+Result = Mapping[str, Any]
+Row = tuple[str, str, str]  # key, label, told
+
+# Key, heading, decimals.
+COLUMNS = (
+    ("correlation", "CC", 3),
+    ("psnr_db", "PSNR, dB", 1),
+    ("ssim", "SSIM", 3),
+    ("fsc_angstrom", "FSC 0.5, Å", 1),
+    ("seconds", "s", 0),
+    ("lattice_excess", "excess (truth's)", 2),
+    ("residue_imbalance", "imbalance", 2),
+)
+LEGEND = """\
+CC: Pearson's correlation with the noise-free reconstruction. PSNR and SSIM: after the best gain and offset. FSC 0.5:
+where the Fourier shell correlation with it falls below 0.5; "none" where it is nowhere above. s: wall time of the whole
+program, start, reading and writing included, without the runs that chose a strength. Excess: power of stripes with the
+period of the lattice over what the spectrum has nearby, 1 without stripes. Imbalance: fine detail in the strongest
+planes of the lattice over the mean, 1 if all are equal. \\*: in at least one seed the best strength was an end of its
+grid. Not run: why, in the column of the CC."""
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """The median, where None (a curve that crosses nowhere) is larger than any number.
+
+    Returns:
+        None if that is the median, or there are no values.
+
+    Example:
+        >>> median([21.0, None, 23.0])
+        23.0
+    """
+    known = [math.inf if value is None else value for value in values]
+    middle = statistics.median(known) if known else math.inf
+    return None if math.isinf(middle) else middle
+
+
+def rows_of(results: Sequence[Result], case: str, method: str) -> tuple[list[Result], str]:
+    """The results of a method on a case, and why there is none."""
+    mine = [r for r in results if r["case"] == case and r["method"] == method]
+    done = [r for r in mine if "scores" in r]
+    reasons = [r["reason"] for r in mine if "reason" in r]
+    return done, "" if done else (reasons[-1] if reasons else "not asked for")
+
+
+def _value(result: Result, key: str) -> float | None:
+    return result["seconds"] if key == "seconds" else result["scores"].get(key)
+
+
+def _cell(done: Sequence[Result], key: str, decimals: int) -> str:
+    """A median as text; empty where the score does not apply."""
+    present = [r for r in done if key == "seconds" or key in r["scores"]]
+    if not present or (key == "seconds" and all(r["seconds"] is None for r in present)):
+        return ""
+    middle = median(_value(r, key) for r in present)
+    if middle is None:
+        return "none"
+    if key == "lattice_excess":
+        return f"{middle:.2f} ({median(r['scores']['truth_lattice_excess'] for r in present):.2f})"
+    return f"{middle:.{1 if key == 'seconds' and middle < 10 else decimals}f}"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _head(cells: Sequence[str], numbers_from: int) -> list[str]:
+    return [_line(cells), _line("---" if i < numbers_from else "---:" for i in range(len(cells)))]
+
+
+def case_table(results: Sequence[Result], case: str, rows: Sequence[Row]) -> str:
+    """All scores of one case, a method a row, as medians over seeds."""
+    # Nothing to tell in an ablation.
+    tells = any(told for _, _, told in rows)
+    first = ["method", "is also told"] if tells else ["method"]
+    lines = _head([*first, "seeds", *(heading for _, heading, _ in COLUMNS)], len(first))
+    for key, label, told in rows:
+        done, reason = rows_of(results, case, key)
+        if reason:
+            blank = [""] * (len(COLUMNS) - 1)
+            names = [label, told][: len(first)]
+            lines.append(_line([*names, "0", f"not run: {reason.replace('|', '/')}", *blank]))
+            continue
+        star = " \\*" if any(r.get("at_end") for r in done) else ""
+        cells = [_cell(done, column, decimals) for column, _, decimals in COLUMNS]
+        names = [label + star, told][: len(first)]
+        lines.append(_line([*names, str(len({r["seed"] for r in done})), *cells]))
+    return "\n".join(lines)
+
+
+def overview_table(results: Sequence[Result], cases: Sequence[str], rows: Sequence[Row]) -> str:
+    """The correlation with the truth, a method a row and a case a column."""
+    lines = _head(["CC", *cases], 1)
+    for key, label, _ in rows:
+        cells = [_cell(rows_of(results, case, key)[0], "correlation", 3) or "–" for case in cases]
+        lines.append(_line([label, *cells]))
+    return "\n".join(lines)
+
+
+def _listed(values: Iterable[str]) -> str:
+    return "; ".join(sorted({value for value in values if value}))
+
+
+def quality_section(
+    results: Sequence[Result],
+    settings: Mapping[str, Any],
+    rows: Sequence[Row],
+    ablated: Mapping[str, Sequence[Row]],
+    pictures: Mapping[str, str],
+) -> str:
+    """The section as Markdown, markers included.
+
+    Args:
+        results: of all cases, seeds and methods.
+        settings: ``shape``, ``snr`` by case, ``steps``, ``peer_steps``, ``cap_minutes``, ``device``, ``grids``.
+        rows: the methods, in order.
+        ablated: rows of the ablation by case.
+        pictures: captions by case; a case without one has no picture.
+    """
+    cases = [case for case in settings["snr"] if any(r["case"] == case for r in results)]
+    seeds = sorted({r["seed"] for r in results})
+    shape = " x ".join(str(n) for n in settings["shape"])
+    parts = [
+        BEGIN,
+        "## Quality",
+        f"Simulated tomograms of {shape} voxels (`cryoshuffle simulate`) whose truth is known. Numbers are medians "
+        f"over {len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}); raw numbers are in "
+        "[benchmarks_quality.json](benchmarks_quality.json).",
+        f"Ours: {settings['steps']} steps. Noise2Void and cryoCARE: {settings['peer_steps']} steps of about as many "
+        "voxels as ours; Topaz as it comes. A method that chooses its strength, width or model by the truth is told "
+        f"what no user knows. No run of a program may take more than {settings['cap_minutes']:g} min. Our network on "
+        "the halves: the same body, hiding nothing, trained from one half to the other, with as many steps as ours has "
+        "behind the blind network.",
+        "Chosen among, on the standardised tomogram:\n\n"
+        + "\n".join(f"- {name}, {grid}" for name, grid in settings["grids"].items()),
+        LEGEND,
+    ]
+    if cases:
+        parts += ["### Overview", overview_table(results, cases, rows)]
+    for case in cases:
+        parts += [f"### Case {case}", f"SNR {settings['snr'][case]:g}.", case_table(results, case, rows)]
+        if case in pictures:
+            parts.append(f"![{pictures[case]}](benchmark_{case}.png)\n\n*{pictures[case]}*")
+    for case in (c for c in ablated if c in cases):
+        table = case_table(results, case, ablated[case])
+        parts += [f"### One thing changed, case {case}", "Each row is ours with one thing changed.", table]
+    parts += ["### Made with", _made_with(results, settings), END]
+    return "\n\n".join(parts) + "\n"
+
+
+def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
+    facts = {
+        "machine": _listed(r.get("machine", "") for r in results),
+        "device": settings["device"],
+        "commit": _listed(r.get("commit", "") for r in results),
+        "versions": _listed(r.get("version", "") for r in results),
+        "command": f"`scripts/bench_quality.py --steps {settings['steps']} --peer-steps {settings['peer_steps']}"
+        " --peers DIR --ablation`, after `scripts/bench_peers_setup DIR`",
+    }
+    return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def replace_section(document: str, section: str) -> str:
+    """A document with its own section exchanged, or added at the end; all else stays.
+
+    Raises:
+        ValueError: if only one of the markers is there, or they are in the wrong order.
+    """
+    if BEGIN not in document and END not in document:
+        start = document.rstrip("\n") or "# Benchmarks"
+        return f"{start}\n\n{section}"
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the document must hold '{BEGIN}' and behind it '{END}', or neither: mend or remove them")
+    return before + section.rstrip("\n") + after
+
+
+def _plane(plane: np.ndarray, zoom: int, greys: int) -> Image.Image:
+    """A plane stretched over its grey scale, of few greys if that saves room."""
+    levels = (plane * (greys - 1)).round() * (255 / (greys - 1))
+    image = Image.fromarray(np.ascontiguousarray(levels[::-1]).astype(np.uint8))
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def panel(volumes: Mapping[str, torch.Tensor], zoom: int = 2, greys: int = 256) -> Image.Image:
+    """Central xy and xz planes of volumes side by side.
+
+    Each volume has a grey scale of its own, from the 0.5th to the 99.5th percentile of its two planes.
+
+    Args:
+        volumes: ``(Z, Y, X)`` by their titles; only the middle is shown of what is large.
+        zoom: pixels a voxel.
+        greys: how many.
+    """
+    columns = []
+    for volume in volumes.values():
+        z, y, _ = (n // 2 for n in volume.shape)
+        planes = [_middle(volume[z].numpy()), _middle(volume[:, y].numpy())]
+        low, high = np.percentile(np.concatenate([p.ravel() for p in planes]), (0.5, 99.5))
+        scaled = [np.clip((p - low) / max(high - low, 1e-12), 0, 1) for p in planes]
+        columns.append([_plane(p, zoom, greys) for p in scaled])
+    widths = [max(tile.width for tile in column) for column in columns]
+    heights = [max(column[row].height for column in columns) for row in (0, 1)]
+    size = (sum(widths) + _MARGIN * (len(columns) + 1), sum(heights) + _TITLE + 3 * _MARGIN)
+    picture = Image.new("L", size, 255)
+    pen, left = ImageDraw.Draw(picture), _MARGIN
+    for title, column, width in zip(volumes, columns, widths, strict=True):
+        pen.text((left, _MARGIN // 2), title[: width // 6], fill=0)
+        picture.paste(column[0], (left, _TITLE + _MARGIN))
+        picture.paste(column[1], (left, _TITLE + 2 * _MARGIN + heights[0]))
+        left += width + _MARGIN
+    return picture
+
+
+def _middle(plane: np.ndarray) -> np.ndarray:
+    first = [max(0, (n - _SIDE) // 2) for n in plane.shape]
+    return plane[first[0] : first[0] + _SIDE, first[1] : first[1] + _SIDE]
+
+
+def save_panel(volumes: Mapping[str, torch.Tensor], path: Path) -> None:
+    """:func:`panel` as a PNG of at most 300 kB: with fewer greys, then smaller, where it has to be."""
+    for zoom, greys in ((2, 256), (2, 64), (2, 24), (1, 256), (1, 64), (1, 16)):
+        buffer = io.BytesIO()
+        panel(volumes, zoom, greys).save(buffer, "PNG", optimize=True)
+        if buffer.tell() <= LARGEST_PICTURE:
+            break
+    path.write_bytes(buffer.getvalue())
+
+
+def machine() -> str:
+    """Processor, cores and memory, in one line."""
+    model = platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.is_file():
+        named = [s.partition(":")[2].strip() for s in cpus.read_text().splitlines() if s.startswith("model name")]
+        model = named[0] if named else model
+    text = f"{model}, {os.cpu_count()} cores"
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        text += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    if torch.cuda.is_available():
+        text += f", {torch.cuda.get_device_name()}"
+    return text
+
+
+def commit(root: Path) -> str:
+    """The commit of a checkout, and whether the code differs from it; empty outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        return found.stdout.strip() if found.returncode == 0 else ""
+
+    try:
+        name, changes = (
+            git("rev-parse", "--short", "HEAD"),
+            git("status", "--porcelain", "bundle", "configs", "scripts"),
+        )
+    except OSError:
+        return ""
+    return f"{name} + changes" if name and changes else name

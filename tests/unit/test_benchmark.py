@@ -1,0 +1,162 @@
+"""The benchmark says what was measured: medians over seeds, what was not run and why; nothing else is touched."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+SETTINGS = {
+    "shape": [32, 48, 48],
+    "snr": {"white": 0.1, "wbp": 0.061},
+    "steps": 8,
+    "peer_steps": 8,
+    "cap_minutes": 30,
+    "device": "cpu",
+    "grids": {"Gaussian": "width in voxels: 1, 2"},
+}
+ROWS = [("gaussian", "Gaussian", "the truth"), ("auto", "ours", ""), ("topaz", "Topaz", "other tomograms")]
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bench_report", None)
+    return _load("bench_report")
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    for name in ("bench_report", "bench_methods", "bench_quality"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for name in ("bench_report", "bench_methods"):
+        _load(name)
+    return _load("bench_quality")
+
+
+def _result(seed, method="auto", case="wbp", correlation=0.5, seconds=20.0, **more):
+    scores = {"correlation": correlation, "psnr_db": 20.0, "ssim": 0.5, "fsc_angstrom": 25.0, **more}
+    return {"case": case, "seed": seed, "method": method, "scores": scores, "seconds": seconds}
+
+
+def _row(table, start):
+    return [cell.strip() for cell in next(s for s in table.splitlines() if s.startswith(f"| {start}")).split("|")[1:-1]]
+
+
+def test_a_row_holds_the_medians_over_seeds_and_their_number(report):
+    """The median of each score by itself; a curve that crosses nowhere is worse than any resolution."""
+    results = [_result(0, correlation=0.2), _result(1, correlation=0.9, seconds=2.0), _result(2, correlation=0.6)]
+    results[0]["scores"]["fsc_angstrom"] = results[1]["scores"]["fsc_angstrom"] = None
+    results.append(_result(0, case="white", correlation=0.99))
+    row = _row(report.case_table(results, "wbp", ROWS), "ours")
+    assert row[2:8] == ["3", "0.600", "20.0", "0.500", "none", "20"]
+    assert report.median([30.0, 10.0, 20.0]) == 20.0
+    assert report.median([]) is None
+
+
+def test_a_peer_that_is_missing_is_told_with_its_reason_in_one_line(report):
+    """A reason is a line of the table; a method that ran for one seed of two counts that one."""
+    results = [
+        {"case": "wbp", "seed": 0, "method": "topaz", "reason": "no environment 'topaz' | none"},
+        _result(0),
+        {"case": "wbp", "seed": 1, "method": "auto", "reason": "takes more than 1 min"},
+    ]
+    table = report.case_table(results, "wbp", ROWS)
+    assert _row(table, "Topaz")[2:4] == ["0", "not run: no environment 'topaz' / none"]
+    assert _row(table, "ours")[2:4] == ["1", "0.500"]
+    assert _row(table, "Gaussian")[3] == "not run: not asked for"
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_lattice_and_a_grid_that_ended_are_told(report):
+    """Excess is shown beside that of the truth, and an oracle that wanted a strength beyond its grid has a star."""
+    lattice = {"lattice_excess": 1.25, "truth_lattice_excess": 1.1, "residue_imbalance": 1.03}
+    results = [_result(0, **lattice), {**_result(0, "gaussian"), "at_end": True}]
+    table = report.case_table(results, "wbp", ROWS)
+    assert _row(table, "ours")[-2:] == ["1.25 (1.10)", "1.03"]
+    assert _row(table, "Gaussian")[0] == "Gaussian \\*"
+    assert _row(table, "Gaussian")[-2:] == ["", ""]
+
+
+def test_only_the_section_between_the_markers_is_replaced(report):
+    """Other sections stay to the letter, wherever they stand, and writing twice changes nothing."""
+    first = report.quality_section([_result(0)], SETTINGS, ROWS, {"wbp": ROWS}, {})
+    second = report.quality_section([_result(0, correlation=0.7)], SETTINGS, ROWS, {}, {"wbp": "planes"})
+    page = report.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", first)
+    page += "\n## Memory\n\nlittle\n"
+    changed = report.replace_section(page, second)
+    assert changed == page.replace(first.rstrip("\n"), second.rstrip("\n"))
+    assert report.replace_section(changed, second) == changed
+    assert "0.700" in changed
+    assert "](benchmark_wbp.png)" in changed
+    assert report.replace_section("", first).startswith("# Benchmarks\n\n" + report.BEGIN)
+    with pytest.raises(ValueError, match="mend or remove"):
+        report.replace_section(report.END + report.BEGIN, first)
+
+
+def test_a_picture_of_pure_noise_is_small_enough(report, tmp_path):
+    """Nothing compresses worse than noise; large volumes are shown by their middle."""
+    noise = torch.randn(200, 210, 220, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "panel.png"
+    report.save_panel(dict.fromkeys(("truth", "noisy", "Gaussian", "ours", "peer"), noise), path)
+    assert path.stat().st_size <= 300_000
+    with Image.open(path) as picture:
+        assert picture.width >= 5 * 192
+
+
+def test_a_benchmark_is_run_resumed_and_reported_without_peers(quality, tmp_path, capsys):
+    """What is finished is not run again, an absent peer is told, and other settings are refused for the same work."""
+    arguments = ["--cases", "white", "--seeds", "0,1", "--shape", "16,24,24", "--methods", "noisy,gaussian,tv"]
+    arguments += ["--work", str(tmp_path / "work"), "--docs", str(tmp_path)]
+    quality.main(arguments)
+    assert "tv: not run: no --peers given" in capsys.readouterr().out
+    written = json.loads((tmp_path / "benchmarks_quality.json").read_text(encoding="utf-8"))
+    noisy, gaussian = ([r for r in written["results"] if r["method"] == m] for m in ("noisy", "gaussian"))
+    assert [r["seed"] for r in noisy] == [0, 1]
+    assert all(g["scores"]["correlation"] > n["scores"]["correlation"] for g, n in zip(gaussian, noisy, strict=True))
+    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert "not run: no --peers given" in page
+    assert str(tmp_path) not in page + json.dumps(written)
+
+    quality.main(arguments)
+    assert "noisy" not in capsys.readouterr().out
+    (tmp_path / "benchmarks.md").unlink()
+    quality.main([*arguments, "--report-only"])
+    assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == page
+    with pytest.raises(SystemExit, match="was begun with steps 600"):
+        quality.main([*arguments, "--steps", "7"])
+
+
+def test_a_program_that_fails_or_hangs_gives_a_reason_without_paths(quality, tmp_path):
+    """The last error it names; what takes too long is ended."""
+    methods = sys.modules["bench_methods"]
+    job = methods.Job(tmp_path, 0, 8, 8, 0.5, "cpu", tmp_path)
+    with pytest.raises(methods.NotRunError, match=r"^takes more than 0\.00833333 min$"):
+        methods.call(["sleep", "60"], tmp_path / "log", job)
+    said = "ValueError: no /some/where/file\\n  see the manual"
+    failing = [sys.executable, "-c", f"import sys; print('{said}'); sys.exit(3)"]
+    job = methods.Job(tmp_path, 0, 8, 8, 60, "cpu", tmp_path)
+    with pytest.raises(methods.NotRunError, match=r"^ValueError: no file$"):
+        methods.call(failing, tmp_path / "log", job)
+
+
+def test_the_network_on_the_halves_is_the_same_for_the_same_seed(quality):
+    """It trains on volumes smaller than its window, and gives a volume of their shape."""
+    methods = sys.modules["bench_methods"]
+    even, odd = torch.randn(2, 16, 20, 24, generator=torch.Generator().manual_seed(0))
+    one, two = (methods.train_on_halves(even, odd, steps=2, seed=3) for _ in range(2))
+    assert one.shape == even.shape
+    assert torch.equal(one, two)
