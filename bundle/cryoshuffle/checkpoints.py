@@ -255,6 +255,7 @@ class FitCheckpoint:
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
         blend: of network and linear filter, as of :class:`cryoshuffle.refinement.Refinement`; goes into the model.
         state_name: of the state in ``output_dir``; each stage of a fit has its own.
+        later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
 
     Raises:
         SettingError: if there is an unfinished fit and neither resume nor overwrite is asked for, or if the
@@ -277,7 +278,9 @@ class FitCheckpoint:
         whitening: Mapping[str, Any] | None = None,
         blend: Mapping[str, float] | None = None,
         state_name: str = STATE_NAME,
+        later: Sequence[str] = (),
     ) -> None:
+        self.later = [Path(output_dir) / name for name in later]
         self.state_path = Path(output_dir) / state_name
         self.blend = None if blend is None else dict(blend)
         self.model_path = Path(model_path)
@@ -309,13 +312,17 @@ class FitCheckpoint:
         if self.state_path.exists() and self.resume:
             self._load(engine)
             return
-        if self.resume:
+        if self.resume and self.state_path.name == STATE_NAME:
             logger.warning(
                 "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
             )
         elif self.state_path.exists() and not self.overwrite:
             there = load_plain(self.state_path)
-            if not there["finished"]:
+            states = [
+                there,
+                *(load_plain(path) for path in self.later if path.name.startswith("state") and path.exists()),
+            ]
+            if not all(state["finished"] for state in states):
                 raise SettingError(
                     f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
                     "or --overwrite to start again"
@@ -327,6 +334,9 @@ class FitCheckpoint:
                 )
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # no process writes before all have looked
+        if self.writes:
+            for path in self.later:
+                path.unlink(missing_ok=True)
         self._save(engine, finished=False)
 
     def _load(self, engine: Engine) -> None:

@@ -100,7 +100,7 @@ def choose_filter(volume: Tensor, blind_set: BlindSet, widths: Sequence[float] =
 
     What is explained is judged by blind risk. That favours narrow filters twice: a filter without its middle makes up
     for it by being narrow, and noise that the blind set does not quite hide is near. So of those within
-    :data:`TOLERANCE` of the best the widest is taken; on real halves that was within 2 % of the best width.
+    :data:`TOLERANCE` of the best the widest is taken.
 
     Args:
         volume: standardised, ``(Z, Y, X)``.

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import TransformBackends, convert_to_tensor
@@ -35,7 +36,7 @@ def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
 
     Args:
         volume: ``(Z, Y, X)``, of any size.
-        reach: lags kept, voxels; those near the end are weighted down.
+        reach: lags kept, voxels, but not more than a quarter of a side; those near the end are weighted down.
 
     Returns:
         Power at each frequency of a grid of :data:`GRID` along every axis, zero frequency first; its mean is the
@@ -45,15 +46,19 @@ def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
         InputError: if a side is shorter than 8 voxels.
     """
     if min(volume.shape) < 8:
-        raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure a spectrum")
+        raise InputError(
+            f"a volume of {tuple(volume.shape)} voxels is too small to measure the spectrum of its noise, "
+            "which takes 8 along each axis: add --no-refine"
+        )
     values = volume.double() - volume.double().mean()
     sides = [n + reach for n in values.shape]
     lags = torch.fft.irfftn(torch.fft.rfftn(values, s=sides).abs().square(), s=sides)
     result = torch.zeros(GRID, GRID, GRID, dtype=torch.float64)
-    near = [torch.arange(1 - min(reach, n), min(reach, n)) for n in values.shape]
+    kept = [min(reach, n // 4) for n in values.shape]
+    near = [torch.arange(1 - k, k) for k in kept]
     for axis, index in enumerate(near):
         lags = lags.index_select(axis, index % sides[axis])
-        taper = 0.5 + 0.5 * torch.cos(math.pi * index / len(index) * 2)
+        taper = 0.5 + 0.5 * torch.cos(math.pi * index / kept[axis])
         weight = taper / (values.shape[axis] - index.abs())
         lags = lags * weight.reshape([-1 if a == axis else 1 for a in range(3)])
     z, y, x = (index % GRID for index in near)
@@ -105,8 +110,8 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Ten
 
     ``plane``
         Across the plane's normal, the tilt axis, the power is that of the highest frequencies along the axis, where
-        there is no signal, or of the blind residual, whichever is less: signal that is left makes either too large.
-        Along the axis it is what interpolation made of each tilt image.
+        there is no signal, or of the blind residual, whichever is less there and nearby: signal that is left makes
+        either too large. Along the axis it is what interpolation made of each tilt image.
     ``voxel``
         White, with the variance of the highest frequencies or of the residual, whichever is less.
     other
@@ -135,7 +140,12 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Ten
     total, left = smooth_spectrum(volume).movedim(normal, 0), left.movedim(normal, 0)
     high = frequency > BAND
     across = (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
-    spectrum = torch.minimum(across, left.mean(dim=0)) * shape
+    other = left.mean(dim=0)
+    # Which is less is asked of neighbourhoods: the less of two single values would be too small by their scatter.
+    half = GRID // (2 * min(REACH, min(volume.shape) // 4))
+    apart = F.pad((other - across)[None, None], (half,) * 4, mode="circular")
+    less = F.avg_pool2d(apart, 2 * half + 1, stride=1)[0, 0] < 0
+    spectrum = torch.where(less, other, across) * shape
     return spectrum.movedim(0, normal).contiguous()
 
 

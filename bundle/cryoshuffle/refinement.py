@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
@@ -22,6 +24,7 @@ from cryoshuffle.windows import HeldOutSlab
 
 _SIDE = 128
 _SURE = 4.0
+_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Refinement:
     Attributes:
         spectrum: of the noise, as of :func:`cryoshuffle.recorruption.noise_spectrum`.
         linear: the best blind linear filter.
-        lead: of the blind network over that filter in blind risk, on voxels neither has seen, in standard errors.
+        lead: of the blind network over that filter in blind risk, on the held-out slab, in standard errors of blocks of
+            voxels.
         explained: share of the variance of those voxels that network and filter explain, in this order.
     """
 
@@ -53,8 +57,8 @@ class Refinement:
         """In one sentence, for log and report."""
         net, linear = self.explained
         words = (
-            f"on voxels it did not see the blind network explains {net:.2%} of the variance, the best linear filter "
-            f"(Gaussian, {self.linear.sigma:g} voxels) {linear:.2%}"
+            f"on voxels held out of the fit the blind network explains {net:.2%} of the variance, the best linear "
+            f"filter (Gaussian, {self.linear.sigma:g} voxels) {linear:.2%}"
         )
         if self.trust == 1:
             return f"{words}: the network carries the result"
@@ -83,7 +87,7 @@ def measure_refinement(
         device: that computes.
 
     Raises:
-        SettingError: if the network is no blind-spot network.
+        SettingError: if the network is no blind-spot network, or several processes run.
         FileError, InputError: if the checkpoint cannot be read.
     """
     core = unwrap(network)
@@ -98,35 +102,34 @@ def measure_refinement(
         with torch.no_grad():
             return inferer(volume[None].to(device), core)[0].cpu()
 
-    spectra, choices, sums = [], [], torch.zeros(5, dtype=torch.float64)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
+    spectra, choices, blocks, sums = [], [], [], torch.zeros(3, dtype=torch.float64)
     for item in volumes:
         image = torch.as_tensor(item["image"])
         image = image.as_subclass(Tensor)
         crop = central_crop(image, _SIDE)
         before, after = (undo_whitening(v, whitening)[0] for v in (crop, predict(crop)))
         spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
-        choices.append(choose_filter(crop[0], lattice.blind_set))
+        seen = central_crop(image[(slice(None), *held_out.fit_region(image.shape[1:]))], _SIDE)
+        choices.append(choose_filter(seen[0], lattice.blind_set))
         window = held_out.scored(image.shape[1:])
         part = image[(slice(None), *window.read)]
         smooth = choices[-1].gain * masked_gaussian(part[0], choices[-1].sigma, lattice.blind_set)
         truth, net, linear = (v[window.core].double() for v in (part[0], predict(part)[0], smooth))
         worse = (truth - linear).square() - (truth - net).square()
-        sums += torch.stack(
-            [
-                worse.sum(),
-                worse.square().sum(),
-                (truth - net).square().sum(),
-                (truth - linear).square().sum(),
-                truth.square().sum(),
-            ]
-        )
+        sides = [min(_BLOCK, n) for n in worse.shape]
+        blocks.append(F.avg_pool3d(worse[None], sides).flatten())
+        sums += torch.stack([(truth - net).square().sum(), (truth - linear).square().sum(), truth.square().sum()])
     core.train(was_training)
-    lead, scatter, net_risk, linear_risk, power = sums.tolist()
+    net_risk, linear_risk, power = sums.tolist()
+    lead = torch.cat(blocks)
+    error = float(lead.std()) / len(lead) ** 0.5 if len(lead) > 1 else 0.0
     middle = min(choices, key=lambda c: abs(c.sigma - sorted(c.sigma for c in choices)[len(choices) // 2]))
     return Refinement(
         torch.stack(spectra).mean(dim=0).float(),
         middle,
-        lead / scatter**0.5 if scatter > 0 else 0.0,
+        float(lead.mean()) / error if error > 0 else 0.0,
         (1 - net_risk / power, 1 - linear_risk / power),
     )
 
@@ -173,6 +176,7 @@ class Distillation:
         self.teacher = teacher.eval()
         self.spectrum, self.inferer, self.strength = spectrum, inferer, strength
         self.draws, self.fixed = draws, fixed
+        self._known: dict[tuple[float, ...], Tensor] = {}
 
     def __call__(
         self,
@@ -186,11 +190,19 @@ class Distillation:
             torch.as_tensor(batch[key]).as_subclass(Tensor).to(device, non_blocking=non_blocking)
             for key in ("image", "label")
         )
-        seed = 0 if self.fixed else int(torch.randint(2**31, (1,)))
+        if not self.fixed:
+            return image, self._target(image, label, int(torch.randint(2**31, (1,))))
+        # What is drawn is always the same, so it is worth keeping.
+        key = (*image.shape, float(image.double().sum()), float(image.flatten()[0]))
+        if key not in self._known:
+            self._known[key] = self._target(image, label, 0)
+        return image, self._known[key]
+
+    def _target(self, image: Tensor, label: Tensor, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
         target = torch.zeros_like(image)
         for _ in range(self.draws):
             noise = lay_noise(draw_noise(self.spectrum, random), (0, 0, 0), image.shape[2:]).to(image.device)
             with torch.no_grad():
                 target += self.inferer(image + self.strength * noise, self.teacher) / self.draws
-        return image, torch.where(torch.isnan(label), label, target)
+        return torch.where(torch.isnan(label), label, target)

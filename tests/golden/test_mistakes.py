@@ -352,3 +352,21 @@ def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):
     model = str(tmp_path / "out_run" / "model.pt")
     assert main(["apply", model, str(tmp_path / "in.nii.gz"), str(tmp_path / "out.mrc"), "--quiet"]) == 0
     assert np.allclose(mrcfile.read(tmp_path / "out.mrc")[:, :, ::-1], np.asarray(result.dataobj).T, atol=1e-4)
+
+
+def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, capsys):
+    """An unfinished second stage is named before anything is written; a fresh start removes what it left."""
+    source = small_tomogram(tmp_path / "in.mrc")
+    arguments = ["denoise", str(source), str(tmp_path / "o.mrc"), "--steps", "4", "--window", "16,24,16", "--quiet"]
+    assert main(arguments) == 0
+    run = tmp_path / "o_run"
+    state = torch.load(run / "state_refine.pt", weights_only=True)
+    torch.save({**state, "finished": False}, run / "state_refine.pt")
+    (tmp_path / "o.mrc").unlink()
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "unfinished fit" in capsys.readouterr().err
+    assert main([*arguments, "--no-refine", "--overwrite"]) == 0
+    left = {path.name for path in run.iterdir()}
+    assert not left & {"state_refine.pt", "state_distil.pt", "recorrupted.pt", "refinement.json"}
+    assert not (run / "state.pt.partial").exists()

@@ -112,6 +112,17 @@ def test_the_spectrum_of_reconstruction_noise_is_found(case):
     assert float((wrong - true).square().sum() / true.square().sum()) ** 0.5 > 1.5 * error
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 8), (16, 16, 16), (12, 64, 64), (48, 48, 48)])
+def test_the_spectrum_of_white_noise_is_not_too_small(shape):
+    """The smaller of two estimates is taken; that must not take noise away where there is no signal at all."""
+    seeds = range(6)
+    found = []
+    for seed in seeds:
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        found.append(float(noise_spectrum(noise, noise, BlindSet("plane", "y")).mean() / noise.var()))
+    assert sum(found) / len(found) == pytest.approx(1, abs=0.05 if min(shape) > 16 else 0.1)
+
+
 def test_white_noise_gets_a_flat_spectrum_of_its_variance():
     """Blind voxel: one number, near the variance; another blind set: the residual's own spectrum."""
     made = simulate("white", (48, 64, 64), snr=0.2, seed=1)
