@@ -23,7 +23,7 @@ from cryoshuffle.whitening import undo_whitening
 from cryoshuffle.windows import HeldOutSlab
 
 _SIDE = 128
-_SURE = 4.0
+_SURE = 2.0
 _BLOCK = 4
 
 

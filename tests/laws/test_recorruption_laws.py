@@ -176,11 +176,11 @@ def test_the_chosen_filter_is_near_the_best_one():
 
 @pytest.mark.parametrize(("lead", "trust", "words"), [
     (9.0, 1.0, "the network carries the result"),
-    (1.0, 0.25, "75% of the result is the filter's"),
+    (0.5, 0.25, "75% of the result is the filter's"),
     (-2.0, 0.0, "the result is all the filter's"),
 ])  # fmt: skip
 def test_trust_follows_the_lead_of_the_network(lead, trust, words):
-    """Four standard errors are enough; a network that is no better is not used."""
+    """Two standard errors are enough; a network that is no better is not used."""
     tomogram = torch.randn(24, 24, 24)
     filtered = choose_filter(tomogram, BlindSet("voxel"))
     found = Refinement(torch.ones(4), filtered, lead, (0.02, 0.01))
