@@ -82,22 +82,27 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     return picture
 
 
-def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) -> Path:
-    """Write :func:`preview_image` as a PNG.
-
-    Raises:
-        FileError: if the picture cannot be written.
-    """
+def _save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Write a picture as a PNG, whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial.png")
     try:
-        preview_image(before, after).save(partial)
+        picture.save(partial)
         os.replace(partial, path)
     except OSError as error:
         raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) -> Path:
+    """Write :func:`preview_image` as a PNG.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    return _save(preview_image(before, after), path)
 
 
 def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:
@@ -110,7 +115,6 @@ def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike
     Raises:
         FileError: if the picture cannot be written.
     """
-    path = Path(path)
     panel, height, bar = 220, 200, 30
     picture = Image.new("L", (len(rows) * panel + _MARGIN, height + 3 * _TITLE), 255)
     pen = ImageDraw.Draw(picture)
@@ -124,11 +128,7 @@ def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike
             pen.rectangle((x, min(middle, tip), x + bar, max(middle, tip)), fill=110)
             pen.text((x, _TITLE + height), f"lag {lag + 1}", fill=0)
             pen.text((x, 2 * _TITLE + height), f"{value:+.2f}", fill=0)
-    try:
-        picture.save(path)
-    except OSError as error:
-        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
-    return path
+    return _save(picture, path)
 
 
 def save_fsc_plot(
@@ -148,7 +148,6 @@ def save_fsc_plot(
     Raises:
         FileError: if the picture cannot be written.
     """
-    path = Path(path)
     width, height, left, top = 480, 300, 48, 2 * _TITLE
     lowest = min([-0.2, *(min(values) for _, values in curves.values())])
     picture = Image.new("RGB", (left + width + 3 * _MARGIN, top + height + 3 * _TITLE), "white")
@@ -180,15 +179,7 @@ def save_fsc_plot(
         x, y = left + width - 150, top + 6 + index * _TITLE
         pen.line((x, y + 6, x + 20, y + 6), fill=colour, width=2)
         pen.text((x + 26, y), name, fill="black")
-    partial = path.with_name(f".{path.name}.partial.png")
-    try:
-        picture.save(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return _save(picture, path)
 
 
 def central_crop(volume: Tensor, side: int) -> Tensor:

@@ -90,6 +90,8 @@ def measure_refinement(
         SettingError: if the network is no blind-spot network, or several processes run.
         FileError, InputError: if the checkpoint cannot be read.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
     core = unwrap(network)
     lattice = getattr(core, "lattice", None)
     if not isinstance(lattice, Lattice) or lattice.blind_set.shape == "none":
@@ -102,8 +104,6 @@ def measure_refinement(
         with torch.no_grad():
             return inferer(volume[None].to(device), core)[0].cpu()
 
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
     spectra, choices, blocks, sums = [], [], [], torch.zeros(3, dtype=torch.float64)
     for item in volumes:
         image = torch.as_tensor(item["image"])
@@ -125,7 +125,7 @@ def measure_refinement(
     net_risk, linear_risk, power = sums.tolist()
     lead = torch.cat(blocks)
     error = float(lead.std()) / len(lead) ** 0.5 if len(lead) > 1 else 0.0
-    middle = min(choices, key=lambda c: abs(c.sigma - sorted(c.sigma for c in choices)[len(choices) // 2]))
+    middle = sorted(choices, key=lambda choice: choice.sigma)[len(choices) // 2]
     return Refinement(
         torch.stack(spectra).mean(dim=0).float(),
         middle,
