@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import is_valid_mrc, small_tomogram, write_mrc
+from scipy.ndimage import gaussian_filter
 
 from cryoshuffle.checkpoints import save_whole
 from cryoshuffle.cli import main
@@ -370,3 +371,25 @@ def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, cap
     left = {path.name for path in run.iterdir()}
     assert not left & {"state_refine.pt", "state_distil.pt", "recorrupted.pt", "refinement.json"}
     assert not (run / "state.pt.partial").exists()
+
+
+def test_evaluate_scores_files_and_says_what_it_lacks(tmp_path, capsys):
+    """A table, a JSON file and a plot; a missing file, other shapes, nothing to score with: one sentence each."""
+    noisy = small_tomogram(tmp_path / "in.mrc")
+    with mrcfile.open(noisy) as source:
+        smooth = write_mrc(tmp_path / "smooth.mrc", gaussian_filter(source.data.astype(np.float32), 1))
+        other = write_mrc(tmp_path / "other.mrc", source.data[2:].astype(np.float32))
+    where = ["--report", str(tmp_path / "scores")]
+    assert main(["evaluate", str(smooth), "--truth", str(smooth), "--noisy", str(noisy), *where]) == 0
+    assert "correlation with the truth          1.000   (noisy: 0." in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "scores").iterdir()} == {"evaluation.json", "fsc.png"}
+    for arguments, words in (
+        (["--truth", str(smooth)], "--overwrite"),
+        (["--overwrite"], "nothing to score the result with"),
+        (["--truth", str(other), "--overwrite"], "give volumes (z, y, x) of one shape"),
+        (["--truth", str(tmp_path / "no.mrc"), "--overwrite"], "no.mrc"),
+    ):
+        assert main(["evaluate", str(smooth), *arguments, *where]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
