@@ -253,7 +253,6 @@ class FitCheckpoint:
         overwrite: start again although an unfinished fit is there.
         writes: whether this process writes; only one of several should.
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
-        blend: of network and linear filter, as of :class:`cryoshuffle.refinement.Refinement`; goes into the model.
         state_name: of the state in ``output_dir``; each stage of a fit has its own.
         later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
 
@@ -276,13 +275,11 @@ class FitCheckpoint:
         overwrite: bool = False,
         writes: bool = True,
         whitening: Mapping[str, Any] | None = None,
-        blend: Mapping[str, float] | None = None,
         state_name: str = STATE_NAME,
         later: Sequence[str] = (),
     ) -> None:
         self.later = [Path(output_dir) / name for name in later]
         self.state_path = Path(output_dir) / state_name
-        self.blend = None if blend is None else dict(blend)
         self.model_path = Path(model_path)
         self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
         self.evaluator = evaluator
@@ -387,7 +384,7 @@ class FitCheckpoint:
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
             "lattice": network.lattice.config() if isinstance(network, BlindSpotNet) else None,
             "whitening": self.whitening,
-            "blend": self.blend,
+            "blend": None,
             "settings": self.settings,
             "risk": self.best_risk,
             "epoch": self.best_epoch,

@@ -1,4 +1,4 @@
-"""Linear filters that hide what the network hides, so that both can be judged by one blind risk."""
+"""The linear filter that a network must beat: a Gaussian whose width and gain follow from the measured noise."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.errors import SettingError
-from cryoshuffle.lattice import BlindSet
 
-WIDTHS = (0.7, 1.0, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4, 4.0)
-TOLERANCE = 0.2
+WIDTHS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.4, 2.8, 3.4, 4.0)
 
 
-def _line(sigma: float, reach: int | None = None) -> Tensor:
-    """A Gaussian along a line; beyond ``reach`` voxels it is cut off, without being scaled up."""
+def _line(sigma: float) -> Tensor:
+    """A Gaussian along a line."""
     side = max(1, round(3 * sigma))
     offsets = torch.arange(-side, side + 1, dtype=torch.float32)
     weights = torch.exp(-offsets.square() / (2 * sigma**2))
-    weights = weights / weights.sum()
-    return weights if reach is None else weights * (offsets.abs() <= reach)
-
-
-def _convolve(volume: Tensor, lines: Sequence[Tensor]) -> Tensor:
-    volume = volume[None, None]
-    for axis, line in enumerate(lines):
-        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
-        shape[2 + axis], padding[axis] = len(line), len(line) // 2
-        volume = F.conv3d(volume, line.to(volume).reshape(shape), padding=padding)
-    return volume[0, 0]
+    return weights / weights.sum()
 
 
 def gaussian(volume: Tensor, sigma: float) -> Tensor:
@@ -46,81 +34,70 @@ def gaussian(volume: Tensor, sigma: float) -> Tensor:
     """
     if not sigma > 0:
         raise SettingError(f"width of the Gaussian is {sigma}: give more than 0")
-    return _convolve(volume, [_line(sigma)] * 3)
-
-
-def masked_gaussian(volume: Tensor, sigma: float, blind_set: BlindSet) -> Tensor:
-    """A Gaussian with the taps of the blind set taken out, and scaled so that the rest sum to 1.
-
-    Args:
-        volume: standardised, ``(Z, Y, X)``.
-        sigma: width, voxels.
-        blind_set: offsets that get no weight.
-
-    Invariant:
-        The result at v depends on no voxel v + b, b in the blind set.
-
-    Raises:
-        SettingError: if sigma is not positive, or so small that nothing is left beside the blind set.
-    """
-    whole = gaussian(volume, sigma)
-    if blind_set.shape == "none":
-        return whole
-    reaches = blind_set.half_widths
-    if blind_set.shape == "cross":
-        centre = [_line(sigma, 0)] * 3
-        arms = [[_line(sigma, r if a == b else 0) for b in range(3)] for a, r in enumerate(reaches)]
-        parts, signs = [*arms, centre], [1.0, 1.0, 1.0, -2.0]
-    else:
-        parts, signs = [[_line(sigma, r) for r in reaches]], [1.0]
-    hidden = torch.stack([s * _convolve(volume, lines) for s, lines in zip(signs, parts, strict=True)]).sum(dim=0)
-    weight = sum(s * float(a.sum() * b.sum() * c.sum()) for s, (a, b, c) in zip(signs, parts, strict=True))
-    if weight > 1 - 1e-3:
-        raise SettingError(f"a Gaussian of width {sigma} sees nothing beside the blind set, use a wider one")
-    return (whole - hidden) / (1 - weight)
+    line, volume = _line(sigma).to(volume), volume[None, None]
+    for axis in range(3):
+        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
+        shape[2 + axis], padding[axis] = len(line), len(line) // 2
+        volume = F.conv3d(volume, line.reshape(shape), padding=padding)
+    return volume[0, 0]
 
 
 @dataclass(frozen=True)
 class FilterChoice:
-    """The best of a family of blind linear filters.
+    """The best of a family of linear filters.
 
     Attributes:
         sigma: width of the Gaussian, voxels.
         gain: it is multiplied by.
-        risk: blind risk of the masked filter, mean squared difference to the voxels it does not see.
+        explained: estimate of how much nearer it comes to the signal than 0 does, mean square over a volume.
     """
 
     sigma: float
     gain: float
-    risk: float
+    explained: float
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        """The filtered volume, ``(Z, Y, X)``."""
+        return self.gain * gaussian(volume, self.sigma)
 
 
-def choose_filter(volume: Tensor, blind_set: BlindSet, widths: Sequence[float] = WIDTHS) -> FilterChoice:
-    """The widest Gaussian that explains next to as much as the best one, each with the gain that suits it best.
+def _noise_seen(spectrum: Tensor, sigma: float) -> float:
+    """Covariance of noise before and after a Gaussian."""
+    side, line = spectrum.shape[0], _line(sigma).double()
+    grid = torch.zeros(side, dtype=torch.float64)
+    grid.index_add_(0, (torch.arange(len(line)) - len(line) // 2) % side, line)
+    wave = torch.fft.fft(grid).real
+    return float((wave[:, None, None] * wave[:, None] * wave * spectrum.double()).mean())
 
-    What is explained is judged by blind risk. That favours narrow filters twice: a filter without its middle makes up
-    for it by being narrow, and noise that the blind set does not quite hide is near. So of those within
-    :data:`TOLERANCE` of the best the widest is taken.
+
+def choose_filter(
+    volumes: Sequence[Tensor], spectrum: Tensor, error: float = 0.0, widths: Sequence[float] = WIDTHS
+) -> FilterChoice:
+    """The Gaussian, and the gain, with the smallest risk that noise of a known spectrum lets expect.
+
+    For a linear filter the risk follows from the noisy volume and the spectrum of its noise alone (Stein's
+    unbiased estimate). Where the spectrum is uncertain the noise is taken for stronger than it was measured: a filter
+    that smooths too much loses detail, one that smooths too little shows noise as structure.
 
     Args:
-        volume: standardised, ``(Z, Y, X)``.
-        blind_set: offsets without weight; the noise must be independent across it.
+        volumes: standardised, each ``(Z, Y, X)``.
+        spectrum: of their noise, as of :func:`cryoshuffle.recorruption.noise_spectrum`.
+        error: of the spectrum, relative.
         widths: to choose from, voxels.
 
     Raises:
-        SettingError: if no width leaves anything to see beside the blind set.
+        SettingError: if a width is not positive.
     """
-    power = float(volume.double().square().mean())
+    count = sum(volume.numel() for volume in volumes)
     found: list[FilterChoice] = []
     for sigma in sorted(widths):
-        try:
-            smooth = masked_gaussian(volume, sigma, blind_set).double()
-        except SettingError:
-            continue
-        own = float(smooth.square().mean())
-        gain = min(1.0, max(0.0, float((smooth * volume.double()).mean()) / own)) if own > 0 else 0.0
-        found.append(FilterChoice(sigma, gain, float((gain * smooth - volume.double()).square().mean())))
-    if not found:
-        raise SettingError(f"no Gaussian of width {', '.join(map(str, widths))} sees beyond the blind set")
-    best = min(choice.risk for choice in found)
-    return [choice for choice in found if power - choice.risk >= (1 - TOLERANCE) * (power - best)][-1]
+        with_itself = with_noisy = 0.0
+        for volume in volumes:
+            smooth = gaussian(volume, sigma).double()
+            with_itself += float(smooth.square().sum()) / count
+            with_noisy += float((smooth * volume.double()).sum()) / count
+        with_signal = with_noisy - (1 + error) * _noise_seen(spectrum, sigma)
+        gain = min(1.0, max(0.0, with_signal / with_itself)) if with_itself > 0 else 0.0
+        found.append(FilterChoice(sigma, gain, 2 * gain * with_signal - gain**2 * with_itself))
+    # Where no filter explains anything the widest does the least harm.
+    return max(reversed(found), key=lambda choice: choice.explained)

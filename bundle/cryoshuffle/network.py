@@ -35,8 +35,24 @@ class _Down(nn.Module):
         return self.project(volume_unshuffle(x, self.factor))
 
 
+def _box(x: Tensor, dim: int, width: int) -> Tensor:
+    """Mean over each voxel and those before it along an axis, ``width`` in all; the first is repeated at the border."""
+    if width == 1:
+        return x
+    n = x.shape[dim]
+    padded = torch.cat([x.narrow(dim, 0, 1)] * (width - 1) + [x], dim)
+    mean = padded.narrow(dim, 0, n)
+    for k in range(1, width):
+        mean = mean + padded.narrow(dim, k, n)
+    return mean / width
+
+
 class _Up(nn.Module):
-    """Channels for the finer level, then volume-shuffle."""
+    """Channels for the finer level, volume-shuffle, and a box as wide as the factor.
+
+    The channels that become the voxels of one cell have weights of their own, which leaves a pattern of the cell's
+    period on everything. The box has its zeros at just those frequencies (Sugawara, Shiota & Kiya 2019).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, factor: Triple) -> None:
         super().__init__()
@@ -44,7 +60,8 @@ class _Up(nn.Module):
         self.project = nn.Conv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2], 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return volume_shuffle(self.project(x), self.factor)
+        x = volume_shuffle(self.project(x), self.factor)
+        return _box(_box(_box(x, 2, self.factor[0]), 3, self.factor[1]), 4, self.factor[2])
 
 
 class _FullPrecisionOutput(nn.Module):
@@ -142,7 +159,8 @@ class ShuffleUNet(nn.Module):
         """How far a prediction sees along (Z, Y, X), in sub-lattice voxels."""
         blocks, radius = self._arguments["blocks"], [self._arguments["blocks"]] * 3
         for factor in reversed(self._arguments["factors"]):
-            radius = [r * f + f - 1 + 2 * blocks for r, f in zip(radius, factor, strict=True)]
+            # Between the levels: the rest of a cell going down, the box going up.
+            radius = [r * f + 2 * (f - 1) + 2 * blocks for r, f in zip(radius, factor, strict=True)]
         return radius[0], radius[1], radius[2]
 
     def config(self) -> dict[str, Any]:

@@ -163,17 +163,15 @@ def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
     return torch.fft.ifftn(torch.fft.fftn(white) * spectrum.float().sqrt()).real
 
 
-def lay_noise(tile: Tensor, start: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The part of an endless repetition of a periodic field that lies over a window.
+def lay_noise(tile: Tensor, shape: Sequence[int]) -> Tensor:
+    """A periodic field laid over a window, as often as it takes.
 
     Args:
         tile: of :func:`draw_noise`.
-        start: of the window in the volume, along (Z, Y, X), voxels.
-        shape: of the window.
+        shape: of the window, (Z, Y, X), voxels.
     """
-    for axis, (first, side) in enumerate(zip(start, shape, strict=True)):
-        index = torch.arange(int(first), int(first) + int(side), device=tile.device) % tile.shape[axis]
-        tile = tile.index_select(axis, index)
+    for axis, side in enumerate(shape):
+        tile = tile.index_select(axis, torch.arange(int(side), device=tile.device) % tile.shape[axis])
     return tile
 
 
@@ -215,7 +213,7 @@ class RandRecorruptd(Randomizable, MapTransform):
         random = torch.Generator().manual_seed(seed)
         tile = draw_noise(self.spectrum, random)
         given, target = (convert_to_tensor(result[key]) for key in self.keys)
-        noise = lay_noise(tile, (0, 0, 0), given.shape[1:])[None]
+        noise = lay_noise(tile, given.shape[1:])[None]
         result[self.keys[0]] = given + self.strength * noise
         result[self.keys[1]] = target - noise / self.strength
         return result

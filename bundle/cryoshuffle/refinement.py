@@ -1,4 +1,4 @@
-"""What the blind network makes known for the second stage: the noise, and how far to trust a network at all."""
+"""What the blind network makes known for the second stage, and the teacher of the third."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
 from cryoshuffle.errors import SettingError
-from cryoshuffle.filters import FilterChoice, choose_filter, masked_gaussian
+from cryoshuffle.filters import FilterChoice, choose_filter
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.network import unwrap
+from cryoshuffle.noise import noise_from_volume
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum
 from cryoshuffle.whitening import undo_whitening
-from cryoshuffle.windows import HeldOutSlab
 
 _SIDE = 128
-_SURE = 2.0
-_BLOCK = 4
+_SPECTRUM_ERROR = 0.03
+_SKEW_ERROR = 5.0
 
 
 @dataclass(frozen=True)
@@ -33,37 +32,11 @@ class Refinement:
 
     Attributes:
         spectrum: of the noise, as of :func:`cryoshuffle.recorruption.noise_spectrum`.
-        linear: the best blind linear filter.
-        lead: of the blind network over that filter in blind risk, on the held-out slab, in standard errors of blocks of
-            voxels.
-        explained: share of the variance of those voxels that network and filter explain, in this order.
+        linear: the best linear filter for that noise.
     """
 
     spectrum: Tensor
     linear: FilterChoice
-    lead: float
-    explained: tuple[float, float]
-
-    @property
-    def trust(self) -> float:
-        """How much of the result is the network's: none where the filter is as good, all where it is surely worse."""
-        return min(1.0, max(0.0, self.lead / _SURE))
-
-    def blend(self) -> dict[str, float]:
-        """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.trust, "sigma": self.linear.sigma, "gain": self.linear.gain}
-
-    def describe(self) -> str:
-        """In one sentence, for log and report."""
-        net, linear = self.explained
-        words = (
-            f"on voxels held out of the fit the blind network explains {net:.2%} of the variance, the best linear "
-            f"filter (Gaussian, {self.linear.sigma:g} voxels) {linear:.2%}"
-        )
-        if self.trust == 1:
-            return f"{words}: the network carries the result"
-        share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
-        return f"{words}: the volume is too small or too noisy to trust the network alone, {share} the filter's"
 
 
 def measure_refinement(
@@ -71,18 +44,19 @@ def measure_refinement(
     network: nn.Module,
     checkpoint: str,
     inferer: Callable[..., Tensor],
-    held_out: HeldOutSlab,
     whitening: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> Refinement:
-    """Measure the noise with a fitted blind network, and weigh the network against the best linear filter.
+    """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
+
+    A spectrum is known to a few percent, less well where the noise leans (the tilt axis is off the grid); the filter
+    allows for that.
 
     Args:
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)`` as the blind network was fitted to, whitened perhaps.
         network: the blind network; it gets the weights of the checkpoint.
         checkpoint: its model.
         inferer: that runs it over a volume.
-        held_out: slab of each volume that the fit did not see.
         whitening: of the volumes, undone for the noise.
         device: that computes.
 
@@ -99,39 +73,20 @@ def measure_refinement(
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
     was_training = core.training
     core.eval()
-
-    def predict(volume: Tensor) -> Tensor:
-        with torch.no_grad():
-            return inferer(volume[None].to(device), core)[0].cpu()
-
-    spectra, choices, blocks, sums = [], [], [], torch.zeros(3, dtype=torch.float64)
+    spectra, crops, skews = [], [], []
     for item in volumes:
-        image = torch.as_tensor(item["image"])
-        image = image.as_subclass(Tensor)
-        crop = central_crop(image, _SIDE)
-        before, after = (undo_whitening(v, whitening)[0] for v in (crop, predict(crop)))
+        crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)
+        with torch.no_grad():
+            after = inferer(crop[None].to(device), core)[0].cpu()
+        before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
         spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
-        seen = central_crop(image[(slice(None), *held_out.fit_region(image.shape[1:]))], _SIDE)
-        choices.append(choose_filter(seen[0], lattice.blind_set))
-        window = held_out.scored(image.shape[1:])
-        part = image[(slice(None), *window.read)]
-        smooth = choices[-1].gain * masked_gaussian(part[0], choices[-1].sigma, lattice.blind_set)
-        truth, net, linear = (v[window.core].double() for v in (part[0], predict(part)[0], smooth))
-        worse = (truth - linear).square() - (truth - net).square()
-        sides = [min(_BLOCK, n) for n in worse.shape]
-        blocks.append(F.avg_pool3d(worse[None], sides).flatten())
-        sums += torch.stack([(truth - net).square().sum(), (truth - linear).square().sum(), truth.square().sum()])
+        crops.append(before)
+        axis = lattice.blind_set.axis
+        skews.append(noise_from_volume(before).skew.get(axis, 0.0) if lattice.blind_set.shape == "plane" else 0.0)
     core.train(was_training)
-    net_risk, linear_risk, power = sums.tolist()
-    lead = torch.cat(blocks)
-    error = float(lead.std()) / len(lead) ** 0.5 if len(lead) > 1 else 0.0
-    middle = sorted(choices, key=lambda choice: choice.sigma)[len(choices) // 2]
-    return Refinement(
-        torch.stack(spectra).mean(dim=0).float(),
-        middle,
-        float(lead.mean()) / error if error > 0 else 0.0,
-        (1 - net_risk / power, 1 - linear_risk / power),
-    )
+    spectrum = torch.stack(spectra).mean(dim=0).float()
+    error = _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / len(skews)
+    return Refinement(spectrum, choose_filter(crops, spectrum, error))
 
 
 def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:
@@ -202,7 +157,7 @@ class Distillation:
         random = torch.Generator().manual_seed(seed)
         target = torch.zeros_like(image)
         for _ in range(self.draws):
-            noise = lay_noise(draw_noise(self.spectrum, random), (0, 0, 0), image.shape[2:]).to(image.device)
+            noise = lay_noise(draw_noise(self.spectrum, random), image.shape[2:]).to(image.device)
             with torch.no_grad():
                 target += self.inferer(image + self.strength * noise, self.teacher) / self.draws
         return torch.where(torch.isnan(label), label, target)

@@ -21,14 +21,13 @@ from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop, save_preview
-from cryoshuffle.refinement import Refinement
 from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
 
 
 class RunLog:
-    """Writes what this package logs to ``run.log`` while an engine runs.
+    """Writes what this package logs to ``run.log`` while an engine, or a ``with`` block, runs.
 
     MONAI's own handler takes the log of the engine, where our lines do not appear.
 
@@ -51,6 +50,15 @@ class RunLog:
         # Added only now, behind what all other handlers do at the end: their last lines belong into the log.
         if not engine.has_event_handler(self._stop, Events.COMPLETED):
             engine.add_event_handler(Events.COMPLETED, self._stop)
+        self.__enter__()
+        logger.info(
+            "cryoshuffle %s, torch %s, %d threads", cryoshuffle.__version__, torch.__version__, torch.get_num_threads()
+        )
+
+    def _stop(self, engine: Engine) -> None:
+        self.__exit__()
+
+    def __enter__(self) -> RunLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._handler = logging.FileHandler(self.path, encoding="utf-8")
@@ -59,11 +67,9 @@ class RunLog:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
         logger.setLevel(logging.INFO)
-        logger.info(
-            "cryoshuffle %s, torch %s, %d threads", cryoshuffle.__version__, torch.__version__, torch.get_num_threads()
-        )
+        return self
 
-    def _stop(self, engine: Engine) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._handler is not None:
             logger.removeHandler(self._handler)
             self._handler.close()
@@ -96,32 +102,6 @@ class NoiseReport:
             logger.warning("the noise is not clean along any way to look: %s", choice.reason)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.measured.report(), self.path)
-
-
-class RefinementReport:
-    """Says how far the network is trusted, in the log and in ``refinement.json``.
-
-    Args:
-        found: by the blind network.
-        output_dir: of the run.
-    """
-
-    def __init__(self, found: Refinement, output_dir: str) -> None:
-        self.found = found
-        self.path = Path(output_dir) / "refinement.json"
-
-    def attach(self, engine: Engine) -> None:
-        """Say it at the start of the engine."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Say it now."""
-        found = self.found
-        log = logger.info if found.trust == 1 else logger.warning
-        log("%s", found.describe())
-        net, linear = found.explained
-        content = {**found.blend(), "lead": found.lead, "explained_network": net, "explained_filter": linear}
-        write_json(content, self.path)
 
 
 class LossTerms:

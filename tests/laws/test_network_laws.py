@@ -48,6 +48,13 @@ class Dilated:
         y = b.feed_forward_out(b.gate(b.feed_forward(b.norm_feed_forward(x))))
         return x + y * b.feed_forward_scale[None, :, None, None, None]
 
+    def box(self, x: Tensor, factor: tuple[int, int, int]) -> Tensor:
+        for dim, (f, d) in enumerate(zip(factor, self.d, strict=True), start=2):
+            n = x.shape[dim]
+            padded = torch.cat([x.narrow(dim, 0, d)] * (f - 1) + [x], dim)
+            x = torch.stack([padded.narrow(dim, k * d, n) for k in range(f)]).mean(dim=0)
+        return x
+
     def __call__(self, x: Tensor) -> Tensor:
         body = self.net.body
         x, skips = body.enter(self.net.stem(x)), []
@@ -59,7 +66,7 @@ class Dilated:
         for block in body.bottom:
             x = self.block(block, x)
         for up, level in zip(body.up, body.decoder, strict=True):
-            x = volume_shuffle(up.project(x), up.factor, self.d) + skips.pop()
+            x = self.box(volume_shuffle(up.project(x), up.factor, self.d), up.factor) + skips.pop()
             for block in level:
                 x = self.block(block, x)
         return body.leave(x)
@@ -87,6 +94,20 @@ def test_the_comparison_notices_a_wrong_dilation():
     dilated.d = (1, 1, 1)
     with torch.no_grad():
         assert (dilated(x) - net(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("factor", [2, (1, 2, 3)])
+def test_going_up_leaves_no_pattern_on_a_flat_volume(factor):
+    """Where features are the same everywhere, so they are on the finer level; after the bare shuffle they are not
+    (negative control)."""
+    torch.manual_seed(3)
+    up = ShuffleUNet(4, 1, (4, 6), 1, (factor,)).up[0]
+    flat = torch.randn(1, 6, 1, 1, 1).expand(1, 6, 4, 4, 4)
+    with torch.no_grad():
+        core = up(flat)[..., 2:, 2:, 2:]
+        bare = volume_shuffle(up.project(flat), up.factor)
+    assert float((core - core[..., :1, :1, :1]).abs().max()) < 1e-6
+    assert float((bare - bare[..., :1, :1, :1]).abs().max()) > 0.1
 
 
 @pytest.fixture

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from torch import Tensor
 
+from cryoshuffle.checkpoints import load_plain
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import choose_filter, gaussian, masked_gaussian
+from cryoshuffle.filters import WIDTHS, FilterChoice, choose_filter, gaussian
 from cryoshuffle.handlers import BlindnessGuard
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.judgement import Judgement, judge
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
@@ -89,12 +92,13 @@ def test_recorruption_gives_the_tomogram_back_and_is_repeatable():
         RandRecorruptd(["image", "label"], spectrum, 0.0)
 
 
-def test_noise_lies_the_same_over_any_window():
-    """A window cut from a window is the window itself; the field goes on beyond its side."""
+def test_noise_is_laid_over_any_window():
+    """The field goes on beyond its side; a window smaller than the field gets its beginning."""
     tile = torch.randn(8, 8, 8)
-    whole = lay_noise(tile, (0, 0, 0), (20, 20, 20))
-    assert torch.equal(whole[5:9, 3:17, 11:20], lay_noise(tile, (5, 3, 11), (4, 14, 9)))
-    assert torch.equal(whole[8:16, 8:16, 8:16], tile)
+    whole = lay_noise(tile, (20, 8, 5))
+    assert whole.shape == (20, 8, 5)
+    assert torch.equal(whole[:8], tile[..., :5])
+    assert torch.equal(whole[8:16], whole[:8])
 
 
 @pytest.mark.parametrize("case", ["wbp", "aligned", "sirt"])
@@ -133,73 +137,97 @@ def test_white_noise_gets_a_flat_spectrum_of_its_variance():
     assert torch.equal(own, smooth_spectrum(made.noise))
 
 
-@pytest.mark.parametrize("blind_set", [
-    BlindSet("voxel"), BlindSet("plane", "y"), BlindSet("plane", "x", 1), BlindSet("cross", radius=2),
-    BlindSet("box", radius=(1, 0, 2)),
-], ids=lambda b: f"{b.shape}{b.half_width}")  # fmt: skip
-def test_a_masked_gaussian_is_blind(blind_set):
-    """Changing hidden voxels changes nothing, changing the others does; the whole Gaussian sees them (control)."""
-    volume, place = torch.randn(11, 13, 12, generator=torch.Generator().manual_seed(0)), (5, 6, 6)
-    hidden = torch.from_numpy(blind_set.mask(volume.shape, place))
-    changed, other = volume + 5 * hidden, volume + 5 * ~hidden
-    before = masked_gaussian(volume, 1.5, blind_set)[place]
-    assert float(masked_gaussian(changed, 1.5, blind_set)[place]) == pytest.approx(float(before), abs=1e-4)
-    assert abs(float(masked_gaussian(other, 1.5, blind_set)[place]) - float(before)) > 1
-    assert abs(float(gaussian(changed, 1.5)[place]) - float(gaussian(volume, 1.5)[place])) > 0.05
-
-
-def test_a_masked_gaussian_keeps_a_constant_and_refuses_what_sees_nothing():
-    """Weights sum to 1 inside; a width that sees nothing beside the blind set is named."""
-    flat = torch.ones(21, 21, 21)
-    for blind_set in (BlindSet("plane", "z", 1), BlindSet("cross", radius=1), BlindSet("none")):
-        assert float(masked_gaussian(flat, 1.4, blind_set)[10, 10, 10]) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(SettingError, match="use a wider one"):
-        masked_gaussian(flat, 0.7, BlindSet("plane", "z", 4))
-    with pytest.raises(SettingError, match="sees beyond"):
-        choose_filter(flat, BlindSet("plane", "z", 5), widths=(0.7, 1.0))
-    with pytest.raises(SettingError, match="give more than 0"):
-        gaussian(flat, 0)
-
-
-def test_the_chosen_filter_is_near_the_best_one():
-    """Blind risk finds a width near the best; without a mask the narrowest wins, it copies the noise (control)."""
-    made = simulate("wbp", (64, 96, 96), snr=0.05, seed=2)
+@pytest.mark.parametrize(("case", "snr"), [("wbp", 0.05), ("white", 0.1), ("sirt", 0.19)])
+def test_the_chosen_filter_is_near_the_best_one(case, snr):
+    """The noise of a tomogram tells its filter, to 2 percent of the best correlation; noise taken for half as strong
+    leaves too much of it (negative control)."""
+    made = simulate(case, (64, 96, 96), snr, seed=2)
     tomogram = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
-    widths = (0.7, 1.0, 1.4, 2.0, 2.8)
-    scores = {sigma: correlation(gaussian(tomogram, sigma), made.truth) for sigma in widths}
-    chosen = choose_filter(tomogram, BlindSet("plane", "y"), widths)
-    assert scores[chosen.sigma] > 0.93 * max(scores.values())
+    spectrum = smooth_spectrum(made.noise / made.tomogram.std())
+    scores = {sigma: correlation(gaussian(tomogram, sigma), made.truth) for sigma in WIDTHS}
+    chosen = choose_filter([tomogram], spectrum)
+    assert scores[chosen.sigma] > 0.98 * max(scores.values())
     assert 0 < chosen.gain <= 1
-    seeing = choose_filter(tomogram, BlindSet("none"), widths)
-    assert (seeing.sigma, seeing.risk < 0.8) == (0.7, True)
+    assert torch.equal(chosen(tomogram), chosen.gain * gaussian(tomogram, chosen.sigma))
+    assert choose_filter([tomogram], 0.5 * spectrum).sigma < chosen.sigma
+
+
+def test_what_a_filter_explains_is_what_it_explains():
+    """The estimate from the noise alone is the true one; doubt in the spectrum makes the filter wider, never narrower;
+    pure noise gets next to nothing."""
+    made = simulate("wbp", (64, 96, 96), 0.05, seed=2)
+    spectrum = smooth_spectrum(made.noise)
+    truth = made.truth - made.truth.mean()
+    for sigma in (0.7, 1.0, 1.7):
+        chosen = choose_filter([made.tomogram], spectrum, widths=(sigma,))
+        explained = float(truth.square().mean() - (truth - chosen(made.tomogram)).square().mean())
+        assert chosen.explained == pytest.approx(explained, abs=0.1 * float(truth.square().mean()))
+    sigmas = [choose_filter([made.tomogram], spectrum, error).sigma for error in (0.0, 0.05, 0.2, 0.8)]
+    assert sigmas == sorted(sigmas)
+    assert sigmas[-1] > sigmas[0]
+    nothing = choose_filter([made.noise], spectrum, 0.05)
+    assert float(nothing(made.noise).square().mean()) < 0.01 * float(made.noise.square().mean())
+    with pytest.raises(SettingError, match="give more than 0"):
+        gaussian(made.noise, 0)
 
 
 @pytest.mark.parametrize(("lead", "trust", "words"), [
     (9.0, 1.0, "the network carries the result"),
-    (0.5, 0.25, "75% of the result is the filter's"),
-    (-2.0, 0.0, "the result is all the filter's"),
+    (2.5, 0.25, "75% of the result is the filter's"),
+    (1.0, 0.0, "the result is all the filter's"),
+    (-2.0, 0.0, "2.0 standard errors worse"),
 ])  # fmt: skip
 def test_trust_follows_the_lead_of_the_network(lead, trust, words):
-    """Two standard errors are enough; a network that is no better is not used."""
-    tomogram = torch.randn(24, 24, 24)
-    filtered = choose_filter(tomogram, BlindSet("voxel"))
-    found = Refinement(torch.ones(4), filtered, lead, (0.02, 0.01))
+    """Four standard errors are enough; a network that may be no better is not used."""
+    found = Judgement(FilterChoice(1.4, 0.8, 0.1), lead)
     assert found.trust == trust
     assert words in found.describe()
+    assert found.blend() == {"trust": trust, "sigma": 1.4, "gain": 0.8}
 
 
-def test_a_network_that_learnt_nothing_is_not_trusted(tmp_path):
-    """Random weights lose against the filter; a network that hides nothing cannot measure the noise."""
+class Told(torch.nn.Module):
+    """In the place of a network: a volume that it gives whatever it is shown, and a share of what it is shown."""
+
+    def __init__(self, volume: Tensor, share: float) -> None:
+        super().__init__()
+        self.volume, self.share = torch.nn.Parameter(volume), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 - self.share) * self.volume.detach() + self.share * x
+
+
+@pytest.mark.parametrize(("share", "trusted"), [(0.0, 1.0), (1.0, 0.0)])
+def test_the_judge_finds_who_is_nearer_to_the_truth(tmp_path, share, trusted):
+    """The truth beats the filter; what it is shown itself, noise and all, loses against it (negative control)."""
+    made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
+    mean, deviation = made.tomogram.mean(), made.tomogram.std()
+    volumes = [{"image": ((made.tomogram - mean) / deviation)[None]}]
+    spectrum = smooth_spectrum(made.noise / deviation).float()
+    slab, window = HeldOutSlab(), HeldOutSlab().scored(made.truth.shape)
+    truth = ((made.truth - mean) / deviation)[window.read][None, None]
+    network, path = Told(truth, share), tmp_path / "model.pt"
+    torch.save({"model": network.state_dict()}, path)
+    found = Refinement(spectrum, choose_filter([volumes[0]["image"][0]], spectrum))
+    output = tmp_path / "judged.pt"
+    verdict = judge(volumes, network, str(path), found, PrecisionInferer("fp32"), slab, str(output), str(tmp_path))
+    assert verdict.trust == trusted
+    assert load_plain(output)["blend"] == verdict.blend()
+    assert json.loads((tmp_path / "refinement.json").read_text())["lead"] == verdict.lead
+    assert "on voxels held out" in (tmp_path / "run.log").read_text()
+
+
+def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
+    """Leaning noise asks for a wider filter; a network that hides nothing is refused."""
     made = simulate("wbp", (40, 48, 48), snr=0.3, seed=0)
     volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
     network, path = small_network("plane"), tmp_path / "blind.pt"
     torch.save({"model": network.state_dict()}, path)
-    found = measure_refinement(volumes, network, str(path), HaloWindowInferer(), HeldOutSlab())
-    assert found.trust == 0
-    assert found.explained[1] > 0.02 > found.explained[0]
+    found = measure_refinement(volumes, network, str(path), HaloWindowInferer())
+    assert found.spectrum.shape == (GRID, GRID, GRID)
+    assert 0.5 <= found.linear.sigma < 4
     assert network.training
     with pytest.raises(SettingError, match="needs a blind-spot network"):
-        measure_refinement(volumes, small_network(), str(path), HaloWindowInferer(), HeldOutSlab())
+        measure_refinement(volumes, small_network(), str(path), HaloWindowInferer())
 
 
 def test_the_blend_goes_from_filter_to_network_whatever_the_window():
@@ -248,6 +276,6 @@ def test_distillation_aims_at_the_mean_over_draws(tmp_path):
     assert torch.equal(target[..., 4:], make({"image": image, "label": label}, "cpu")[1][..., 4:])
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        noises = [lay_noise(draw_noise(spectrum, random), (0, 0, 0), (16, 16, 16)) for _ in range(2)]
+        noises = [lay_noise(draw_noise(spectrum, random), (16, 16, 16)) for _ in range(2)]
         mean = sum(teacher(image + 0.7 * noise) for noise in noises) / 2
     assert torch.allclose(target[..., 4:], mean[..., 4:], atol=1e-5)

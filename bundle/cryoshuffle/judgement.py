@@ -1,0 +1,124 @@
+"""The last word of a fit: how far its network is trusted beside the best linear filter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cryoshuffle.checkpoints import load_plain, save_whole
+from cryoshuffle.filters import FilterChoice
+from cryoshuffle.outputs import write_json
+from cryoshuffle.recorruption import draw_noise, lay_noise
+from cryoshuffle.refinement import Refinement, copy_with_weights
+from cryoshuffle.reports import RunLog
+from cryoshuffle.windows import HeldOutSlab
+
+logger = logging.getLogger("cryoshuffle")
+DOUBT = 2.0
+SURE = 4.0
+_BLOCK = 4
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Network against linear filter.
+
+    Attributes:
+        linear: the filter.
+        lead: of the network over it in recorrupted risk, on voxels held out of the fit, in standard errors.
+    """
+
+    linear: FilterChoice
+    lead: float
+
+    @property
+    def trust(self) -> float:
+        """How much of the result is the network's: nothing while it may be no better, all where it surely is."""
+        return min(1.0, max(0.0, (self.lead - DOUBT) / (SURE - DOUBT)))
+
+    def blend(self) -> dict[str, float]:
+        """As plain values for the inferer and the checkpoint."""
+        return {"trust": self.trust, "sigma": self.linear.sigma, "gain": self.linear.gain}
+
+    def describe(self) -> str:
+        """In one sentence, for log and report."""
+        words = (
+            f"on voxels held out of the fit the network is {abs(self.lead):.1f} standard errors "
+            f"{'better' if self.lead > 0 else 'worse'} than the best linear filter (Gaussian, "
+            f"{self.linear.sigma:g} voxels)"
+        )
+        if self.trust == 1:
+            return f"{words}: the network carries the result"
+        share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
+        return (
+            f"{words}: the volume is too small or too noisy, or the fit too short, to trust the network alone, "
+            f"{share} the filter's"
+        )
+
+
+def judge(
+    volumes: Sequence[Mapping[str, Any]],
+    network: nn.Module,
+    checkpoint: str,
+    found: Refinement,
+    inferer: Callable[..., Tensor],
+    held_out: HeldOutSlab,
+    output: str,
+    output_dir: str,
+    strength: float = 0.7,
+    draws: int = 4,
+    device: torch.device | str = "cpu",
+) -> Judgement:
+    """Weigh a finished network against the linear filter, and write the model with the verdict.
+
+    Both get the same recorrupted slab that the fit never saw, and are compared with its recorrupted target. As the
+    noise of the two is independent, the mean squared difference is the true error and a constant that both share.
+
+    Args:
+        volumes: dictionaries with ``image`` ``(1, Z, Y, X)``, not whitened.
+        network: that the weights belong to; it is not changed.
+        checkpoint: model to be judged.
+        found: the noise, and the filter.
+        inferer: that runs the network over a volume.
+        held_out: slab of each volume that the fit did not see.
+        output: where the model with the verdict goes.
+        output_dir: of the run; gets ``refinement.json``.
+        strength: of the recorruption.
+        draws: of the noise, averaged.
+        device: that computes.
+
+    Raises:
+        FileError, InputError: if the checkpoint cannot be read or the model cannot be written.
+    """
+    judged = copy_with_weights(network, checkpoint).to(device).eval()
+    random = torch.Generator().manual_seed(0)
+    blocks = []
+    for item in volumes:
+        image = torch.as_tensor(item["image"]).as_subclass(Tensor)
+        window = held_out.scored(image.shape[1:])
+        part = image[(slice(None), *window.read)][0]
+        worse = torch.zeros(tuple(s.stop - s.start for s in window.core), dtype=torch.float64)
+        for _ in range(draws):
+            noise = lay_noise(draw_noise(found.spectrum, random), part.shape)
+            given, target = part + strength * noise, (part - noise / strength)[window.core]
+            with torch.no_grad():
+                net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
+            errors = [(target - result[window.core]).double().square() for result in (found.linear(given), net)]
+            worse += (errors[0] - errors[1]) / draws
+        blocks.append(F.avg_pool3d(worse[None], [min(_BLOCK, n) for n in worse.shape]).flatten())
+    lead = torch.cat(blocks)
+    error = float(lead.std()) / len(lead) ** 0.5 if len(lead) > 1 else 0.0
+    verdict = Judgement(found.linear, float(lead.mean()) / error if error > 0 else 0.0)
+    save_whole({**load_plain(checkpoint), "blend": verdict.blend()}, output)
+    write_json({**verdict.blend(), "lead": verdict.lead}, Path(output_dir) / "refinement.json")
+    with RunLog(output_dir):
+        log = logger.info if verdict.trust == 1 else logger.warning
+        log("%s: %s", verdict.describe(), output)
+    return verdict
