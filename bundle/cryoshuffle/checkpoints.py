@@ -7,6 +7,7 @@ its weights belong to, as a config limited to this package, so that a foreign ch
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -233,11 +234,24 @@ def _plain(lattice: Mapping[str, Any]) -> str:
     return f"{blind['shape']} across {blind['axis']}, half-widths {blind['radius']}, stride {lattice['stride']}"
 
 
+def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
+    """Whether the last of some risks is as small as any of them, but for chance.
+
+    Args:
+        risks: of the epochs so far, at least one.
+        tolerance: above the smallest risk, as a share of what was gained since the first epoch.
+    """
+    best = min(risks)
+    return risks[-1] <= best + tolerance * (risks[0] - best)
+
+
 class FitCheckpoint:
-    """Keeps what a fit needs to go on, and the model with the smallest blind risk.
+    """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
 
     At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
-    risk is the smallest so far. Both are replaced whole. A fit that is taken up again goes through the same
+    risk is the smallest so far, or above it by no more than a twentieth of what the fit has gained since its first
+    epoch: so little is chance, and of equals the later one, with its smaller steps, is better. Both files are
+    replaced whole. A fit that is taken up again goes through the same
     windows and updates as one that was never interrupted.
 
     Args:
@@ -286,10 +300,11 @@ class FitCheckpoint:
         self.whitening = None if whitening is None else dict(whitening)
         self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
         self.resume, self.overwrite, self.writes = resume, overwrite, writes
-        self.best_risk = float("inf")
-        self.best_epoch = 0
+        self.risks: list[float] = []
+        self.kept_risk = math.inf
+        self.kept_epoch = 0
         self.spent_s = 0.0
-        self._best: dict[str, Any] | None = None
+        self._kept: dict[str, Any] | None = None
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -352,11 +367,12 @@ class FitCheckpoint:
         self.ema.ema_model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.best_risk, self.best_epoch = state["best_risk"], state["best_epoch"]
+        self.risks = [float(risk) for risk in state["risks"]]
+        self.kept_risk, self.kept_epoch = state["kept_risk"], state["kept_epoch"]
         self.spent_s = state["spent_s"]
-        self._best = state["best"]
-        if self._best is not None and not self.model_path.exists():
-            self._write(self._best, self.model_path)
+        self._kept = state["kept"]
+        if self._kept is not None and not self.model_path.exists():
+            self._write(self._kept, self.model_path)
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["iteration"]
         if state["finished"]:
@@ -365,17 +381,19 @@ class FitCheckpoint:
 
     def _epoch(self, engine: Engine) -> None:
         risk = self.evaluator.state.metrics.get("risk")
-        if risk is not None and risk < self.best_risk:
-            self.best_risk, self.best_epoch = float(risk), engine.state.epoch
-            self._best = self._model()
-            self._write(self._best, self.model_path)
+        if risk is not None and math.isfinite(risk):
+            self.risks.append(float(risk))
+            if is_as_good(self.risks):
+                self.kept_risk, self.kept_epoch = float(risk), engine.state.epoch
+                self._kept = self._model()
+                self._write(self._kept, self.model_path)
         self._save(engine, finished=False)
 
     def _finish(self, engine: Engine) -> None:
-        if self.best_epoch == 0:
+        if self.kept_epoch == 0:
             raise InputError("no risk of the fit was finite, so no model was kept: check the tomogram's values")
         self._save(engine, finished=True)
-        logger.info("the model of epoch %d is kept, risk %.5f: %s", self.best_epoch, self.best_risk, self.model_path)
+        logger.info("the model of epoch %d is kept, risk %.5f: %s", self.kept_epoch, self.kept_risk, self.model_path)
 
     def _model(self) -> dict[str, Any]:
         network = self.ema.ema_model
@@ -386,8 +404,8 @@ class FitCheckpoint:
             "whitening": self.whitening,
             "blend": None,
             "settings": self.settings,
-            "risk": self.best_risk,
-            "epoch": self.best_epoch,
+            "risk": self.kept_risk,
+            "epoch": self.kept_epoch,
             "version": cryoshuffle.__version__,
         }
 
@@ -400,9 +418,10 @@ class FitCheckpoint:
             "scheduler": self.scheduler.state_dict(),
             "epoch": engine.state.epoch,
             "iteration": engine.state.iteration,
-            "best_risk": self.best_risk,
-            "best_epoch": self.best_epoch,
-            "best": self._best,
+            "risks": self.risks,
+            "kept_risk": self.kept_risk,
+            "kept_epoch": self.kept_epoch,
+            "kept": self._kept,
             "spent_s": self.elapsed_s(),
             "settings": self.settings,
             "finished": finished,

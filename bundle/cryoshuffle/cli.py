@@ -55,6 +55,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0 to 1")
+    return value
+
+
 def _radius(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
@@ -98,6 +108,13 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str) -> None:
         choices=["float32", "float16", "int8", "int16", "uint16"],
         help="of the result (default: float32, MRC mode 2)",
     )
+    parser.add_argument(
+        "--detail",
+        type=_share,
+        default=0.0,
+        metavar="0..1",
+        help="share of the noisy tomogram mixed back into the result, noise and all (default: 0)",
+    )
 
 
 def _add_fit_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +132,8 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     blind.add_argument(
         "--stride", type=_triple, metavar="Z,Y,X", help="lattice stride, voxels (default: fits the blind spot; plane 3)"
     )
+    blind.add_argument("--even", help="one half of IN; with --odd the noise is measured in their difference")
+    blind.add_argument("--odd", help="the other half")
     fit = parser.add_argument_group("fit")
     fit.add_argument(
         "--preset",
@@ -173,6 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     noise.add_argument("input", metavar="IN", nargs="?", help="tomogram; not needed with --even and --odd")
     noise.add_argument("--even", help="one half; with --odd the difference is the noise")
     noise.add_argument("--odd", help="the other half")
+    noise.add_argument("--empty", metavar="MASK", help="MRC or NIfTI, not 0 where there is no specimen; measured there")
     noise.add_argument("--tilt-axis", choices=["z", "y", "x"], help="if known (default: found from the noise)")
     noise.add_argument("--overwrite", action="store_true", help="replace noise.json and noise.png")
     noise.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
@@ -242,6 +262,7 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
         "window": options.window,
         "seed": options.seed,
         "resume": options.resume,
+        "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
     }
 
 
@@ -277,7 +298,13 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
     workflow.finalize()
 
 
+def _check_halves(even: str | None, odd: str | None) -> None:
+    if (even is None) != (odd is None):
+        raise InputError("one half alone tells nothing of the noise: name both with --even and --odd")
+
+
 def _denoise(options: argparse.Namespace) -> int:
+    _check_halves(options.even, options.odd)
     run_dir = _run_dir(options, options.output)
     _check_run_dir(run_dir)
     settings = {
@@ -286,6 +313,7 @@ def _denoise(options: argparse.Namespace) -> int:
         "output_dtype": options.dtype,
         "checkpoint": _plain(Path(run_dir) / "model.pt"),
         "inference_window": options.inference_window,
+        "detail": options.detail,
         **_fit_settings(options),
         **_shared_settings(options, run_dir),
     }
@@ -297,6 +325,9 @@ def _denoise(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     from cryoshuffle.preflight import check_new_file
 
+    _check_halves(options.even, options.odd)
+    if options.even is not None and len(options.inputs) > 1:
+        raise InputError(f"halves go with one tomogram, not with {len(options.inputs)}: fit them one by one")
     run_dir = _run_dir(options, options.checkpoint)
     check_new_file(options.checkpoint, overwrite=options.overwrite or options.resume)
     _check_run_dir(run_dir)
@@ -325,6 +356,7 @@ def _apply(options: argparse.Namespace) -> int:
         "checkpoint": _plain(options.checkpoint),
         "network_def": network,
         "inference_window": options.inference_window,
+        "detail": options.detail,
         **_shared_settings(options, run_dir),
     }
     _run(["inference.json"], "infer", settings)
@@ -333,7 +365,15 @@ def _apply(options: argparse.Namespace) -> int:
 
 
 def _noise(options: argparse.Namespace) -> int:
-    from cryoshuffle.noise import Measured, choose_blind, load_volume, noise_from_halves, noise_from_volume
+    from cryoshuffle.noise import (
+        Measured,
+        choose_blind,
+        load_mask,
+        load_volume,
+        noise_from_empty,
+        noise_from_halves,
+        noise_from_volume,
+    )
     from cryoshuffle.outputs import write_json
     from cryoshuffle.preflight import check_new_file
     from cryoshuffle.preview import save_noise_plot
@@ -342,7 +382,11 @@ def _noise(options: argparse.Namespace) -> int:
     _check_run_dir(options.report)
     if (options.even is None) != (options.odd is None) or (options.even is None) == (options.input is None):
         raise InputError("name either one tomogram, or its halves with --even and --odd")
-    if options.input is not None:
+    if options.empty is not None and options.input is None:
+        raise InputError("--empty goes with one tomogram: halves need no empty region")
+    if options.empty is not None:
+        estimate = noise_from_empty(load_volume(options.input, options.permissive), load_mask(options.empty))
+    elif options.input is not None:
         estimate = noise_from_volume(load_volume(options.input, options.permissive))
     else:
         even, odd = (load_volume(path, options.permissive) for path in (options.even, options.odd))
@@ -404,7 +448,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(table(report))
     curves = fsc_curves(report)
     if curves:
-        save_fsc_plot(curves, plot, report["voxel_size_angstrom"])
+        thresholds = sorted({report[name]["threshold"] for name in ("truth", "other_half") if name in report})
+        save_fsc_plot(curves, plot, report["voxel_size_angstrom"], thresholds)
     write_json(report, scores)
     _say(scores=scores, **({"picture": plot} if curves else {}))
     return 0

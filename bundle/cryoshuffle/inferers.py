@@ -58,12 +58,13 @@ class HaloWindowInferer(PrecisionInferer):
         progress: show a bar with the time left.
         blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels times ``gain``, which carries
             the result where a volume was too small or too noisy for a network; None for the network alone.
+        detail: share of the input mixed back into the result, 0 to 1.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
 
     Raises:
-        SettingError: if no halo is given and the network does not know how far it sees.
+        SettingError: if no halo is given and the network does not know how far it sees, or if detail is not a share.
     """
 
     def __init__(
@@ -74,8 +75,12 @@ class HaloWindowInferer(PrecisionInferer):
         device: torch.device | str | None = None,
         progress: bool = False,
         blend: Mapping[str, float] | None = None,
+        detail: float = 0.0,
     ) -> None:
         super().__init__(precision)
+        if not 0 <= detail <= 1:
+            raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
+        self.detail = detail
         self.blend = None if blend is None or blend["trust"] >= 1 else dict(blend)
         self.window = as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
@@ -107,6 +112,8 @@ class HaloWindowInferer(PrecisionInferer):
             part = super().__call__(crop, network, *args, **kwargs)
             if self.blend is not None:
                 part = self._mix(part, crop, self.blend)
+            if self.detail:
+                part = torch.lerp(part, crop.to(part.dtype), self.detail)
             part = part[(slice(None), slice(None), *window.core)]
             if result is None:
                 result = volume.new_empty((part.shape[0], part.shape[1], *volume.shape[2:]), dtype=part.dtype)

@@ -29,6 +29,7 @@ TIE = 0.02
 SKEW = 0.02
 LEAST_POWER = 0.1
 _LARGEST = 192
+_LEAST_EMPTY = 4096
 _GROUPS = 8
 
 
@@ -247,6 +248,58 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     )
 
 
+def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
+    """The noise of a tomogram where it holds no specimen: there all of it is noise, at every frequency.
+
+    What leans is not looked for; :func:`noise_from_volume` does.
+
+    Args:
+        volume: the noisy tomogram, (Z, Y, X).
+        empty: true where there is no specimen, (Z, Y, X).
+
+    Raises:
+        InputError: if the shapes differ, or less than 4096 voxels are empty.
+    """
+    if volume.shape != empty.shape:
+        raise InputError(f"the mask of shape {tuple(empty.shape)} is not of a tomogram of {tuple(volume.shape)} voxels")
+    # A box around the middle of what is marked is enough.
+    for axis, side in enumerate(volume.shape):
+        if side > _LARGEST:
+            marked = torch.nonzero(empty.movedim(axis, 0).flatten(1).any(dim=1)).flatten()
+            middle = int(marked.double().mean()) if len(marked) else 0
+            start = min(max(0, middle - _LARGEST // 2), side - _LARGEST)
+            volume, empty = (v.narrow(axis, start, _LARGEST) for v in (volume, empty))
+    count = int(empty.sum())
+    if count < _LEAST_EMPTY:
+        raise InputError(f"the mask has {count} empty voxels, measuring noise there takes {_LEAST_EMPTY}: mark more")
+    inside = empty.double()
+    values = (volume.double() - volume[empty].double().mean()) * inside
+    sides = [n + LAGS for n in values.shape]
+    near = torch.arange(-LAGS, LAGS + 1)
+
+    def lags(field: Tensor) -> Tensor:
+        found = torch.fft.irfftn(torch.fft.rfftn(field, s=sides).abs().square(), s=sides)
+        for axis, side in enumerate(sides):
+            found = found.index_select(axis, near % side)
+        return found
+
+    pairs = lags(inside).clamp(min=1.0)
+    correlation = lags(values) / pairs
+    correlation = correlation / correlation[LAGS, LAGS, LAGS]
+    # Bartlett's formula: the scatter of an estimate over pairs that are alike.
+    error = (float(correlation.square().sum()) / pairs).sqrt()
+
+    def along(table: Tensor, axis: int) -> list[float]:
+        places = [tuple(LAGS + k * (a == axis) for a in range(3)) for k in range(1, LAGS + 1)]
+        return [float(table[place]) for place in places]
+
+    return NoiseEstimate(
+        {axis: along(correlation, a) for a, axis in enumerate(AXES)},
+        {axis: along(error, a) for a, axis in enumerate(AXES)},
+        "empty region",
+    )
+
+
 def _score(autocorrelation: Sequence[float]) -> float:
     """How bad an axis is as the normal of a blind plane: what stays visible, with a price for each plane hidden."""
     rest = [max(abs(r) for r in autocorrelation[radius:]) for radius in range(3)]
@@ -373,6 +426,30 @@ def load_volume(path: str, permissive: bool = False) -> Tensor:
     return StandardiseIntensity()(chain(path)).as_tensor()[0]
 
 
+def load_mask(path: str) -> Tensor:
+    """A mask from a file, true where it is not 0, (Z, Y, X).
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is no volume.
+    """
+    tomogram_shape(path, permissive=True)
+    chain = Compose([LoadImage(MrcReader(True), ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])
+    return chain(path).as_tensor()[0] != 0
+
+
+def load_halves(paths: Sequence[str], permissive: bool = False) -> tuple[Tensor, Tensor]:
+    """Even and odd half of a tomogram from files, each (Z, Y, X), standardised.
+
+    Raises:
+        FileError: if a file is missing or cannot be read.
+        InputError: if one is no tomogram, or there are not two.
+    """
+    if len(paths) != 2:
+        raise InputError(f"halves are {len(paths)} files: name the even and the odd one")
+    return load_volume(str(paths[0]), permissive), load_volume(str(paths[1]), permissive)
+
+
 @dataclass(frozen=True)
 class Measured:
     """The blind set of a run: as asked for, or as the noise says.
@@ -420,6 +497,7 @@ def resolve_blind(
     tilt_axis: str | None = None,
     radius: int | Sequence[int] | None = None,
     permissive: bool = False,
+    halves: Sequence[str] | None = None,
 ) -> Measured:
     """The blind set of a run.
 
@@ -429,6 +507,7 @@ def resolve_blind(
         tilt_axis: normal of the plane; None to find it from the noise.
         radius: half-width, voxels; None for what the noise says (``auto``), 0 (``plane``, ``voxel``) or 1.
         permissive: also take MRC files whose header breaks the standard.
+        halves: paths of the even and the odd half of the tomogram; the noise is measured in their difference.
 
     Raises:
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
@@ -442,7 +521,12 @@ def resolve_blind(
         return Measured(BlindChoice(blind_set, None, "as asked for", clean=True), None)
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
-    estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
+    if halves is not None and len(tomograms) > 1:
+        raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
+    if halves is not None:
+        estimate = noise_from_halves(*load_halves(halves, permissive))
+    else:
+        estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
     if blind == "auto" and radius is None:
         return Measured(choose_blind(estimate, tilt_axis), estimate)
     white = all(estimate.leftover(axis, 0) <= CLEAN for axis in AXES)

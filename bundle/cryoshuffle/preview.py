@@ -135,22 +135,22 @@ def save_fsc_plot(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     path: str | os.PathLike[str],
     voxel_size_angstrom: float | None = None,
-    threshold: float = 0.5,
+    thresholds: Sequence[float] = (0.5,),
 ) -> Path:
-    """Draw Fourier shell correlations over spatial frequency, with the line they are said to cross, as a PNG.
+    """Draw Fourier shell correlations over spatial frequency, with the lines they are said to cross, as a PNG.
 
     Args:
         curves: frequencies (cycles per voxel) and values of each curve, by its name.
         path: of the picture.
         voxel_size_angstrom: to label frequencies in cycles per Å; None labels them in cycles per voxel.
-        threshold: drawn as a dashed line.
+        thresholds: each drawn as a dashed line.
 
     Raises:
         FileError: if the picture cannot be written.
     """
     width, height, left, top = 480, 300, 48, 2 * _TITLE
     lowest = min([-0.2, *(min(values) for _, values in curves.values())])
-    picture = Image.new("RGB", (left + width + 3 * _MARGIN, top + height + 3 * _TITLE), "white")
+    picture = Image.new("RGB", (left + width + 5 * _MARGIN, top + height + 3 * _TITLE), "white")
     pen = ImageDraw.Draw(picture)
 
     def place(frequency: float, value: float) -> tuple[int, int]:
@@ -170,9 +170,11 @@ def save_fsc_plot(
     unit = "cycles per voxel" if voxel_size_angstrom is None else "cycles per angstrom"
     pen.text((left + width // 2 - 100, top + height + 6 + _TITLE), f"spatial frequency, {unit}", fill="black")
     pen.line((*place(0, 0), *place(0.5, 0)), fill="lightgrey")
-    for start in range(0, width, 10):
+    for threshold in thresholds:
         x, y = place(0, threshold)
-        pen.line((x + start, y, x + min(start + 5, width), y), fill="grey")
+        for start in range(0, width, 10):
+            pen.line((x + start, y, x + min(start + 5, width), y), fill="grey")
+        pen.text((x + width + 4, y - 6), f"{threshold:g}", fill="grey")
     for index, (name, (frequencies, values)) in enumerate(curves.items()):
         colour = _COLOURS[index % len(_COLOURS)]
         pen.line([place(k, v) for k, v in zip(frequencies, values, strict=True)], fill=colour, width=2)

@@ -12,18 +12,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
-from cryoshuffle.errors import SettingError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.filters import FilterChoice, choose_filter
 from cryoshuffle.lattice import Lattice
+from cryoshuffle.metrics import correlation
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise import noise_from_volume
+from cryoshuffle.noise import load_halves, noise_from_volume
 from cryoshuffle.preview import central_crop
-from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum
+from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum, smooth_spectrum
 from cryoshuffle.whitening import undo_whitening
 
 _SIDE = 128
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
+_SAME = 0.95
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def measure_refinement(
     inferer: Callable[..., Tensor],
     whitening: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    halves: Sequence[str] | None = None,
+    permissive: bool = False,
 ) -> Refinement:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -59,10 +63,12 @@ def measure_refinement(
         inferer: that runs it over a volume.
         whitening: of the volumes, undone for the noise.
         device: that computes.
+        halves: paths of even and odd half of the one volume, whose difference is then the noise.
+        permissive: also take MRC files whose header breaks the standard.
 
     Raises:
         SettingError: if the network is no blind-spot network, or several processes run.
-        FileError, InputError: if the checkpoint cannot be read.
+        FileError, InputError: if the checkpoint or a half cannot be read, or the halves are not of the volume.
     """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
@@ -79,14 +85,30 @@ def measure_refinement(
         with torch.no_grad():
             after = inferer(crop[None].to(device), core)[0].cpu()
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
-        spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
         crops.append(before)
-        axis = lattice.blind_set.axis
-        skews.append(noise_from_volume(before).skew.get(axis, 0.0) if lattice.blind_set.shape == "plane" else 0.0)
+        if halves is not None:
+            spectra.append(smooth_spectrum(_noise_of_halves(before, *load_halves(halves, permissive))))
+            continue
+        spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
+        if lattice.blind_set.shape == "plane":
+            skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)
     spectrum = torch.stack(spectra).mean(dim=0).float()
-    error = _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / len(skews)
+    error = _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / max(1, len(skews))
     return Refinement(spectrum, choose_filter(crops, spectrum, error))
+
+
+def _noise_of_halves(volume: Tensor, even: Tensor, odd: Tensor) -> Tensor:
+    """The noise of a volume, on its grey scale, but for the sign at each voxel: half the difference of its halves."""
+    if even.shape != odd.shape:
+        raise InputError(f"halves of shapes {tuple(even.shape)} and {tuple(odd.shape)} are not of one tomogram")
+    even, odd = (central_crop(half, _SIDE) for half in (even, odd))
+    mean = (even + odd) / 2
+    if mean.shape != volume.shape or correlation(mean, volume) < _SAME:
+        raise InputError("the halves do not add up to the tomogram: give the two it was made from")
+    centred = mean - mean.mean()
+    scale = float((centred * (volume - volume.mean())).sum() / centred.square().sum())
+    return scale * (even - odd) / 2
 
 
 def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:

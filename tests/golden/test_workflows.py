@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -169,6 +170,25 @@ def test_whitening_travels_with_the_model(tmp_path):
     save_whole({**content, "whitening": None}, tmp_path / "unwhitened.pt")
     assert main(["apply", str(tmp_path / "unwhitened.pt"), str(source), str(tmp_path / "d.mrc"), "--quiet"]) == 0
     assert not np.allclose(data(tmp_path / "a.mrc"), data(tmp_path / "d.mrc"), rtol=1e-3)
+
+
+def test_halves_tell_the_noise_of_a_run_and_detail_mixes_back(tmp_path, capsys):
+    """With --even and --odd the noise is that of their difference; --detail 1 gives the tomogram itself."""
+    made = tmp_path / "made"
+    assert main(["simulate", str(made), "--shape", "24,40,40", "--snr", "0.2"]) == 0
+    halves = ["--even", str(made / "even.mrc"), "--odd", str(made / "odd.mrc")]
+    source, out, whole = str(made / "tomogram.mrc"), str(tmp_path / "o.mrc"), str(tmp_path / "whole.mrc")
+    assert main(["denoise", source, out, *halves, "--steps", "4", *QUICK]) == 0
+    noise = json.loads((tmp_path / "o_run" / "noise.json").read_text())
+    assert (noise["source"], noise["axis"]) == ("halves", "y")
+    assert main(["apply", str(tmp_path / "o_run" / "model.pt"), source, whole, "--detail", "1", "--quiet"]) == 0
+    assert np.allclose(data(whole), data(source), atol=1e-4 * data(source).std())
+    assert data(out).std() < 0.9 * data(source).std()
+    capsys.readouterr()
+    assert main(["denoise", source, str(tmp_path / "p.mrc"), *halves[:2], *QUICK]) == 2
+    assert "name both with --even and --odd" in capsys.readouterr().err
+    assert main(["fit", source, source, "--checkpoint", str(tmp_path / "c.pt"), *halves, *QUICK]) == 2
+    assert "halves go with one tomogram" in capsys.readouterr().err
 
 
 def fit(tomogram: Path, checkpoint: Path, *more: str) -> list[str]:

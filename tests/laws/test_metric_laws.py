@@ -418,7 +418,7 @@ def test_the_picture_shows_a_curve_where_it_belongs(tmp_path):
     """Written whole, in colour; the frequency axis is labelled with or without a voxel size."""
     curves = {"one": fourier_shell_correlation(white(0), white(0)), "none": ([0.1, 0.5], [0.2, -0.4])}
     for size in (None, 10.0):
-        path = save_fsc_plot(curves, tmp_path / "fsc.png", size, threshold=0.143)
+        path = save_fsc_plot(curves, tmp_path / "fsc.png", size, thresholds=(0.143, 0.5))
         with Image.open(path) as picture:
             assert picture.mode == "RGB"
             colours = {colour for _, colour in picture.getcolors(100_000)}

@@ -17,13 +17,16 @@ from monai.transforms import Compose, Invertd
 from phantoms import REAL_TOMOGRAM, write_mrc
 
 from cryoshuffle.cli import main
-from cryoshuffle.lattice import AXES
+from cryoshuffle.errors import InputError
+from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.noise import (
     NoiseEstimate,
     average,
     choose_blind,
     find_tilt_axis,
+    load_mask,
     load_volume,
+    noise_from_empty,
     noise_from_halves,
     noise_from_volume,
     resolve_blind,
@@ -194,6 +197,32 @@ def test_several_tomograms_are_averaged():
     a = NoiseEstimate({x: [0.2] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
     b = NoiseEstimate({x: [0.4] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
     assert np.allclose(average([a, b]).autocorrelation["z"], 0.3)
+
+
+def test_an_empty_region_tells_the_noise_along_all_axes(tmp_path):
+    """Within 0.05 of the noise's own, though the specimen beside it is many times as strong; with a mask that takes in
+    the specimen it is not (negative control)."""
+    made = simulate("wbp", (48, 96, 96), snr=0.1, seed=4)
+    empty = torch.zeros(made.noise.shape, dtype=torch.bool)
+    empty[:, :, :60] = True
+    empty[:20] = False
+    volume = made.noise + 5 * made.truth / made.truth.std() * ~empty
+    known = noise_from_halves(made.noise, -made.noise).autocorrelation
+
+    def error(mask: torch.Tensor) -> float:
+        found = noise_from_empty(volume, mask).autocorrelation
+        return max(abs(a - b) for axis in AXES for a, b in zip(found[axis][:3], known[axis][:3], strict=True))
+
+    assert error(empty) < 0.05
+    assert error(torch.ones_like(empty)) > 0.2
+    assert noise_from_empty(volume, empty).source == "empty region"
+    assert choose_blind(noise_from_empty(volume, empty)).blind_set == BlindSet("plane", "y")
+    with pytest.raises(InputError, match="takes 4096"):
+        noise_from_empty(volume, torch.zeros_like(empty))
+    with pytest.raises(InputError, match="is not of a tomogram"):
+        noise_from_empty(volume, empty[1:])
+    write_mrc(tmp_path / "mask.mrc", empty.numpy().astype(np.int8))
+    assert torch.equal(load_mask(str(tmp_path / "mask.mrc")), empty)
 
 
 def test_bad_halves_are_refused():

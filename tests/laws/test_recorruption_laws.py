@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from phantoms import write_mrc
 from torch import Tensor
 
 from cryoshuffle.checkpoints import load_plain
@@ -228,6 +229,45 @@ def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     assert network.training
     with pytest.raises(SettingError, match="needs a blind-spot network"):
         measure_refinement(volumes, small_network(), str(path), HaloWindowInferer())
+
+
+def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
+    """Closer to the noise's own than one volume tells it, whatever the grey scale of the halves; halves of another
+    tomogram are refused."""
+    made = simulate("aligned", (48, 64, 64), snr=0.2, seed=5)
+    deviation = made.tomogram.std()
+    volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / deviation)[None]}]
+    network, path = small_network("plane"), tmp_path / "blind.pt"
+    torch.save({"model": network.state_dict()}, path)
+    names = {"even": made.even, "odd": made.odd, "other": made.odd.flip(0)}
+    files = {name: str(write_mrc(tmp_path / f"{name}.mrc", (7 + 30 * v).numpy())) for name, v in names.items()}
+    true = smooth_spectrum(made.noise / deviation)
+
+    def error(**more: object) -> float:
+        found = measure_refinement(volumes, network, str(path), HaloWindowInferer(), **more).spectrum
+        return float((found - true).square().sum() / true.square().sum()) ** 0.5
+
+    with_halves = error(halves=[files["even"], files["odd"]])
+    assert with_halves < 0.25 < error()
+    with pytest.raises(InputError, match="do not add up"):
+        error(halves=[files["even"], files["other"]])
+    with pytest.raises(InputError, match="name the even and the odd"):
+        error(halves=[files["even"]])
+
+
+def test_detail_mixes_the_noisy_volume_back():
+    """0 is the result, 1 the input, between them the mean; other shares are refused."""
+    volume, network = torch.randn(1, 1, 20, 22, 24), small_network().eval()
+
+    def run(detail: float) -> Tensor:
+        with torch.no_grad():
+            return HaloWindowInferer(16, detail=detail)(volume, network)
+
+    assert torch.equal(run(0.0), HaloWindowInferer(16)(volume, network))
+    assert torch.allclose(run(1.0), volume)
+    assert torch.allclose(run(0.25), 0.75 * run(0.0) + 0.25 * volume, atol=1e-6)
+    with pytest.raises(SettingError, match=r"detail is 1\.5"):
+        HaloWindowInferer(16, detail=1.5)
 
 
 def test_the_blend_goes_from_filter_to_network_whatever_the_window():

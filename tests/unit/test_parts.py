@@ -17,6 +17,7 @@ from monai.transforms import Compose
 from PIL import Image
 
 import cryoshuffle
+from cryoshuffle.checkpoints import is_as_good
 from cryoshuffle.data import WindowDataset, epoch_count, epoch_length, seed_everything
 from cryoshuffle.devices import choose_device, choose_precision
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
@@ -266,3 +267,15 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(FileError, match="cannot be written"):
         write_json({}, tmp_path / "no" / "a.json")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(("risks", "kept"), [
+    ([2.760, 2.7510, 2.7512], True),
+    ([2.760, 2.7510, 2.7530], False),
+    ([2.760], True),
+    ([2.760, 2.900], False),
+    ([2.760, 2.900, 2.7599], True),
+])  # fmt: skip
+def test_of_models_that_are_equal_but_for_chance_the_later_is_kept(risks, kept):
+    """A twentieth of the gain is chance; more is memorised noise."""
+    assert is_as_good(risks) is kept
