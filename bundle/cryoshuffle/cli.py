@@ -205,6 +205,9 @@ def build_parser() -> argparse.ArgumentParser:
     simulate.add_argument("--case", default="wbp", choices=["white", "wbp", "aligned", "sirt", "binned"])
     simulate.add_argument("--shape", type=_triple, default=[80, 144, 144], metavar="Z,Y,X", help="voxels")
     simulate.add_argument("--snr", type=_positive, default=0.1, help="power of signal over noise (default: 0.1)")
+    simulate.add_argument(
+        "--mtf", type=_share, default=1.0, help="what the detector leaves of the signal at Nyquist (default: 1, all)"
+    )
     simulate.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same bits (default: 0)")
     simulate.add_argument("--overwrite", action="store_true", help="replace what is there")
     simulate.add_argument("--templates", metavar="DIR", help="MRC densities at 10 Å (default: those of the package)")
@@ -418,7 +421,7 @@ def _simulate(options: argparse.Namespace) -> int:
     _set_logging()
     _check_run_dir(options.output)
     templates = None if options.templates is None else load_templates(options.templates)
-    simulation = simulate(options.case, options.shape, options.snr, options.seed, templates)
+    simulation = simulate(options.case, options.shape, options.snr, options.seed, templates, mtf_at_nyquist=options.mtf)
     _say(tomogram=save_simulation(simulation, options.output, options.overwrite)[0])
     return 0
 

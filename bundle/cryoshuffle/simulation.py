@@ -40,9 +40,11 @@ class TiltScheme:
         shift_voxels: images are recorded with random sub-pixel shifts up to this size and aligned again by linear
             interpolation, which correlates neighbouring pixels; 0 for none.
         sirt_iterations: weight of a SIRT-like filter of so many iterations; 0 for the plain ramp.
+        mtf_at_nyquist: what the detector leaves of the signal's amplitude at 0.5 cycles per voxel, a Gaussian in
+            between; its noise stays white, as that of counting detectors is. 1 for an ideal one.
 
     Raises:
-        SettingError: for angles that are no tilt series.
+        SettingError: for angles that are no tilt series, or an MTF not between 0 and 1.
     """
 
     largest_deg: float = 60.0
@@ -52,6 +54,7 @@ class TiltScheme:
     amplitude_contrast: float = 0.07
     shift_voxels: float = 0.0
     sirt_iterations: int = 0
+    mtf_at_nyquist: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.largest_deg < 90 or not 0 < self.step_deg <= self.largest_deg:
@@ -59,6 +62,8 @@ class TiltScheme:
                 f"tilts of ±{self.largest_deg} degrees in steps of {self.step_deg} are no tilt series: "
                 "give 0 < step <= largest < 90"
             )
+        if not 0 < self.mtf_at_nyquist <= 1:
+            raise SettingError(f"MTF at Nyquist is {self.mtf_at_nyquist}: give more than 0, up to 1")
 
     def angles_deg(self) -> Tensor:
         """The tilt angles, degrees."""
@@ -221,6 +226,18 @@ def apply_ctf(images: Tensor, scheme: TiltScheme, voxel_size_angstrom: float) ->
     return torch.fft.irfft2(torch.fft.rfft2(images) * transfer, s=images.shape[-2:])
 
 
+def apply_mtf(images: Tensor, scheme: TiltScheme) -> Tensor:
+    """Images as the detector records them, fine detail damped.
+
+    Shape:
+        ``(tilt, Y, X) -> (tilt, Y, X)``.
+    """
+    if scheme.mtf_at_nyquist == 1:
+        return images
+    transfer = scheme.mtf_at_nyquist ** (2 * _frequencies(images.shape)).square()
+    return torch.fft.irfft2(torch.fft.rfft2(images) * transfer, s=images.shape[-2:])
+
+
 def align(images: Tensor, shifts: Tensor) -> Tensor:
     """Shift each image by a part of a pixel with linear interpolation, as alignment before reconstruction does.
 
@@ -297,6 +314,7 @@ def simulate(
     templates: Sequence[Tensor] | None = None,
     voxel_size_angstrom: float = 10.0,
     scheme: TiltScheme | None = None,
+    mtf_at_nyquist: float = 1.0,
 ) -> Simulation:
     """A tomogram with a known truth.
 
@@ -319,6 +337,7 @@ def simulate(
         templates: molecule densities; None takes those of the package.
         voxel_size_angstrom: of the phantom.
         scheme: of the tilt series; None takes ±60 degrees in steps of 3.
+        mtf_at_nyquist: of the detector, where no scheme is given.
 
     Raises:
         SettingError: for an unknown case, or an SNR that is not positive.
@@ -329,7 +348,8 @@ def simulate(
         raise SettingError(f"SNR is {snr}: give more than 0")
     sides = as_triple(shape, "shape", smallest=16)
     scheme = scheme if scheme is not None else TiltScheme(
-        shift_voxels=0.5 if case == "aligned" else 0.0, sirt_iterations=10 if case == "sirt" else 0
+        shift_voxels=0.5 if case == "aligned" else 0.0, sirt_iterations=10 if case == "sirt" else 0,
+        mtf_at_nyquist=mtf_at_nyquist,
     )  # fmt: skip
     random = torch.Generator().manual_seed(seed + 1)
     finer = as_triple([round(1.5 * n) for n in sides], "shape") if case == "binned" else sides
@@ -339,7 +359,7 @@ def simulate(
         halves = [torch.randn(sides, generator=random) for _ in range(2)]
     else:
         angles = scheme.angles_deg()
-        images = apply_ctf(project(phantom, angles), scheme, voxel_size_angstrom)
+        images = apply_mtf(apply_ctf(project(phantom, angles), scheme, voxel_size_angstrom), scheme)
         thickness = (1 / torch.cos(torch.deg2rad(angles))).sqrt()[:, None, None]
         shifts = (2 * torch.rand(len(angles), 2, generator=random) - 1) * scheme.shift_voxels
 

@@ -11,6 +11,7 @@ from cryoshuffle.simulation import (
     TiltScheme,
     align,
     apply_ctf,
+    apply_mtf,
     load_templates,
     make_phantom,
     project,
@@ -31,6 +32,25 @@ def test_snr_is_met_and_halves_have_noise_of_their_own(case):
     even, odd = (s.even - s.truth).flatten(), (s.odd - s.truth).flatten()
     assert abs(float(torch.corrcoef(torch.stack([even, odd]))[0, 1])) < 0.05
     assert s.tomogram.shape == s.phantom.shape == SHAPE
+
+
+def test_the_detector_damps_the_signal_and_not_the_noise():
+    """At Nyquist as much is left as asked for, at frequency 0 everything; the noise stays white across the tilt axis'
+    plane as it was; an ideal detector changes nothing."""
+    impulse = torch.zeros(1, 32, 32)
+    impulse[0, 0, 0] = 1
+    damped = torch.fft.rfft2(apply_mtf(impulse, TiltScheme(mtf_at_nyquist=0.3))).abs()[0]
+    assert float(damped[0, 0]) == pytest.approx(1, abs=1e-5)
+    assert float(damped[16, 0]) == pytest.approx(0.3, abs=1e-5)
+    assert apply_mtf(impulse, TiltScheme()) is impulse
+    ideal, real = simulate("wbp", SHAPE, snr=0.2, seed=3), simulate("wbp", SHAPE, snr=0.2, seed=3, mtf_at_nyquist=0.2)
+    assert float(torch.corrcoef(torch.stack([ideal.noise.flatten(), real.noise.flatten()]))[0, 1]) > 0.999
+
+    def fine(volume: torch.Tensor) -> float:
+        power = torch.fft.fftn(volume).abs().square()
+        return float(power[:, 12:21].mean() / power.mean())
+
+    assert fine(real.truth) < 0.5 * fine(ideal.truth)
 
 
 def test_at_zero_tilt_a_projection_is_the_sum_along_the_beam():
@@ -105,3 +125,5 @@ def test_phantoms_differ_by_seed_and_hold_what_they_should():
             simulate(**arguments)
     with pytest.raises(ValueError, match="no tilt series"):
         TiltScheme(largest_deg=95)
+    with pytest.raises(ValueError, match="MTF at Nyquist is 0"):
+        TiltScheme(mtf_at_nyquist=0)
