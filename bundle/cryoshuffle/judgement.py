@@ -23,6 +23,7 @@ from cryoshuffle.windows import HeldOutSlab
 logger = logging.getLogger("cryoshuffle")
 DOUBT = 2.0
 SURE = 4.0
+MOSTLY = 0.5
 _BLOCK = 4
 
 
@@ -32,16 +33,20 @@ class Judgement:
 
     Attributes:
         linear: the filter.
-        lead: of the network over it in recorrupted risk, on voxels held out of the fit, in standard errors.
+        weight: of the network in the mixture of the two with the smallest recorrupted risk on voxels held out of the
+            fit; less than 0 or more than 1 is possible.
+        error: of the weight, standard error.
     """
 
     linear: FilterChoice
-    lead: float
+    weight: float
+    error: float
 
     @property
     def trust(self) -> float:
-        """How much of the result is the network's: nothing while it may be no better, all where it surely is."""
-        return min(1.0, max(0.0, (self.lead - DOUBT) / (SURE - DOUBT)))
+        """How much of the result is the network's: its weight, but nothing while that may be chance."""
+        sure = (self.weight / self.error - DOUBT) / (SURE - DOUBT) if self.error > 0 else 0.0
+        return min(1.0, max(0.0, self.weight)) * min(1.0, max(0.0, sure))
 
     def blend(self) -> dict[str, float]:
         """As plain values for the inferer and the checkpoint."""
@@ -50,17 +55,25 @@ class Judgement:
     def describe(self) -> str:
         """In one sentence, for log and report."""
         words = (
-            f"on voxels held out of the fit the network is {abs(self.lead):.1f} standard errors "
-            f"{'better' if self.lead > 0 else 'worse'} than the best linear filter (Gaussian, "
-            f"{self.linear.sigma:g} voxels)"
+            f"on voxels held out of the fit the best mixture with the best linear filter (Gaussian, "
+            f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the network"
         )
-        if self.trust == 1:
+        if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"
         share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
         return (
             f"{words}: the volume is too small or too noisy, or the fit too short, to trust the network alone, "
             f"{share} the filter's"
         )
+
+
+def _slope(products: Tensor, squares: Tensor) -> tuple[float, float]:
+    """Slope of a line through the origin from sums over blocks, and its standard error from their scatter."""
+    total = float(squares.sum())
+    if total <= 0 or len(products) < 2:
+        return 0.0, 0.0
+    slope = float(products.sum()) / total
+    return slope, float((products - slope * squares).std()) * len(products) ** 0.5 / total
 
 
 def judge(
@@ -79,7 +92,8 @@ def judge(
     """Weigh a finished network against the linear filter, and write the model with the verdict.
 
     Both get the same recorrupted slab that the fit never saw, and are compared with its recorrupted target. As the
-    noise of the two is independent, the mean squared difference is the true error and a constant that both share.
+    noise of the two is independent, the mean squared difference is the true error and a constant, for every mixture
+    of the two alike. The best mixture is a line fitted by least squares, over blocks of voxels for its error.
 
     Args:
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)``, not whitened.
@@ -99,26 +113,29 @@ def judge(
     """
     judged = copy_with_weights(network, checkpoint).to(device).eval()
     random = torch.Generator().manual_seed(0)
-    blocks = []
+    products, squares = [], []
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
         window = held_out.scored(image.shape[1:])
         part = image[(slice(None), *window.read)][0]
-        worse = torch.zeros(tuple(s.stop - s.start for s in window.core), dtype=torch.float64)
+        product = square = torch.zeros(tuple(s.stop - s.start for s in window.core), dtype=torch.float64)
         for _ in range(draws):
             noise = lay_noise(draw_noise(found.spectrum, random), part.shape)
             given, target = part + strength * noise, (part - noise / strength)[window.core]
             with torch.no_grad():
                 net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
-            errors = [(target - result[window.core]).double().square() for result in (found.linear(given), net)]
-            worse += (errors[0] - errors[1]) / draws
-        blocks.append(F.avg_pool3d(worse[None], [min(_BLOCK, n) for n in worse.shape]).flatten())
-    lead = torch.cat(blocks)
-    error = float(lead.std()) / len(lead) ** 0.5 if len(lead) > 1 else 0.0
-    verdict = Judgement(found.linear, float(lead.mean()) / error if error > 0 else 0.0)
+            linear = found.linear(given)[window.core]
+            apart = (net[window.core] - linear).double()
+            product, square = product + apart * (target - linear), square + apart.square()
+        side = [min(_BLOCK, n) for n in product.shape]
+        products.append(F.avg_pool3d(product[None], side).flatten())
+        squares.append(F.avg_pool3d(square[None], side).flatten())
+    verdict = Judgement(found.linear, *_slope(torch.cat(products), torch.cat(squares)))
     save_whole({**load_plain(checkpoint), "blend": verdict.blend()}, output)
-    write_json({**verdict.blend(), "lead": verdict.lead}, Path(output_dir) / "refinement.json")
+    write_json(
+        {**verdict.blend(), "weight": verdict.weight, "error": verdict.error}, Path(output_dir) / "refinement.json"
+    )
     with RunLog(output_dir):
-        log = logger.info if verdict.trust == 1 else logger.warning
+        log = logger.info if verdict.trust >= MOSTLY else logger.warning
         log("%s: %s", verdict.describe(), output)
     return verdict

@@ -172,18 +172,21 @@ def test_what_a_filter_explains_is_what_it_explains():
         gaussian(made.noise, 0)
 
 
-@pytest.mark.parametrize(("lead", "trust", "words"), [
-    (9.0, 1.0, "the network carries the result"),
-    (2.5, 0.25, "75% of the result is the filter's"),
-    (1.0, 0.0, "the result is all the filter's"),
-    (-2.0, 0.0, "2.0 standard errors worse"),
+@pytest.mark.parametrize(("weight", "error", "trust", "words"), [
+    (0.9, 0.05, 0.9, "the network carries the result"),
+    (1.2, 0.05, 1.0, "the network carries the result"),
+    (0.4, 0.05, 0.4, "60% of the result is the filter's"),
+    (0.4, 0.16, 0.1, "90% of the result is the filter's"),
+    (0.4, 0.3, 0.0, "the result is all the filter's"),
+    (-0.2, 0.01, 0.0, "has -0.20 ± 0.01 of the network"),
+    (0.0, 0.0, 0.0, "the result is all the filter's"),
 ])  # fmt: skip
-def test_trust_follows_the_lead_of_the_network(lead, trust, words):
-    """Four standard errors are enough; a network that may be no better is not used."""
-    found = Judgement(FilterChoice(1.4, 0.8, 0.1), lead)
-    assert found.trust == trust
+def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):
+    """Four standard errors are enough; a network that may be of no use is not used."""
+    found = Judgement(FilterChoice(1.4, 0.8, 0.1), weight, error)
+    assert found.trust == pytest.approx(trust)
     assert words in found.describe()
-    assert found.blend() == {"trust": trust, "sigma": 1.4, "gain": 0.8}
+    assert found.blend() == {"trust": found.trust, "sigma": 1.4, "gain": 0.8}
 
 
 class Told(torch.nn.Module):
@@ -197,9 +200,10 @@ class Told(torch.nn.Module):
         return (1 - self.share) * self.volume.detach() + self.share * x
 
 
-@pytest.mark.parametrize(("share", "trusted"), [(0.0, 1.0), (1.0, 0.0)])
-def test_the_judge_finds_who_is_nearer_to_the_truth(tmp_path, share, trusted):
-    """The truth beats the filter; what it is shown itself, noise and all, loses against it (negative control)."""
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.2])
+def test_the_judge_finds_the_best_mixture(tmp_path, share):
+    """The truth gets all the trust; what the network is shown itself, noise and all, none (negative control); between
+    the two the weight is that of the smallest true error."""
     made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
     mean, deviation = made.tomogram.mean(), made.tomogram.std()
     volumes = [{"image": ((made.tomogram - mean) / deviation)[None]}]
@@ -211,9 +215,16 @@ def test_the_judge_finds_who_is_nearer_to_the_truth(tmp_path, share, trusted):
     found = Refinement(spectrum, choose_filter([volumes[0]["image"][0]], spectrum))
     output = tmp_path / "judged.pt"
     verdict = judge(volumes, network, str(path), found, PrecisionInferer("fp32"), slab, str(output), str(tmp_path))
-    assert verdict.trust == trusted
+    noisy = volumes[0]["image"][0][window.read]
+    noisy = noisy + 0.7 * lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(9)), noisy.shape)
+    linear, net = found.linear(noisy)[window.core], network(noisy[None, None])[0, 0][window.core]
+    apart = net - linear
+    best = float((apart * (truth[0, 0][window.core] - linear)).sum() / apart.square().sum())
+    assert verdict.error < 0.1
+    assert verdict.weight == pytest.approx(best, abs=4 * verdict.error)
+    assert (verdict.trust > 0.9, verdict.trust == 0) == (share == 0, share == 1)
     assert load_plain(output)["blend"] == verdict.blend()
-    assert json.loads((tmp_path / "refinement.json").read_text())["lead"] == verdict.lead
+    assert json.loads((tmp_path / "refinement.json").read_text())["weight"] == verdict.weight
     assert "on voxels held out" in (tmp_path / "run.log").read_text()
 
 
