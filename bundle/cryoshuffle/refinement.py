@@ -24,6 +24,7 @@ from cryoshuffle.windows import central_crop
 
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
+_LARGEST_ERROR = 0.12
 _SAME = 0.95
 
 
@@ -95,7 +96,7 @@ def measure_refinement(
             skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)
     spectrum = torch.stack(spectra).mean(dim=0).float()
-    error = _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / max(1, len(skews))
+    error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / max(1, len(skews)))
     return Refinement(spectrum, error, choose_filter(crops, spectrum, error))
 
 
