@@ -123,13 +123,13 @@ class Fitted:
         blind_set: offsets its predictions do not see.
         stride: lattice stride along (Z, Y, X), voxels; None for the blind set's default.
         whitening: of the noise, as plain values; None for none.
-        blend: of network and linear filter, as of :class:`cryoshuffle.judgement.Judgement`; None for the network alone.
+        blend: of network and linear filter, as plain values; None for the network alone.
     """
 
     blind_set: BlindSet
     stride: Sequence[int] | None
     whitening: Mapping[str, Any] | None
-    blend: Mapping[str, Any] | None = None
+    blend: Mapping[str, float] | None = None
 
 
 def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
@@ -154,8 +154,7 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
     blend = checkpoint.get("blend")
     if blend is not None:
-        numbers = {name: float(blend[name]) for name in ("trust", "error")}
-        blend = {**numbers, "spectrum": torch.as_tensor(blend["spectrum"])}
+        blend = {name: float(blend[name]) for name in ("trust", "sigma", "gain")}
     return Fitted(BlindSet(**blind), lattice["stride"], whitening, blend)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cryoshuffle.errors import SettingError
 
-MEASURED_SIDE = 128
 WIDTHS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4, 4.0)
 
 

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from cryoshuffle.devices import choose_precision
 from cryoshuffle.errors import SettingError
-from cryoshuffle.filters import MEASURED_SIDE, choose_filter
+from cryoshuffle.filters import gaussian
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.network import unwrap
-from cryoshuffle.windows import central_crop, cut_windows
+from cryoshuffle.windows import cut_windows
 
 
 class PrecisionInferer(Inferer):
@@ -56,9 +56,8 @@ class HaloWindowInferer(PrecisionInferer):
         precision: ``auto``, ``fp32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
         progress: show a bar with the time left.
-        blend: ``trust`` in the network; the rest goes to the Gaussian that suits the volume, given the ``spectrum`` of
-            its noise and the ``error`` of that, which carries the result where a volume was too small or too noisy for
-            a network. None for the network alone.
+        blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels times ``gain``, which carries
+            the result where a volume was too small or too noisy for a network; None for the network alone.
         detail: share of the input mixed back into the result, 0 to 1.
 
     Shape:
@@ -75,7 +74,7 @@ class HaloWindowInferer(PrecisionInferer):
         precision: str = "auto",
         device: torch.device | str | None = None,
         progress: bool = False,
-        blend: Mapping[str, Any] | None = None,
+        blend: Mapping[str, float] | None = None,
         detail: float = 0.0,
     ) -> None:
         super().__init__(precision)
@@ -96,6 +95,10 @@ class HaloWindowInferer(PrecisionInferer):
             raise SettingError("the network does not know how far it sees: set the halo of the inferer")
         return as_triple(radius, "halo")
 
+    def _mix(self, part: Tensor, crop: Tensor, blend: Mapping[str, float]) -> Tensor:
+        smooth = torch.stack([gaussian(volume, blend["sigma"])[None] for volume in crop[:, 0]])
+        return blend["trust"] * part + (1 - blend["trust"]) * blend["gain"] * smooth
+
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the network over the volume."""
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
@@ -103,17 +106,12 @@ class HaloWindowInferer(PrecisionInferer):
         period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
         windows = list(cut_windows(volume.shape[2:], self.window, self._halo(core), period))
         device = volume.device if self.device is None else torch.device(self.device)
-        linear = None
-        if self.blend is not None:
-            crops = [central_crop(item[0], MEASURED_SIDE).cpu() for item in volume]
-            linear = choose_filter(crops, self.blend["spectrum"], self.blend["error"])
         result: Tensor | None = None
         for window in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
             crop = volume[(slice(None), slice(None), *window.read)].to(device, non_blocking=True)
             part = super().__call__(crop, network, *args, **kwargs)
-            if self.blend is not None and linear is not None:
-                smooth = torch.stack([linear(item[0])[None] for item in crop])
-                part = torch.lerp(smooth, part, float(self.blend["trust"]))
+            if self.blend is not None:
+                part = self._mix(part, crop, self.blend)
             if self.detail:
                 part = torch.lerp(part, crop.to(part.dtype), self.detail)
             part = part[(slice(None), slice(None), *window.core)]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, save_whole
+from cryoshuffle.filters import FilterChoice
 from cryoshuffle.outputs import write_json
 from cryoshuffle.recorruption import draw_noise, lay_noise
 from cryoshuffle.refinement import Refinement, copy_with_weights
@@ -31,13 +32,13 @@ class Judgement:
     """Network against linear filter.
 
     Attributes:
-        found: the noise, and the filter for it.
+        linear: the filter.
         weight: of the network in the mixture of the two with the smallest recorrupted risk on voxels held out of the
             fit; less than 0 or more than 1 is possible.
         error: of the weight, standard error.
     """
 
-    found: Refinement
+    linear: FilterChoice
     weight: float
     error: float
 
@@ -47,15 +48,15 @@ class Judgement:
         sure = (self.weight / self.error - DOUBT) / (SURE - DOUBT) if self.error > 0 else 0.0
         return min(1.0, max(0.0, self.weight)) * min(1.0, max(0.0, sure))
 
-    def blend(self) -> dict[str, Any]:
-        """What an inferer needs to mix, for any tomogram with this noise; goes into the checkpoint."""
-        return {"trust": self.trust, "spectrum": self.found.spectrum, "error": self.found.error}
+    def blend(self) -> dict[str, float]:
+        """As plain values for the inferer and the checkpoint."""
+        return {"trust": self.trust, "sigma": self.linear.sigma, "gain": self.linear.gain}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
         words = (
             f"on voxels held out of the fit the best mixture with the best linear filter (Gaussian, "
-            f"{self.found.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the network"
+            f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the network"
         )
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"
@@ -129,11 +130,11 @@ def judge(
         side = [min(_BLOCK, n) for n in product.shape]
         products.append(F.avg_pool3d(product[None], side).flatten())
         squares.append(F.avg_pool3d(square[None], side).flatten())
-    verdict = Judgement(found, *_slope(torch.cat(products), torch.cat(squares)))
+    verdict = Judgement(found.linear, *_slope(torch.cat(products), torch.cat(squares)))
     save_whole({**load_plain(checkpoint), "blend": verdict.blend()}, output)
-    report = {"trust": verdict.trust, "weight": verdict.weight, "error": verdict.error}
-    report |= {"sigma": found.linear.sigma, "gain": found.linear.gain, "spectrum_error": found.error}
-    write_json(report, Path(output_dir) / "refinement.json")
+    write_json(
+        {**verdict.blend(), "weight": verdict.weight, "error": verdict.error}, Path(output_dir) / "refinement.json"
+    )
     with RunLog(output_dir):
         log = logger.info if verdict.trust >= MOSTLY else logger.warning
         log("%s: %s", verdict.describe(), output)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -181,3 +182,12 @@ def save_fsc_plot(
         pen.line((x, y + 6, x + 20, y + 6), fill=colour, width=2)
         pen.text((x + 26, y), name, fill="black")
     return _save(picture, path)
+
+
+def central_crop(volume: Tensor, side: int) -> Tensor:
+    """The middle of a volume, at most ``side`` voxels along each of the last three axes."""
+    for axis in (-3, -2, -1):
+        length = volume.shape[axis]
+        if length > side:
+            volume = torch.narrow(volume, axis, (length - side) // 2, side)
+    return volume

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import MEASURED_SIDE, FilterChoice, choose_filter
+from cryoshuffle.filters import FilterChoice, choose_filter
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import unwrap
 from cryoshuffle.noise import load_halves, noise_from_volume
+from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum, smooth_spectrum
 from cryoshuffle.whitening import undo_whitening
-from cryoshuffle.windows import central_crop
 
+_SIDE = 128
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
 _LARGEST_ERROR = 0.12
@@ -34,12 +35,10 @@ class Refinement:
 
     Attributes:
         spectrum: of the noise, as of :func:`cryoshuffle.recorruption.noise_spectrum`.
-        error: of the spectrum, relative.
         linear: the best linear filter for that noise.
     """
 
     spectrum: Tensor
-    error: float
     linear: FilterChoice
 
 
@@ -83,7 +82,7 @@ def measure_refinement(
     core.eval()
     spectra, crops, skews = [], [], []
     for item in volumes:
-        crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), MEASURED_SIDE)
+        crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)
         with torch.no_grad():
             after = inferer(crop[None].to(device), core)[0].cpu()
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
@@ -97,14 +96,14 @@ def measure_refinement(
     core.train(was_training)
     spectrum = torch.stack(spectra).mean(dim=0).float()
     error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / max(1, len(skews)))
-    return Refinement(spectrum, error, choose_filter(crops, spectrum, error))
+    return Refinement(spectrum, choose_filter(crops, spectrum, error))
 
 
 def _noise_of_halves(volume: Tensor, even: Tensor, odd: Tensor) -> Tensor:
     """The noise of a volume, on its grey scale, but for the sign at each voxel: half the difference of its halves."""
     if even.shape != odd.shape:
         raise InputError(f"halves of shapes {tuple(even.shape)} and {tuple(odd.shape)} are not of one tomogram")
-    even, odd = (central_crop(half, MEASURED_SIDE) for half in (even, odd))
+    even, odd = (central_crop(half, _SIDE) for half in (even, odd))
     mean = (even + odd) / 2
     if mean.shape != volume.shape or correlation(mean, volume) < _SAME:
         raise InputError("the halves do not add up to the tomogram: give the two it was made from")

@@ -20,9 +20,8 @@ from cryoshuffle.errors import FileError
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json
-from cryoshuffle.preview import save_preview
+from cryoshuffle.preview import central_crop, save_preview
 from cryoshuffle.whitening import undo_whitening
-from cryoshuffle.windows import central_crop
 
 logger = logging.getLogger("cryoshuffle")
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, Triple, as_triple
@@ -156,12 +154,3 @@ def draw_box(shape: Sequence[int], window: Triple, random: np.random.RandomState
     """A window at a random place of a region, any voxel of which may be its start."""
     start = [int(random.randint(0, n - w + 1)) for n, w in zip(shape, window, strict=True)]
     return _box(start, [a + w for a, w in zip(start, window, strict=True)])
-
-
-def central_crop(volume: Tensor, side: int) -> Tensor:
-    """The middle of a volume, at most ``side`` voxels along each of the last three axes."""
-    for axis in (-3, -2, -1):
-        length = volume.shape[axis]
-        if length > side:
-            volume = torch.narrow(volume, axis, (length - side) // 2, side)
-    return volume

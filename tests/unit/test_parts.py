@@ -35,9 +35,8 @@ from cryoshuffle.layers import ChannelLayerNorm, SimpleGate, register_layers
 from cryoshuffle.metrics import BlindRisk, lower_is_better
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
 from cryoshuffle.outputs import write_json
-from cryoshuffle.preview import preview_image, save_preview
+from cryoshuffle.preview import central_crop, preview_image, save_preview
 from cryoshuffle.transforms import RandLatticeWindowd
-from cryoshuffle.windows import central_crop
 
 
 def test_a_mistake_is_found_behind_any_wrapping():
