@@ -322,6 +322,15 @@ def test_the_command_prints_table_choice_and_reason(tmp_path, capsys):
         assert report["source"] == words
         assert report["whitening"]["axis"] == "y"
         assert (tmp_path / "report" / "noise.png").stat().st_size > 500
+    mask = np.zeros(simulation.tomogram.shape, np.int8)
+    mask[:, :48] = 1
+    write_mrc(tmp_path / "mask.mrc", mask)
+    empty = ["--empty", str(tmp_path / "mask.mrc")]
+    assert main(["noise", *one, *empty, "--report", str(tmp_path / "report"), "--overwrite"]) == 0
+    assert "from empty region" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report" / "noise.json").read_text())["axis"] == "y"
+    assert main(["noise", *halves, *empty]) == 2
+    assert "--empty goes with one tomogram" in capsys.readouterr().err
     assert main(["noise", *one, "--report", str(tmp_path / "report")]) == 2
     assert "noise.json: exists already" in capsys.readouterr().err
     assert main(["noise", *one, *halves]) == 2
