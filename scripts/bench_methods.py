@@ -20,6 +20,7 @@ import mrcfile
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cryoshuffle.checkpoints import fitted_blind
@@ -33,6 +34,7 @@ from cryoshuffle.windows import draw_box, fit_window
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 48
+GRADIENT_NORM = 0.3
 CONFIGS = ("train.json", "inference.json", "denoise.yaml", "refine.yaml")
 UNET = """\
 network_def#body: &body
@@ -330,7 +332,7 @@ def _run_ceiling(method: Method, job: Job) -> Outcome:
     noisy, even, odd = (read(job.folder / f"{name}.mrc") for name in ("tomogram", "even", "odd"))
     begin = time.monotonic()
     # As many steps as ours has behind the blind network.
-    steps = max(1, job.steps - job.steps // 4)
+    steps = max(1, job.steps - job.steps // 8)
     result = train_on_halves((even - noisy.mean()) / noisy.std(), (odd - noisy.mean()) / noisy.std(), steps,
                              job.seed, job.device)  # fmt: skip
     seconds = time.monotonic() - begin
@@ -372,6 +374,7 @@ def train_on_halves(even: Tensor, odd: Tensor, steps: int, seed: int = 0, device
         loss = (network(source) - target).square().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        clip_grad_norm_(network.parameters(), GRADIENT_NORM)
         optimiser.step()
         schedule.step()
         average.update_parameters(network)

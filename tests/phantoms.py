@@ -7,6 +7,8 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 REAL_TOMOGRAM = Path(__file__).parent / "data" / "cylindra_13pf_MT.mrc"
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,3 +63,10 @@ def is_valid_mrc(path: Path) -> bool:
     valid = mrcfile.validate(path, print_file=found)
     assert valid, found.getvalue()
     return bool(valid)
+
+
+def turned_about_z(volume: torch.Tensor, degrees: float) -> torch.Tensor:
+    """A volume turned in its XY plane, as when the tilt axis does not lie along the grid."""
+    cos, sin = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
+    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]]), [1, *volume.shape], align_corners=False)
+    return F.grid_sample(volume[None], grid, align_corners=False, mode="bicubic", padding_mode="reflection")[0]

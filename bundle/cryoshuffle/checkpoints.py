@@ -6,6 +6,7 @@ its weights belong to, as a config limited to this package, so that a foreign ch
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from cryoshuffle.whitening import WhitenNoise
 
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
+FORMAT = 2
 _TARGETS = (
     "cryoshuffle.network.BlindSpotNet",
     "cryoshuffle.network.ShuffleUNet",
@@ -65,7 +67,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileError: if it is missing or cannot be read.
-        InputError: if it is not a checkpoint of ours, or holds anything that could run code.
+        InputError: if it is not a checkpoint of ours or of another format, or holds anything that could run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,6 +80,11 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
+    if "settings" in content and content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: was written by another version of cryoshuffle ({content.get('version', 'unknown')}, this is "
+            f"{cryoshuffle.__version__}) and would mean something else here, make it anew with cryoshuffle fit"
+        )
     return content
 
 
@@ -237,21 +244,25 @@ def _plain(lattice: Mapping[str, Any]) -> str:
 def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
     """Whether the last of some risks is as small as any of them, but for chance.
 
+    Chance is half of what risks typically change by from one epoch to the next, the first change, which is learning,
+    left out.
+
     Args:
         risks: of the epochs so far, at least one.
-        tolerance: above the smallest risk, as a share of what was gained since the first epoch.
+        tolerance: the most that counts as chance, as a share of what was gained since the first epoch.
     """
     best = min(risks)
-    return risks[-1] <= best + tolerance * (risks[0] - best)
+    changes = sorted(abs(b - a) for a, b in itertools.pairwise(risks[1:]))
+    chance = 0.5 * changes[len(changes) // 2] if changes else 0.0
+    return risks[-1] <= best + min(chance, tolerance * (risks[0] - best))
 
 
 class FitCheckpoint:
     """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
 
     At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
-    risk is the smallest so far, or above it by no more than a twentieth of what the fit has gained since its first
-    epoch: so little is chance, and of equals the later one, with its smaller steps, is better. Both files are
-    replaced whole. A fit that is taken up again goes through the same
+    risk is the smallest so far but for chance (:func:`is_as_good`): of equals the later one, with its smaller steps,
+    is better. Both files are replaced whole. A fit that is taken up again goes through the same
     windows and updates as one that was never interrupted.
 
     Args:
@@ -269,9 +280,10 @@ class FitCheckpoint:
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
         state_name: of the state in ``output_dir``; each stage of a fit has its own.
         later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
+        replaces: paths of models that this fit, stage after stage, writes anew; removed with them.
 
     Raises:
-        SettingError: if there is an unfinished fit and neither resume nor overwrite is asked for, or if the
+        SettingError: if there is a fit already and neither resume nor overwrite is asked for, or if the
             settings differ from those the fit began with; the message names them.
     """
 
@@ -291,7 +303,9 @@ class FitCheckpoint:
         whitening: Mapping[str, Any] | None = None,
         state_name: str = STATE_NAME,
         later: Sequence[str] = (),
+        replaces: Sequence[str] = (),
     ) -> None:
+        self.replaces = [Path(path) for path in replaces]
         self.later = [Path(output_dir) / name for name in later]
         self.state_path = Path(output_dir) / state_name
         self.model_path = Path(model_path)
@@ -344,10 +358,13 @@ class FitCheckpoint:
                     f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
                     "or choose another folder"
                 )
+            raise SettingError(
+                f"{self.state_path.parent}: holds this fit already, add --resume to use it or --overwrite to fit again"
+            )
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # no process writes before all have looked
         if self.writes:
-            for path in self.later:
+            for path in (*self.later, *self.replaces):
                 path.unlink(missing_ok=True)
         self._save(engine, finished=False)
 
@@ -407,6 +424,7 @@ class FitCheckpoint:
             "risk": self.kept_risk,
             "epoch": self.kept_epoch,
             "version": cryoshuffle.__version__,
+            "format": FORMAT,
         }
 
     def _save(self, engine: Engine, finished: bool) -> None:
@@ -425,6 +443,8 @@ class FitCheckpoint:
             "spent_s": self.elapsed_s(),
             "settings": self.settings,
             "finished": finished,
+            "version": cryoshuffle.__version__,
+            "format": FORMAT,
         }
         self._write(state, self.state_path)
 

@@ -134,6 +134,9 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     )
     blind.add_argument("--even", help="one half of IN; with --odd the noise is measured in their difference")
     blind.add_argument("--odd", help="the other half")
+    blind.add_argument(
+        "--empty", metavar="MASK", help="MRC or NIfTI, not 0 where there is no specimen; the noise is measured there"
+    )
     fit = parser.add_argument_group("fit")
     fit.add_argument(
         "--preset",
@@ -266,6 +269,7 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "resume": options.resume,
         "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
+        "empty": None if options.empty is None else _plain(options.empty),
     }
 
 
@@ -301,13 +305,19 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
     workflow.finalize()
 
 
-def _check_halves(even: str | None, odd: str | None) -> None:
-    if (even is None) != (odd is None):
+def _check_noise_options(options: argparse.Namespace) -> None:
+    if (options.even is None) != (options.odd is None):
         raise InputError("one half alone tells nothing of the noise: name both with --even and --odd")
+    if options.empty is not None and options.even is not None:
+        raise InputError("a mask of empty regions goes with a tomogram without halves: leave out --empty")
+    if options.empty is not None and options.blind != "auto":
+        raise InputError(
+            f"--empty says where to measure the noise, --blind {options.blind} measures none: leave one out"
+        )
 
 
 def _denoise(options: argparse.Namespace) -> int:
-    _check_halves(options.even, options.odd)
+    _check_noise_options(options)
     run_dir = _run_dir(options, options.output)
     _check_run_dir(run_dir)
     settings = {
@@ -328,7 +338,7 @@ def _denoise(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     from cryoshuffle.preflight import check_new_file
 
-    _check_halves(options.even, options.odd)
+    _check_noise_options(options)
     if options.even is not None and len(options.inputs) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(options.inputs)}: fit them one by one")
     run_dir = _run_dir(options, options.checkpoint)
@@ -405,7 +415,8 @@ def _noise(options: argparse.Namespace) -> int:
     measured = Measured(choose_blind(estimate, options.tilt_axis), estimate)
     blind = measured.blind_set
     if measured.whitening is not None:
-        chosen = f"auto --tilt-axis {blind.axis} (a plane, whitened along {blind.axis})"
+        where = "" if options.empty is None else f" --empty {options.empty}"
+        chosen = f"auto --tilt-axis {blind.axis}{where} (a plane, whitened along {blind.axis})"
     else:
         chosen = "voxel" if blind.shape == "voxel" else f"plane --tilt-axis {blind.axis} --radius {blind.half_width}"
     print(f"choice:     --blind {chosen}")

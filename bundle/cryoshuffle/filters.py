@@ -14,9 +14,14 @@ from cryoshuffle.errors import SettingError
 WIDTHS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4, 4.0)
 
 
+def gaussian_reach(sigma: float) -> int:
+    """How far a Gaussian of this width looks to either side, voxels."""
+    return max(1, round(3 * sigma))
+
+
 def _line(sigma: float) -> Tensor:
     """A Gaussian along a line."""
-    side = max(1, round(3 * sigma))
+    side = gaussian_reach(sigma)
     offsets = torch.arange(-side, side + 1, dtype=torch.float32)
     weights = torch.exp(-offsets.square() / (2 * sigma**2))
     return weights / weights.sum()

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from monai.engines import IterationEvents
 from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from cryoshuffle.data import WindowDataset, seed_everything
 from cryoshuffle.errors import FitInterruptedError, SettingError
@@ -100,6 +102,31 @@ class EpochSeeds:
         seed_everything(self.dataset.seed, engine.state.epoch)
 
 
+class ClipGradients:
+    """Shortens gradients that are longer than a norm: a single hard window must not undo what was learnt.
+
+    Args:
+        network: being fitted.
+        norm: largest length, of all gradients together; the loss is that of a standardised tomogram.
+
+    Raises:
+        SettingError: if the norm is not positive.
+    """
+
+    def __init__(self, network: nn.Module, norm: float = 0.3) -> None:
+        if not norm > 0:
+            raise SettingError(f"gradients are clipped to a norm of {norm}: give more than 0")
+        self.network, self.norm = network, norm
+
+    def attach(self, engine: Engine) -> None:
+        """Clip after each backward pass, before the optimiser steps."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip now."""
+        clip_grad_norm_(self.network.parameters(), self.norm)
+
+
 class Budget:
     """How long a fit may take: its steps, and its minutes if they run out first.
 
@@ -122,9 +149,11 @@ class Budget:
         self.warmup = warmup
         self.elapsed_s: Callable[[], float] = lambda: 0.0
         self._epoch_began_s = 0.0
+        self._engine: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
         """Stop the engine at the end of the last epoch that fits."""
+        self._engine = engine
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
@@ -132,6 +161,11 @@ class Budget:
         """Take the clock of the checkpoint, which goes on across interruptions."""
         self.elapsed_s = elapsed_s
         return self
+
+    def steps_within(self, minutes: float) -> float:
+        """How many steps of this fit's pace so far go into some minutes; without any step so far, 0."""
+        done = 0 if self._engine is None else self._engine.state.iteration
+        return done * 60 * minutes / max(1e-3, self._now_s())
 
     def _now_s(self) -> float:
         """Seconds spent; those of the first process where there are several, so that all decide alike."""

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cryoshuffle.devices import choose_precision
 from cryoshuffle.errors import SettingError
-from cryoshuffle.filters import gaussian
+from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.network import unwrap
 from cryoshuffle.windows import cut_windows
@@ -88,12 +88,14 @@ class HaloWindowInferer(PrecisionInferer):
         self.progress = progress
 
     def _halo(self, network: Any) -> Triple:
-        if self.halo is not None:
-            return self.halo
-        radius = network.receptive_radius() if hasattr(network, "receptive_radius") else None
-        if radius is None:
-            raise SettingError("the network does not know how far it sees: set the halo of the inferer")
-        return as_triple(radius, "halo")
+        halo = self.halo
+        if halo is None:
+            radius = network.receptive_radius() if hasattr(network, "receptive_radius") else None
+            if radius is None:
+                raise SettingError("the network does not know how far it sees: set the halo of the inferer")
+            halo = as_triple(radius, "halo")
+        reach = 0 if self.blend is None else gaussian_reach(self.blend["sigma"])
+        return max(halo[0], reach), max(halo[1], reach), max(halo[2], reach)
 
     def _mix(self, part: Tensor, crop: Tensor, blend: Mapping[str, float]) -> Tensor:
         smooth = torch.stack([gaussian(volume, blend["sigma"])[None] for volume in crop[:, 0]])

@@ -30,6 +30,7 @@ SKEW = 0.02
 LEAST_POWER = 0.1
 _LARGEST = 192
 _LEAST_EMPTY = 4096
+_ADD_UP = 0.9
 _GROUPS = 8
 
 
@@ -248,6 +249,36 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     )
 
 
+def on_one_scale(volume: Tensor, even: Tensor, odd: Tensor) -> tuple[Tensor, Tensor]:
+    """Halves of a tomogram on the grey scale on which they add up to it.
+
+    Then their signals are equal, whatever their noise, and the noise of the tomogram is their difference but for the
+    sign at each voxel.
+
+    Args:
+        volume: the tomogram, (Z, Y, X).
+        even: one half.
+        odd: the other.
+
+    Raises:
+        InputError: if the shapes differ, the halves are equal, or they do not add up to the tomogram.
+    """
+    if not volume.shape == even.shape == odd.shape:
+        shapes = " and ".join(str(tuple(v.shape)) for v in (even, odd, volume))
+        raise InputError(f"even half, odd half and tomogram of shapes {shapes} do not belong together")
+    halves = torch.stack([(half.double() - half.double().mean()).flatten() for half in (even, odd)])
+    whole = (volume.double() - volume.double().mean()).flatten()
+    products = halves @ halves.T
+    if float(torch.linalg.det(products)) <= 1e-6 * float(products[0, 0] * products[1, 1]):
+        raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
+    shares = torch.linalg.solve(products, halves @ whole)
+    explained = float((shares @ (halves @ whole)) / whole.square().sum())
+    if explained < _ADD_UP or not bool((shares > 0).all()):
+        raise InputError("the halves do not add up to the tomogram: give the two it was made from")
+    scaled = (halves * shares[:, None]).float()
+    return scaled[0].reshape(even.shape), scaled[1].reshape(odd.shape)
+
+
 def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
     """The noise of a tomogram where it holds no specimen: there all of it is noise, at every frequency.
 
@@ -258,7 +289,8 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
         empty: true where there is no specimen, (Z, Y, X).
 
     Raises:
-        InputError: if the shapes differ, or less than 4096 voxels are empty.
+        InputError: if the shapes differ, less than 4096 voxels are empty, too few of them are neighbours along an
+            axis, or all have one value.
     """
     if volume.shape != empty.shape:
         raise InputError(f"the mask of shape {tuple(empty.shape)} is not of a tomogram of {tuple(volume.shape)} voxels")
@@ -283,9 +315,20 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
             found = found.index_select(axis, near % side)
         return found
 
-    pairs = lags(inside).clamp(min=1.0)
+    pairs = lags(inside).round().abs()
+    for a, name in enumerate(AXES):
+        enough = float(pairs[tuple(2 * LAGS if b == a else LAGS for b in range(3))])
+        if enough < _LEAST_EMPTY / 4:
+            raise InputError(
+                f"the mask is too thin along {name}: {enough:.0f} pairs of empty voxels lie {LAGS} apart, measuring "
+                f"noise takes {_LEAST_EMPTY // 4}; mark more"
+            )
+    pairs = pairs.clamp(min=1.0)
     correlation = lags(values) / pairs
-    correlation = correlation / correlation[LAGS, LAGS, LAGS]
+    variance = float(correlation[LAGS, LAGS, LAGS])
+    if not variance > 1e-9 * float(volume.double().var()):
+        raise InputError("all voxels of the mask have one value, so there is no noise: mark vacuum or ice, not padding")
+    correlation = correlation / variance
     # Bartlett's formula: the scatter of an estimate over pairs that are alike.
     error = (float(correlation.square().sum()) / pairs).sqrt()
 
@@ -498,6 +541,7 @@ def resolve_blind(
     radius: int | Sequence[int] | None = None,
     permissive: bool = False,
     halves: Sequence[str] | None = None,
+    empty: str | None = None,
 ) -> Measured:
     """The blind set of a run.
 
@@ -508,6 +552,7 @@ def resolve_blind(
         radius: half-width, voxels; None for what the noise says (``auto``), 0 (``plane``, ``voxel``) or 1.
         permissive: also take MRC files whose header breaks the standard.
         halves: paths of the even and the odd half of the tomogram; the noise is measured in their difference.
+        empty: path of a mask, not 0 where the tomogram holds no specimen; the noise is measured there.
 
     Raises:
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
@@ -523,8 +568,13 @@ def resolve_blind(
         raise InputError("no tomogram is given, name at least one")
     if halves is not None and len(tomograms) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
+    if empty is not None and (halves is not None or len(tomograms) > 1):
+        raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
     if halves is not None:
-        estimate = noise_from_halves(*load_halves(halves, permissive))
+        volume = load_volume(str(tomograms[0]), permissive)
+        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive)))
+    elif empty is not None:
+        estimate = noise_from_empty(load_volume(str(tomograms[0]), permissive), load_mask(empty))
     else:
         estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
     if blind == "auto" and radius is None:

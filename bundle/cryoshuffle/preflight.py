@@ -72,6 +72,34 @@ def check_inputs(
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
 
 
+def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool = False) -> None:
+    """Refuse halves that cannot be those of a tomogram, as far as names and headers tell.
+
+    Args:
+        halves: paths of the even and the odd one; None for none.
+        tomogram: path.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: if there are not two, both are one file or the tomogram itself, or a shape is not the tomogram's.
+    """
+    if halves is None:
+        return
+    if len(halves) != 2:
+        raise InputError(f"halves are {len(halves)} files: name the even and the odd one")
+    shape = tomogram_shape(tomogram, permissive)
+    for half in halves:
+        if tomogram_shape(half, permissive) != shape:
+            raise InputError(
+                f"{half}: is of {tomogram_shape(half, permissive)} voxels, the tomogram of {shape}; "
+                "name the halves it was made from"
+            )
+    for one, other in ((halves[0], halves[1]), (halves[0], tomogram), (halves[1], tomogram)):
+        if Path(one).samefile(other):
+            raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
+
+
 def check_output(
     output: str, tomogram: str, overwrite: bool = False, dtype: str = "float32", permissive: bool = False
 ) -> None:

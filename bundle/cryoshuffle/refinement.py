@@ -12,12 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
-from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import FilterChoice, choose_filter
 from cryoshuffle.lattice import Lattice
-from cryoshuffle.metrics import correlation
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise import load_halves, noise_from_volume
+from cryoshuffle.noise import load_halves, noise_from_volume, on_one_scale
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum, smooth_spectrum
 from cryoshuffle.whitening import undo_whitening
@@ -26,7 +25,6 @@ _SIDE = 128
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
 _LARGEST_ERROR = 0.12
-_SAME = 0.95
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def measure_refinement(
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
         crops.append(before)
         if halves is not None:
-            spectra.append(smooth_spectrum(_noise_of_halves(before, *load_halves(halves, permissive))))
+            even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive)))
+            spectra.append(smooth_spectrum(even - odd))
             continue
         spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
         if lattice.blind_set.shape == "plane":
@@ -97,19 +96,6 @@ def measure_refinement(
     spectrum = torch.stack(spectra).mean(dim=0).float()
     error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * sum(skews) / max(1, len(skews)))
     return Refinement(spectrum, choose_filter(crops, spectrum, error))
-
-
-def _noise_of_halves(volume: Tensor, even: Tensor, odd: Tensor) -> Tensor:
-    """The noise of a volume, on its grey scale, but for the sign at each voxel: half the difference of its halves."""
-    if even.shape != odd.shape:
-        raise InputError(f"halves of shapes {tuple(even.shape)} and {tuple(odd.shape)} are not of one tomogram")
-    even, odd = (central_crop(half, _SIDE) for half in (even, odd))
-    mean = (even + odd) / 2
-    if mean.shape != volume.shape or correlation(mean, volume) < _SAME:
-        raise InputError("the halves do not add up to the tomogram: give the two it was made from")
-    centred = mean - mean.mean()
-    scale = float((centred * (volume - volume.mean())).sum() / centred.square().sum())
-    return scale * (even - odd) / 2
 
 
 def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:
@@ -126,8 +112,9 @@ def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:
 class Distillation:
     """Batches for the last stage: the tomogram itself, and what the teacher makes of it over several recorruptions.
 
-    A network trained on recorrupted input is best averaged over draws of the noise; one that has learnt the average
-    needs a single pass, over the tomogram as it is. Used as ``prepare_batch`` of MONAI's engines.
+    A network trained on recorrupted input is best averaged over draws of the noise, and over mirror images; one that
+    has learnt the average needs a single pass, over the tomogram as it is. Used as ``prepare_batch`` of MONAI's
+    engines.
 
     Args:
         teacher: the network of the second stage.
@@ -181,6 +168,8 @@ class Distillation:
         target = torch.zeros_like(image)
         for _ in range(self.draws):
             noise = lay_noise(draw_noise(self.spectrum, random), image.shape[2:]).to(image.device)
+            mirrored = [2 + axis for axis in range(3) if int(torch.randint(2, (1,), generator=random))]
             with torch.no_grad():
-                target += self.inferer(image + self.strength * noise, self.teacher) / self.draws
+                one = self.inferer((image + self.strength * noise).flip(mirrored), self.teacher)
+            target += one.flip(mirrored) / self.draws
         return torch.where(torch.isnan(label), label, target)

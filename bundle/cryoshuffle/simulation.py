@@ -85,6 +85,8 @@ class Simulation:
         case: which of :data:`CASES`.
         snr: power of the truth over power of the noise in the tomogram.
         seed: of everything.
+        noise: of the tomogram.
+        mtf_at_nyquist: of the detector.
     """
 
     tomogram: Tensor
@@ -97,6 +99,7 @@ class Simulation:
     snr: float
     seed: int
     noise: Tensor = field(repr=False)
+    mtf_at_nyquist: float = 1.0
 
 
 def load_templates(folder: str | Path | None = None) -> list[Tensor]:
@@ -340,12 +343,14 @@ def simulate(
         mtf_at_nyquist: of the detector, where no scheme is given.
 
     Raises:
-        SettingError: for an unknown case, or an SNR that is not positive.
+        SettingError: for an unknown case, an SNR that is not positive, or an MTF for the case white.
     """
     if case not in CASES:
         raise SettingError(f"case is '{case}': choose one of {', '.join(CASES)}")
     if not snr > 0:
         raise SettingError(f"SNR is {snr}: give more than 0")
+    if case == "white" and mtf_at_nyquist < 1:
+        raise SettingError(f"MTF is {mtf_at_nyquist}: the case white has no detector, leave it out")
     sides = as_triple(shape, "shape", smallest=16)
     scheme = scheme if scheme is not None else TiltScheme(
         shift_voxels=0.5 if case == "aligned" else 0.0, sirt_iterations=10 if case == "sirt" else 0,
@@ -383,6 +388,7 @@ def simulate(
         case=case,
         snr=snr,
         seed=seed,
+        mtf_at_nyquist=scheme.mtf_at_nyquist,
     )
 
 
@@ -417,7 +423,9 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
                 os.replace(partial, path)
             finally:
                 partial.unlink(missing_ok=True)
-        settings = {name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom")}
+        settings = {
+            name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom", "mtf_at_nyquist")
+        }
         write_json(settings, place / "simulation.json")
     except FileError:
         raise

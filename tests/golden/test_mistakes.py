@@ -288,7 +288,33 @@ def test_a_finished_fit_of_other_settings_is_not_overwritten(tmp_path, capsys):
     before = (tmp_path / "r" / "model.pt").read_bytes()
     assert main(["denoise", str(tmp_path / "b.mrc"), str(tmp_path / "b_out.mrc"), *report]) == 2
     assert "holds a fit with other settings" in capsys.readouterr().err
+    (tmp_path / "a_out.mrc").rename(tmp_path / "first.mrc")
+    assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report]) == 2
+    assert "holds this fit already, add --resume" in capsys.readouterr().err
     assert (tmp_path / "r" / "model.pt").read_bytes() == before
+    assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report, "--resume"]) == 0
+    assert np.array_equal(mrcfile.read(tmp_path / "a_out.mrc"), mrcfile.read(tmp_path / "first.mrc"))
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path, capsys):
+    """Its numbers would be taken for what they are not."""
+    source, model = str(small_tomogram(tmp_path / "in.mrc")), tmp_path / "net.pt"
+    assert main(["fit", source, "--checkpoint", str(model), *QUICK]) == 0
+    content = torch.load(model, weights_only=True)
+    torch.save({**content, "format": content["format"] - 1}, model)
+    assert main(["apply", str(model), source, str(tmp_path / "out.mrc")]) == 2
+    assert "was written by another version of cryoshuffle" in capsys.readouterr().err
+
+
+def test_an_empty_region_goes_with_measuring_alone(tmp_path, capsys):
+    """A mask says where to measure; with a blind set that is asked for, or with halves, it is refused."""
+    source = str(small_tomogram(tmp_path / "in.mrc"))
+    for more, words in (
+        (["--blind", "voxel"], "--blind voxel measures none"),
+        (["--blind", "auto", "--even", source, "--odd", source], "without halves"),
+    ):
+        assert main(["denoise", source, str(tmp_path / "out.mrc"), *QUICK, *more, "--empty", source]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_names_that_mean_something_in_configs_are_just_names(tmp_path, capsys):
@@ -369,7 +395,7 @@ def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, cap
     assert "unfinished fit" in capsys.readouterr().err
     assert main([*arguments, "--no-refine", "--overwrite"]) == 0
     left = {path.name for path in run.iterdir()}
-    assert not left & {"state_refine.pt", "state_distil.pt", "recorrupted.pt", "refinement.json"}
+    assert not left & {"state_refine.pt", "state_distil.pt", "blind.pt", "recorrupted.pt", "refinement.json"}
     assert not (run / "state.pt.partial").exists()
 
 

@@ -75,6 +75,11 @@ def test_the_bundle_trains_and_infers_from_a_foreign_directory(tmp_path, tomogra
     assert scored.returncode == 0, scored.stderr
     risk = float(re.findall(r"[\d.]+$", (away / "run" / "metrics.csv").read_text().strip())[0])
     assert risk == pytest.approx(torch.load(away / "models" / "model.pt", weights_only=True)["risk"], rel=1e-4)
+    refined = tmp_path / "refined"
+    refined.mkdir()
+    run = bundle_run(refined, "train.json", "smoke.yaml", "refine.yaml", tomogram=tomogram)
+    assert run.returncode == 0, run.stderr
+    assert set(torch.load(refined / "models" / "model.pt", weights_only=True)["blend"]) == {"trust", "sigma", "gain"}
     applied = bundle_run(away, "inference.json", tomogram=tomogram)
     assert applied.returncode == 0, applied.stderr
     with mrcfile.open(away / "run" / "denoised.mrc") as result, mrcfile.open(tomogram) as source:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
-from phantoms import REAL_TOMOGRAM, write_mrc
+from phantoms import REAL_TOMOGRAM, turned_about_z, write_mrc
 
 from cryoshuffle.cli import main
 from cryoshuffle.errors import InputError
@@ -150,13 +150,6 @@ def test_a_filtered_volume_is_not_measured():
     assert (choice.blind_set.axis, choice.clean) == ("y", False)
 
 
-def turned_about_z(volume: torch.Tensor, degrees: float) -> torch.Tensor:
-    """A volume turned in its XY plane, as when the tilt axis does not lie along the grid."""
-    cos, sin = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
-    grid = F.affine_grid(torch.tensor([[[cos, -sin, 0], [sin, cos, 0]]]), [1, *volume.shape], align_corners=False)
-    return F.grid_sample(volume[None], grid, align_corners=False, mode="bicubic", padding_mode="reflection")[0]
-
-
 def test_a_tilt_axis_off_the_grid_is_noticed():
     """Turned by 10 degrees, noise is correlated obliquely and the reason says so; straight or by chance it is not."""
     noise = simulated("wbp").noise
@@ -221,6 +214,12 @@ def test_an_empty_region_tells_the_noise_along_all_axes(tmp_path):
         noise_from_empty(volume, torch.zeros_like(empty))
     with pytest.raises(InputError, match="is not of a tomogram"):
         noise_from_empty(volume, empty[1:])
+    thin = torch.zeros_like(empty)
+    thin[10] = True
+    with pytest.raises(InputError, match="too thin along z: 0 pairs"):
+        noise_from_empty(volume, thin)
+    with pytest.raises(InputError, match="have one value"):
+        noise_from_empty(torch.where(empty, 3.0, volume), empty)
     write_mrc(tmp_path / "mask.mrc", empty.numpy().astype(np.int8))
     assert torch.equal(load_mask(str(tmp_path / "mask.mrc")), empty)
 

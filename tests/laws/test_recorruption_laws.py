@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from phantoms import write_mrc
+from phantoms import turned_about_z, write_mrc
 from torch import Tensor
 
 from cryoshuffle.checkpoints import load_plain
@@ -19,6 +19,7 @@ from cryoshuffle.judgement import Judgement, judge
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.noise import on_one_scale
 from cryoshuffle.recorruption import GRID, RandRecorruptd, draw_noise, lay_noise, noise_spectrum, smooth_spectrum
 from cryoshuffle.refinement import Distillation, Refinement, copy_with_weights, measure_refinement
 from cryoshuffle.simulation import simulate
@@ -200,7 +201,7 @@ class Told(torch.nn.Module):
         return (1 - self.share) * self.volume.detach() + self.share * x
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, 0.2])
+@pytest.mark.parametrize("share", [0.0, 1.0, 0.1])
 def test_the_judge_finds_the_best_mixture(tmp_path, share):
     """The truth gets all the trust; what the network is shown itself, noise and all, none (negative control); between
     the two the weight is that of the smallest true error."""
@@ -216,7 +217,7 @@ def test_the_judge_finds_the_best_mixture(tmp_path, share):
     output = tmp_path / "judged.pt"
     verdict = judge(volumes, network, str(path), found, PrecisionInferer("fp32"), slab, str(output), str(tmp_path))
     noisy = volumes[0]["image"][0][window.read]
-    noisy = noisy + 0.7 * lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(9)), noisy.shape)
+    noisy = noisy + 0.1 * lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(9)), noisy.shape)
     linear, net = found.linear(noisy)[window.core], network(noisy[None, None])[0, 0][window.core]
     apart = net - linear
     best = float((apart * (truth[0, 0][window.core] - linear)).sum() / apart.square().sum())
@@ -228,18 +229,62 @@ def test_the_judge_finds_the_best_mixture(tmp_path, share):
     assert "on voxels held out" in (tmp_path / "run.log").read_text()
 
 
+class Filter(torch.nn.Module):
+    """In the place of a network: a Gaussian."""
+
+    def __init__(self, linear: FilterChoice) -> None:
+        super().__init__()
+        self.linear, self.unused = linear, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x[0, 0])[None, None]
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
+    """A Gaussian made for noise half as strong again, in the place of a network, gets the weight that is best on the
+    tomogram itself; judged on strongly recorrupted voxels it gets much more (negative control)."""
+    made = simulate("wbp", (64, 96, 96), snr=0.061, seed=seed)
+    volume = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
+    truth = (made.truth - made.truth.mean()) / made.tomogram.std()
+    spectrum = smooth_spectrum(made.noise / made.tomogram.std()).float()
+    found = Refinement(spectrum, choose_filter([volume], spectrum))
+    noise = lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(4)), volume.shape)
+    network, path = Filter(choose_filter([volume + 0.7 * noise], 1.49 * spectrum)), str(tmp_path / "model.pt")
+    torch.save({"model": network.state_dict()}, path)
+    window = HeldOutSlab().scored(volume.shape)
+    linear, net, slab = (v[window.read][window.core] for v in (found.linear(volume), network.linear(volume), truth))
+    best = float(((net - linear) * (slab - linear)).sum() / (net - linear).square().sum())
+
+    def errors_off(**more: float) -> float:
+        files = str(tmp_path / "judged.pt"), str(tmp_path)
+        inferer = PrecisionInferer("fp32")
+        verdict = judge([{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(), *files, **more)
+        return (verdict.weight - best) / verdict.error
+
+    assert abs(errors_off()) < 3
+    assert errors_off(strength=0.7) > 4
+
+
 def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
-    """Leaning noise asks for a wider filter; a network that hides nothing is refused."""
-    made = simulate("wbp", (40, 48, 48), snr=0.3, seed=0)
-    volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
+    """Of several tomograms the mean; leaning noise asks for a wider filter; a network that hides nothing is refused."""
+    made = simulate("wbp", (40, 64, 64), snr=0.3, seed=0)
+    straight = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
+    leaning = turned_about_z(made.tomogram, 8)
+    leaning = [{"image": ((leaning - leaning.mean()) / leaning.std())[None]}]
     network, path = small_network("plane"), tmp_path / "blind.pt"
     torch.save({"model": network.state_dict()}, path)
-    found = measure_refinement(volumes, network, str(path), HaloWindowInferer())
+    found, turned, both = (
+        measure_refinement(volumes, network, str(path), HaloWindowInferer())
+        for volumes in (straight, leaning, [*straight, *leaning])
+    )
     assert found.spectrum.shape == (GRID, GRID, GRID)
-    assert 0.5 <= found.linear.sigma < 4
+    assert torch.allclose(both.spectrum, (found.spectrum + turned.spectrum) / 2)
+    assert found.linear.sigma == choose_filter([straight[0]["image"][0]], found.spectrum, 0.03).sigma
+    assert turned.linear.sigma > choose_filter([leaning[0]["image"][0]], turned.spectrum, 0.03).sigma
     assert network.training
     with pytest.raises(SettingError, match="needs a blind-spot network"):
-        measure_refinement(volumes, small_network(), str(path), HaloWindowInferer())
+        measure_refinement(straight, small_network(), str(path), HaloWindowInferer())
 
 
 def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
@@ -250,7 +295,7 @@ def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
     volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / deviation)[None]}]
     network, path = small_network("plane"), tmp_path / "blind.pt"
     torch.save({"model": network.state_dict()}, path)
-    names = {"even": made.even, "odd": made.odd, "other": made.odd.flip(0)}
+    names = {"even": made.even, "odd": made.odd, "other": made.odd.flip(0), "both": made.even}
     files = {name: str(write_mrc(tmp_path / f"{name}.mrc", (7 + 30 * v).numpy())) for name, v in names.items()}
     true = smooth_spectrum(made.noise / deviation)
 
@@ -262,8 +307,28 @@ def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
     assert with_halves < 0.25 < error()
     with pytest.raises(InputError, match="do not add up"):
         error(halves=[files["even"], files["other"]])
+    with pytest.raises(InputError, match="halves are equal"):
+        error(halves=[files["even"], files["both"]])
     with pytest.raises(InputError, match="name the even and the odd"):
         error(halves=[files["even"]])
+
+
+def test_halves_of_unequal_noise_leave_no_signal_in_their_difference():
+    """On the scale on which they add up to the tomogram their signals cancel; standardised one by one they do not
+    (negative control)."""
+    made = simulate("wbp", (48, 64, 64), snr=0.3, seed=5)
+    one, other = made.even - made.truth, made.odd - made.truth
+    even, odd = made.truth + 2 * one, made.truth + other
+    tomogram = (even + odd) / 2
+
+    def left(even: Tensor, odd: Tensor) -> float:
+        return abs(correlation(even - odd, made.truth))
+
+    apart = [(half - half.mean()) / half.std() for half in (even, odd)]
+    assert left(*on_one_scale(tomogram, *apart)) < 0.02
+    assert left(*apart) > 0.1
+    with pytest.raises(InputError, match="do not belong together"):
+        on_one_scale(tomogram[1:], even, odd)
 
 
 def test_detail_mixes_the_noisy_volume_back():
@@ -295,6 +360,9 @@ def test_the_blend_goes_from_filter_to_network_whatever_the_window():
     assert torch.equal(run(1.0), HaloWindowInferer(64)(volume, network))
     assert torch.allclose(run(0.25), 0.25 * run(1.0) + 0.75 * smooth, atol=1e-6)
     assert torch.allclose(run(0.25, window=8), run(0.25), atol=1e-5)
+    small = {"trust": 0.0, "sigma": 3.0, "gain": 1.0}
+    narrow, whole = (HaloWindowInferer(w, halo=2, blend=small)(volume, network) for w in (8, 64))
+    assert torch.allclose(narrow, whole, atol=1e-5)
 
 
 def test_a_network_that_hides_nothing_cannot_be_fitted_to_its_own_input():
@@ -311,7 +379,7 @@ def test_a_network_that_hides_nothing_cannot_be_fitted_to_its_own_input():
 
 
 def test_distillation_aims_at_the_mean_over_draws(tmp_path):
-    """The target is what the teacher makes of recorrupted input; voxels that do not count stay out."""
+    """The target is what the teacher makes of recorrupted input, mirrored; voxels that do not count stay out."""
     network, path = small_network(), tmp_path / "teacher.pt"
     torch.save({"model": network.state_dict()}, path)
     teacher = copy_with_weights(network, str(path))
@@ -326,7 +394,12 @@ def test_distillation_aims_at_the_mean_over_draws(tmp_path):
     assert bool(torch.isnan(target[..., :4]).all())
     assert torch.equal(target[..., 4:], make({"image": image, "label": label}, "cpu")[1][..., 4:])
     random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        noises = [lay_noise(draw_noise(spectrum, random), (16, 16, 16)) for _ in range(2)]
-        mean = sum(teacher(image + 0.7 * noise) for noise in noises) / 2
+    seen, mean = set(), torch.zeros_like(image)
+    for _ in range(2):
+        noisy = image + 0.7 * lay_noise(draw_noise(spectrum, random), (16, 16, 16))
+        axes = [2 + axis for axis in range(3) if int(torch.randint(2, (1,), generator=random))]
+        seen.add(tuple(axes))
+        with torch.no_grad():
+            mean += teacher(noisy.flip(axes)).flip(axes) / 2
+    assert len(seen) == 2, "the draws are mirrored differently"
     assert torch.allclose(target[..., 4:], mean[..., 4:], atol=1e-5)
