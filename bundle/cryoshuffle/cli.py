@@ -336,13 +336,15 @@ def _denoise(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
+    from cryoshuffle.checkpoints import STATE_NAME
     from cryoshuffle.preflight import check_new_file
 
     _check_noise_options(options)
     if options.even is not None and len(options.inputs) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(options.inputs)}: fit them one by one")
     run_dir = _run_dir(options, options.checkpoint)
-    check_new_file(options.checkpoint, overwrite=options.overwrite or options.resume)
+    goes_on = options.resume and (Path(run_dir) / STATE_NAME).is_file()
+    check_new_file(options.checkpoint, overwrite=options.overwrite or goes_on)
     _check_run_dir(run_dir)
     settings = {
         "tomogram": _plain(options.inputs[0]),

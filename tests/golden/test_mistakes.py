@@ -269,6 +269,15 @@ def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_resuming_nothing_does_not_replace_a_model(tmp_path, capsys):
+    """--resume with the wrong report folder: the model there stays."""
+    source, model = str(small_tomogram(tmp_path / "in.mrc")), tmp_path / "net.pt"
+    model.write_bytes(b"precious")
+    assert main(["fit", source, "--checkpoint", str(model), *QUICK, "--report", str(tmp_path / "r"), "--resume"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert model.read_bytes() == b"precious"
+
+
 def test_a_lost_model_comes_back_on_resume(tmp_path):
     """The best weights are in the state too: another checkpoint name on --resume gets them."""
     source = str(small_tomogram(tmp_path / "in.mrc"))
