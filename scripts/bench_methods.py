@@ -96,6 +96,7 @@ METHODS = (
            venv="classic", package="SimpleITK"),
     Method("bm4d", "BM4D", STRENGTH, "peer",
            grid=(0.7, 1.0, 1.4, 2.0, 2.8), unit="sigma of white noise", venv="classic", package="bm4d"),
+    Method("bm4d-alone", "BM4D, sigma estimated from the tomogram", kind="peer", venv="classic", package="bm4d"),
     Method("topaz", "Topaz Denoise 3-D, `unet-3d-10a` or `unet-3d-20a`",
            "other tomograms; the truth, to choose its model", "peer",
            grid=("unet-3d-10a", "unet-3d-20a"), venv="topaz", package="topaz-em"),

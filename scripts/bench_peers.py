@@ -77,6 +77,15 @@ def block_matching(options: argparse.Namespace) -> np.ndarray:
     return bm4d(read(options.tomogram), options.strength)
 
 
+def block_matching_alone(options: argparse.Namespace) -> np.ndarray:
+    """BM4D for white noise, with the sigma that scikit-image estimates from the finest wavelets."""
+    from bm4d import bm4d
+    from skimage.restoration import estimate_sigma
+
+    volume = read(options.tomogram)
+    return bm4d(volume, float(estimate_sigma(volume)))
+
+
 def topaz(options: argparse.Namespace) -> np.ndarray:
     """Topaz Denoise 3-D with a pretrained model and its default patches."""
     with tempfile.TemporaryDirectory(dir=Path(options.output).parent) as folder:
@@ -174,6 +183,7 @@ PEERS: dict[str, Callable[[argparse.Namespace], np.ndarray]] = {
     "nlm": non_local_means,
     "diffusion": diffusion,
     "bm4d": block_matching,
+    "bm4d-alone": block_matching_alone,
     "topaz": topaz,
     "n2v": noise2void,
     "cryocare": cryocare,
