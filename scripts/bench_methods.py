@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import fitted_blind
 from cryoshuffle.filters import gaussian
 from cryoshuffle.handlers import Budget
@@ -42,6 +43,7 @@ network_def#body: &body
 network_def#body_multiple: 4
 refine#network_def#body: *body
 refine#network_def#body_multiple: 4
+warm_start: null
 halo: [16, 24, 16]
 """
 
@@ -61,7 +63,8 @@ class Method:
         key: in files and options.
         label: in tables.
         told: what it gets beside the tomogram.
-        kind: ``noisy``, ``gaussian``, ``ceiling``, ``ours`` (command line), ``config`` (MONAI bundle) or ``peer``.
+        kind: ``noisy``, ``gaussian``, ``ceiling``, ``ours`` (command line), ``config`` (MONAI bundle), ``start`` (the
+            starting network as it is) or ``peer``.
         options: of the command, for ours.
         grid: strengths, or names of models, of which the best against the truth is taken.
         unit: of the strengths.
@@ -103,6 +106,8 @@ METHODS = (
     Method("n2v", "Noise2Void 3-D (CAREamics)", kind="peer", venv="careamics", package="careamics"),
     Method("cryocare", "cryoCARE", "even and odd half", "peer", venv="cryocare", package="cryocare"),
     Method("auto", "**cryoshuffle**"),
+    Method("cold", "cryoshuffle, `--cold-start`", options=("--cold-start",)),
+    Method("start", "cryoshuffle's starting network, no fit", kind="start"),
     Method("blind", "cryoshuffle, blind network only", options=("--no-refine",)),
     Method("voxel", "cryoshuffle, blind voxel", options=("--blind", "voxel", "--no-refine")),
     Method("paper", "cryoshuffle, as in the paper",
@@ -224,6 +229,7 @@ def run(method: Method, job: Job) -> Outcome:
         "ceiling": _run_ceiling,
         "ours": _run_ours,
         "config": _run_ours,
+        "start": _run_start,
         "peer": _run_peer,
     }
     return runners[method.kind](method, job)
@@ -264,6 +270,13 @@ def _run_ours(method: Method, job: Job) -> Outcome:
     fitted = fitted_blind(blind if blind.is_file() else report / "model.pt")
     stride = Lattice(fitted.stride, fitted.blind_set).stride_zyx
     return Outcome(result, seconds, stride=stride)
+
+
+def _run_start(method: Method, job: Job) -> Outcome:
+    result, report = job.folder / f"{method.key}.mrc", job.folder / f"{method.key}_run"
+    command = [sys.executable, "-m", "cryoshuffle.cli", "apply", str(starting_network())]
+    command += [str(job.folder / "tomogram.mrc"), str(result), "--report", str(report), "--device", job.device]
+    return Outcome(result, call([*command, "--overwrite", "--quiet"], job.folder / f"{method.key}.log", job))
 
 
 def _run_peer(method: Method, job: Job) -> Outcome:

@@ -185,19 +185,25 @@ def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 
 
-def replace_section(document: str, section: str) -> str:
+def replace_section(document: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """A document with its own section exchanged, or added at the end; all else stays.
+
+    Args:
+        document: as it is.
+        section: with its markers.
+        begin: marker in front of the section.
+        end: marker behind it.
 
     Raises:
         ValueError: if only one of the markers is there, or they are in the wrong order.
     """
-    if BEGIN not in document and END not in document:
+    if begin not in document and end not in document:
         start = document.rstrip("\n") or "# Benchmarks"
         return f"{start}\n\n{section}"
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the document must hold '{BEGIN}' and behind it '{END}', or neither: mend or remove them")
+    before, first, rest = document.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"the document must hold '{begin}' and behind it '{end}', or neither: mend or remove them")
     return before + section.rstrip("\n") + after
 
 

@@ -23,10 +23,15 @@ def config_dir() -> Path:
     raise FileNotFoundError(f"no configs beside {here}: install cryoshuffle again")
 
 
+def starting_network() -> Path:
+    """The checkpoint of the package that the second stage of a fit begins with."""
+    return Path(__file__).resolve().parent / "start.pt"
+
+
 def __getattr__(name: str) -> str:
     if name == "__version__":
         return str(json.loads((config_dir() / "metadata.json").read_text(encoding="utf-8"))["version"])
     raise AttributeError(f"module 'cryoshuffle' has no attribute '{name}'")
 
 
-__all__ = ["config_dir"]
+__all__ = ["config_dir", "starting_network"]

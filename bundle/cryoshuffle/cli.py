@@ -151,6 +151,14 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="stop after the blind network, as the paper does; else a second network, which hides nothing, learns from "
         "the noise that the blind one has found",
     )
+    start = fit.add_mutually_exclusive_group()
+    start.add_argument(
+        "--warm-start",
+        metavar="C",
+        help="checkpoint that the second network begins with, one that hides nothing, of an earlier fit for instance "
+        "(default: the one of the package, which has seen simulated tomograms)",
+    )
+    start.add_argument("--cold-start", action="store_true", help="begin with random weights: nothing but this tomogram")
     fit.add_argument("--steps", type=_count, default=600, help="optimiser steps (default: 600)")
     fit.add_argument("--minutes", type=_positive, help="stop the fit after so many minutes, if steps do not end first")
     fit.add_argument(
@@ -270,7 +278,17 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
         "resume": options.resume,
         "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
         "empty": None if options.empty is None else _plain(options.empty),
+        **_start(options),
     }
+
+
+def _start(options: argparse.Namespace) -> dict[str, Any]:
+    """What the second network begins with, where it is not the config's own."""
+    if options.warm_start is None:
+        return {"warm_start": None} if options.cold_start else {}
+    if not options.refine:
+        raise InputError("--warm-start is for the second network, and --no-refine leaves it out: leave one out")
+    return {"warm_start": _plain(options.warm_start)}
 
 
 def _refine(options: argparse.Namespace) -> list[str]:

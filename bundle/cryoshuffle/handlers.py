@@ -21,6 +21,7 @@ from cryoshuffle.errors import FitInterruptedError, SettingError
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.network import unwrap
+from cryoshuffle.synthetic import SimulatedWindows
 
 logger = logging.getLogger("cryoshuffle")
 
@@ -89,7 +90,7 @@ class EpochSeeds:
         dataset: the stream.
     """
 
-    def __init__(self, dataset: WindowDataset) -> None:
+    def __init__(self, dataset: WindowDataset | SimulatedWindows) -> None:
         self.dataset = dataset
 
     def attach(self, engine: Engine) -> None:

@@ -16,7 +16,7 @@ from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.filters import FilterChoice
 from cryoshuffle.outputs import write_json
 from cryoshuffle.recorruption import draw_noise, lay_noise
-from cryoshuffle.refinement import Refinement, copy_with_weights
+from cryoshuffle.refinement import Refinement, copy_with_weights, settle
 from cryoshuffle.reports import RunLog
 from cryoshuffle.windows import HeldOutSlab
 
@@ -37,11 +37,13 @@ class Judgement:
         weight: of the network in the mixture of the two with the smallest recorrupted risk on voxels held out of the
             fit; less than 0 or more than 1 is possible.
         error: of the weight, standard error.
+        fitted: whether the network was fitted to the volume, or only settled on it.
     """
 
     linear: FilterChoice
     weight: float
     error: float
+    fitted: bool = True
 
     @property
     def trust(self) -> float:
@@ -55,8 +57,14 @@ class Judgement:
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
+        where = (
+            "on voxels held out of the fit"
+            if self.fitted
+            else "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
+            "of the starting network"
+        )
         words = (
-            f"on voxels held out of the fit the best mixture with the best linear filter (Gaussian, "
+            f"{where} the best mixture with the best linear filter (Gaussian, "
             f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the network"
         )
         if self.trust >= MOSTLY:
@@ -83,7 +91,7 @@ def judge(
     checkpoint: str,
     found: Refinement,
     inferer: Callable[..., Tensor],
-    held_out: HeldOutSlab,
+    held_out: HeldOutSlab | None,
     output: str,
     output_dir: str,
     strength: float = 0.1,
@@ -104,7 +112,8 @@ def judge(
         checkpoint: model to be judged.
         found: the noise, and the filter.
         inferer: that runs the network over a volume.
-        held_out: slab of each volume that no step of the fit was trained on.
+        held_out: slab of each volume that no step of the fit was trained on; None for a network that was not fitted to
+            the volumes at all: it is settled on them (:func:`cryoshuffle.refinement.settle`) and judged on all of them.
         output: where the model with the verdict goes.
         output_dir: of the run; gets ``refinement.json``.
         strength: of the recorruption.
@@ -115,29 +124,33 @@ def judge(
         FileError, InputError: if the checkpoint cannot be read or the model cannot be written.
     """
     judged = copy_with_weights(network, checkpoint).to(device).eval()
+    if held_out is None:
+        settle(judged, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
     products, squares = [], []
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
-        window = held_out.scored(image.shape[1:])
-        part = image[(slice(None), *window.read)][0]
-        product = square = torch.zeros(tuple(s.stop - s.start for s in window.core), dtype=torch.float64)
+        scored = None if held_out is None else held_out.scored(image.shape[1:])
+        part = image[0] if scored is None else image[(slice(None), *scored.read)][0]
+        core = (slice(None),) * 3 if scored is None else scored.core
+        product = square = torch.zeros_like(part[core], dtype=torch.float64)
         for _ in range(draws):
             noise = lay_noise(draw_noise(found.spectrum, random), part.shape)
             for signed in (noise, -noise):
-                given, target = part + strength * signed, (part - signed / strength)[window.core]
+                given, target = part + strength * signed, (part - signed / strength)[core]
                 with torch.no_grad():
                     net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
-                linear = found.linear(given)[window.core]
-                apart = (net[window.core] - linear).double()
+                linear = found.linear(given)[core]
+                apart = (net[core] - linear).double()
                 product, square = product + apart * (target - linear), square + apart.square()
         side = [min(_BLOCK, n) for n in product.shape]
         products.append(F.avg_pool3d(product[None], side).flatten())
         squares.append(F.avg_pool3d(square[None], side).flatten())
-    verdict = Judgement(found.linear, *_slope(torch.cat(products), torch.cat(squares)))
+    verdict = Judgement(found.linear, *_slope(torch.cat(products), torch.cat(squares)), fitted=held_out is not None)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    save_whole({**load_plain(checkpoint), "blend": verdict.blend()}, output)
+    weights = {name: value.cpu() for name, value in judged.state_dict().items()}
+    save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
     write_json(
         {**verdict.blend(), "weight": verdict.weight, "error": verdict.error}, Path(output_dir) / "refinement.json"
     )

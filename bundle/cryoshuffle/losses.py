@@ -132,3 +132,34 @@ class EdgeGuidedLoss(nn.Module):
         steps = [torch.diff(prediction, dim=dim).abs() for dim in (2, 3, 4) if prediction.shape[dim] > 1]
         weighted = [step / (1 + (step.detach() / self.edge_contrast).square()) for step in steps]
         return torch.stack([step.mean() for step in weighted]).sum() if weighted else prediction.new_zeros(())
+
+
+class RelativeError(nn.Module):
+    """Mean squared error of each item over the power of its truth, so that faint and strong signals count alike.
+
+    Only for simulations: it needs a truth.
+
+    Args:
+        floor: power that is added to the truth's, in units of the normalised tomogram; keeps empty items from counting
+            without bound.
+
+    Shape:
+        prediction and truth ``(B, C, Z, Y, X)``, result a scalar.
+
+    Raises:
+        SettingError: if the floor is not positive.
+    """
+
+    def __init__(self, floor: float = 0.003) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise SettingError(f"floor is {floor}: give more than 0")
+        self.floor = floor
+        self.terms: dict[str, Tensor] = {}
+
+    def forward(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """See the class."""
+        error = (prediction.float() - truth).square().flatten(1).mean(dim=1)
+        relative = (error / (truth.square().flatten(1).mean(dim=1) + self.floor)).mean()
+        self.terms = {"error": relative.detach()}
+        return relative

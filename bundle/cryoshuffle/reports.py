@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import cryoshuffle
 from cryoshuffle.errors import FileError
-from cryoshuffle.losses import EdgeGuidedLoss
+from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop, save_preview
@@ -114,7 +114,7 @@ class LossTerms:
         evaluator: whose metric ``risk`` is logged with them.
     """
 
-    def __init__(self, loss: EdgeGuidedLoss, evaluator: Engine) -> None:
+    def __init__(self, loss: EdgeGuidedLoss | RelativeError, evaluator: Engine) -> None:
         self.loss = loss
         self.evaluator = evaluator
         self._sums: dict[str, Tensor] = {}

@@ -102,18 +102,19 @@ class Simulation:
     mtf_at_nyquist: float = 1.0
 
 
-def load_templates(folder: str | Path | None = None) -> list[Tensor]:
+def load_templates(folder: str | Path | None = None, leave_out: Sequence[str] = ()) -> list[Tensor]:
     """Molecule densities, each scaled to a maximum of 1.
 
     Args:
         folder: of MRC files at the voxel size of the phantom; None takes the four of the package (10 Å).
+        leave_out: names of files, without ``.mrc``, that are not read.
 
     Raises:
-        FileError: if the folder is missing or holds no MRC file.
+        FileError: if the folder is missing or holds no other MRC file.
         InputError: if one is not three-dimensional or has no positive value.
     """
     place = TEMPLATES if folder is None else Path(folder)
-    paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
+    paths = [path for path in sorted(place.glob("*.mrc")) if path.stem not in leave_out] if place.is_dir() else []
     if not paths:
         raise FileError(f"{place}: is no folder with MRC densities, choose another")
     templates = []

@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
     configs = {p.name for p in (ROOT / "configs").iterdir()}
     assert {n.removeprefix("cryoshuffle/configs/") for n in names if n.startswith("cryoshuffle/configs/")} == configs
     assert any(n.endswith("licenses/LICENSE") for n in names)
+    assert "cryoshuffle/start.pt" in names
 
 
 def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):

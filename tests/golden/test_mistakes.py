@@ -217,6 +217,19 @@ def test_wrong_options_are_refused_in_one_sentence(tmp_path, capsys):
     ):
         assert main(["denoise", source, out, "--steps", "2", "--quiet", *options]) == 2
         assert words in capsys.readouterr().err
+    for options, words in (
+        (["--warm-start", str(tmp_path / "no.pt")], "no such checkpoint"),
+        (["--warm-start", source], "is not a checkpoint"),
+        (["--warm-start", source, "--no-refine"], "leave one out"),
+    ):
+        assert main(["denoise", source, str(tmp_path / "new.mrc"), *QUICK, *options]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
+    assert not list(tmp_path.glob("new_run/*.pt")), "looked at before the first stage"
+    with pytest.raises(SystemExit):
+        main(["denoise", source, out, "--warm-start", source, "--cold-start"])
+    assert "not allowed with" in capsys.readouterr().err
     for options in (["--steps", "0"], ["--minutes", "-1"], ["--stride", "1,2"], ["--blind", "ball"], ["--radius", "x"]):
         with pytest.raises(SystemExit) as stop:
             main(["denoise", source, out, *options])

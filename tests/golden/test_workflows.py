@@ -27,7 +27,8 @@ from phantoms import (
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from cryoshuffle.checkpoints import save_whole
+from cryoshuffle import starting_network
+from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.cli import main
 from cryoshuffle.mrc import open_mrc
 from cryoshuffle.simulation import simulate
@@ -152,6 +153,28 @@ def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
     assert "hides nothing" in scored.stderr
     assert f"result:     {tmp_path / 'a.mrc'}" in by_command.stdout
     assert f"picture:    {tmp_path / 'a_run' / 'result.png'}" in by_command.stdout
+
+
+def test_a_fit_begins_warm_unless_it_is_told_not_to(tmp_path, tomogram):
+    """Before its first step the second network is the starting one, or the one named; with a cold start neither."""
+    given = load_plain(starting_network())["model"]
+    weights = {}
+    for name, options in (
+        ("warm", []),
+        ("cold", ["--cold-start"]),
+        ("named", ["--warm-start", str(tmp_path / "cold_run" / "recorrupted.pt")]),
+    ):
+        run = ["denoise", str(tomogram), str(tmp_path / f"{name}.mrc"), "--steps", "3", *QUICK, *options]
+        assert main(run) == 0
+        weights[name] = load_plain(tmp_path / f"{name}_run" / "recorrupted.pt")["model"]
+
+    def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
+        return max(float((one[k] - two[k]).abs().max()) for k in one if k.endswith("weight"))
+
+    # A step moves a weight by about the learning rate.
+    assert apart(weights["warm"], given) < 0.02
+    assert apart(weights["named"], weights["cold"]) < 0.02
+    assert apart(weights["cold"], given) > 0.1
 
 
 def test_whitening_travels_with_the_model(tmp_path):

@@ -1,0 +1,239 @@
+"""The network that a fit begins with: what it is trained on, what it knows, and what may take its place."""
+
+from __future__ import annotations
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from phantoms import write_mrc
+
+from cryoshuffle import starting_network
+from cryoshuffle.checkpoints import load_network, load_plain, save_whole
+from cryoshuffle.cli import main
+from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.filters import gaussian
+from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.losses import RelativeError
+from cryoshuffle.metrics import correlation
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.refinement import begin_with, measure_refinement, settle
+from cryoshuffle.simulation import TEMPLATES, simulate
+from cryoshuffle.synthetic import SimulatedWindows, Variety, _damped, _turned
+
+
+def windows(**other: object) -> SimulatedWindows:
+    settings = {"length": 6, "window": (16, 16, 16), "shape": (16, 24, 24), "pool": 3, "windows_per_volume": 2}
+    return SimulatedWindows(None, **{**settings, **other})
+
+
+def unblind(channels: tuple[int, ...] = (24, 40, 64)) -> BlindSpotNet:
+    body = ShuffleUNet(24, channels=channels, factors=(2,) * (len(channels) - 1))
+    return BlindSpotNet(Lattice(blind_set=BlindSet("none")), body)
+
+
+def test_a_window_depends_on_seed_epoch_and_index_alone():
+    """In any order, with anything before; another seed, epoch or index is another window."""
+    one, two = windows(), windows()
+    one.set_epoch(1)
+    first = one[4]
+    two.set_epoch(3)
+    _ = two[5]
+    two.set_epoch(1)
+    again = two[4]
+    assert torch.equal(first["image"], again["image"])
+    assert torch.equal(first["label"], again["label"])
+    other = windows(seed=1)
+    other.set_epoch(1)
+    two.set_epoch(2)
+    assert not any(torch.equal(first["image"], w["image"]) for w in (one[3], two[4], other[4]))
+    with pytest.raises(IndexError):
+        _ = one[6]
+
+
+def test_volumes_make_room_for_new_ones():
+    """Never more than the pool, and each a function of its number."""
+    data = windows()
+    seen = set()
+    for epoch in range(1, 4):
+        data.set_epoch(epoch)
+        for index in range(len(data)):
+            _ = data[index]
+            assert len(data._volumes) <= data.pool
+            seen |= set(data._volumes)
+    assert len(seen) > data.pool
+    number = max(seen)
+    assert all(torch.equal(a, b) for a, b in zip(data.simulate(number), windows().simulate(number), strict=True))
+
+
+def test_the_truth_is_what_is_left_of_the_tomogram_without_its_noise():
+    """On its scale: what remains is not correlated with the truth, and of the power that the SNR says. With the truth
+    of another volume it is not so (negative control)."""
+    data = windows(shape=(24, 32, 32), variety=Variety(cases=("wbp",), snr=(0.2, 0.2), turned=0, damped=0))
+    for number in range(3):
+        tomogram, truth = data.simulate(number)
+        assert float(tomogram.mean()) == pytest.approx(0, abs=1e-4)
+        assert float(tomogram.std()) == pytest.approx(1, abs=1e-4)
+        noise = tomogram - truth
+        assert abs(correlation(noise, truth)) < 0.1
+        assert float(truth.var() / noise.var()) == pytest.approx(0.2, rel=1e-2)
+        assert float(data.simulate(number + 1)[1].var() / (tomogram - data.simulate(number + 1)[1]).var()) < 0.19
+
+
+def test_volumes_are_of_both_contrasts_and_axes():
+    """Bright and dark, axis along y and along x: noise hardly correlated along the one, and along the other."""
+    data = windows(shape=(24, 32, 32), variety=Variety(cases=("sirt",), snr=(0.05, 0.05), turned=0, damped=0))
+    bright, along_y = set(), set()
+    for number in range(12):
+        tomogram, truth = data.simulate(number)
+        bright.add(float((truth**3).mean()) > 0)
+        noise = tomogram - truth
+        lag = [float((noise.roll(1, axis) * noise).mean()) for axis in (1, 2)]
+        along_y.add(abs(lag[0]) < abs(lag[1]))
+    assert bright == along_y == {True, False}
+
+
+def test_volumes_are_turned_and_damped_as_named():
+    """A point goes where a turn takes it, in a volume that is not square; a wave at the named frequency keeps 0.6 of
+    its amplitude, a constant all of it; a volume that is neither is another one."""
+    point = torch.zeros(2, 40, 60)
+    point[1, 20, 48] = 1
+    z, y, x = np.unravel_index(int(_turned(point, 30.0).argmax()), point.shape)
+    assert (z, y, x) == (1, 11, 46)
+    assert torch.allclose(_turned(point, 0.0), point, atol=1e-5)
+    wave = torch.cos(2 * torch.pi * 0.25 * torch.arange(32))[None, None].expand(8, 8, 32)
+    assert torch.allclose(_damped(wave, 0.25), float(np.exp(-0.5)) * wave, atol=1e-5)
+    assert torch.allclose(_damped(torch.ones(8, 8, 9), 0.25), torch.ones(8, 8, 9), atol=1e-5)
+    plain = windows(variety=Variety(turned=0, damped=0)).simulate(0)[0]
+    assert torch.equal(plain, windows(variety=Variety(turned=0, damped=0)).simulate(0)[0])
+    for other in (Variety(turned=1, damped=0), Variety(turned=0, damped=1)):
+        assert not torch.allclose(plain, windows(variety=other).simulate(0)[0], atol=0.1)
+
+
+def test_densities_can_be_left_out_but_not_all():
+    """Those named are not read; with all of them left out there is nothing to simulate."""
+    names = [path.stem for path in TEMPLATES.glob("*.mrc")]
+    assert len(windows(leave_out=names[:1]).molecules) == len(names) - 1
+    with pytest.raises(FileError, match="no folder with MRC densities"):
+        windows(leave_out=names)
+    with pytest.raises(SettingError, match="does not fit"):
+        windows(window=(32, 16, 16))
+    with pytest.raises(SettingError, match="at least 1"):
+        windows(pool=0)
+
+
+def test_faint_and_strong_signals_count_alike():
+    """An error in proportion has the same weight at any strength; the plain mean square has not (negative control)."""
+    random = torch.Generator().manual_seed(0)
+    truth = torch.randn(2, 1, 8, 8, 8, generator=random)
+    loss = RelativeError(floor=1e-6)
+    strong, faint = loss(0.5 * truth, truth), loss(0.05 * truth, 0.1 * truth)
+    assert float(strong) == pytest.approx(0.25, rel=1e-3)
+    assert float(faint) == pytest.approx(float(strong), rel=1e-3)
+    assert float((0.05 * truth).square().mean()) < 0.02 * float((0.5 * truth).square().mean())
+    assert float(loss(truth, truth)) == 0
+    assert float(loss.terms["error"]) == 0
+    assert float(RelativeError()(torch.ones(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))) < 1000
+    with pytest.raises(SettingError, match="floor"):
+        RelativeError(0)
+
+
+@pytest.mark.parametrize(("case", "snr", "gain"), [("wbp", 0.06, 0.1), ("white", 0.1, 0.03), ("sirt", 0.1, 0.03)])
+def test_the_starting_network_knows_more_than_a_gaussian(case, snr, gain):
+    """On molecules it has not been trained on, against the best width; with random weights it does not
+    (negative control)."""
+    made = simulate(case, (48, 96, 96), snr, seed=11)
+    mean, deviation = made.tomogram.mean(), made.tomogram.std()
+    noisy = (made.tomogram - mean) / deviation
+    best = max(correlation(gaussian(noisy, sigma), made.truth) for sigma in (1.0, 1.5, 2.0, 2.5, 3.0))
+    torch.manual_seed(0)
+    start, random = load_network(starting_network()), unblind().eval()
+    with torch.no_grad():
+        known, unknown = (correlation(n(noisy[None, None])[0, 0], made.truth) for n in (start, random))
+    assert known > best + gain
+    assert unknown < best
+
+
+def test_the_starting_network_was_not_trained_on_what_benchmarks_use():
+    """The densities of the package, from which they are made, are among those left out."""
+    left_out = load_plain(starting_network())["settings"]["leave_out"]
+    assert {path.stem for path in TEMPLATES.glob("*.mrc")} <= set(left_out)
+
+
+def test_a_network_begins_with_the_weights_it_is_given(tmp_path):
+    """Without any it keeps its own; those of a blind network or of another body are refused with a way out."""
+    network = unblind()
+    own = {name: value.clone() for name, value in network.state_dict().items()}
+    assert begin_with(network, None) is network
+    assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
+    begun = begin_with(network, str(starting_network()))
+    given = load_plain(starting_network())["model"]
+    assert all(torch.equal(value, given[name]) for name, value in begun.state_dict().items())
+    blind = BlindSpotNet(Lattice((1, 3, 1), BlindSet("plane", "y")))
+    path = tmp_path / "blind.pt"
+    save_whole({"model": blind.state_dict(), "lattice": blind.lattice.config()}, path)
+    with pytest.raises(InputError, match=r"blind spot.*--cold-start"):
+        begin_with(unblind(), str(path))
+    with pytest.raises(InputError, match=r"not of the configured body.*--cold-start"):
+        begin_with(unblind((24, 40)), str(starting_network()))
+    with pytest.raises(FileError, match="no such checkpoint"):
+        begin_with(unblind(), str(tmp_path / "nothing.pt"))
+
+
+def test_a_network_is_settled_on_a_volume_it_was_not_fitted_to():
+    """Settled, it gives what it gives with the means of that volume; before it does not (negative control). Over two
+    volumes the means are those of both."""
+    volumes = [
+        torch.randn(1, 16, 24, 20, generator=torch.Generator().manual_seed(seed)) * (1 + seed) for seed in (0, 1)
+    ]
+    network = load_network(starting_network())
+    with torch.no_grad():
+        before = network(volumes[0][None])
+        network.train()
+        own = network(volumes[0][None])
+        network.eval()
+        settle(network, [{"image": volumes[0]}])
+        assert not network.training
+        after = network(volumes[0][None])
+    assert torch.allclose(after, own, atol=1e-5)
+    assert not torch.allclose(before, own, atol=1e-3)
+    means = []
+    for some in ([volumes[0]], [volumes[1]], volumes):
+        settle(network, [{"image": volume} for volume in some])
+        means.append(network.body.encoder[0][0].attention.running_mean.clone())
+    assert torch.allclose(means[2], (means[0] + means[1]) / 2, atol=1e-6)
+
+
+def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):
+    """The judge gets the starting network, settled, and the model says so; noise that does not lean, or more volume, is
+    reliable (negative controls)."""
+    made = simulate("wbp", (36, 72, 72), snr=0.02, seed=4)
+    straight = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
+    blind = BlindSpotNet(Lattice((1, 4, 1), BlindSet("plane", "y", 1)), ShuffleUNet(24)).eval()
+    path = tmp_path / "blind.pt"
+    save_whole({"model": blind.state_dict(), "lattice": blind.lattice.config()}, path)
+
+    def found(*volumes: torch.Tensor) -> bool:
+        items = [{"image": volume[None]} for volume in volumes]
+        return measure_refinement(items, blind, str(path), HaloWindowInferer(precision="fp32")).reliable
+
+    leaning = _turned(straight, 8.0)
+    assert found(straight)
+    assert not found(leaning)
+    source = tmp_path / "in.mrc"
+    write_mrc(source, leaning.numpy())
+    options = ["--steps", "3", "--window", "16,24,16", "--quiet", "--blind", "plane", "--tilt-axis", "y"]
+    assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *options]) == 0
+    model = load_plain(tmp_path / "out_run" / "model.pt")
+    given = load_plain(starting_network())["model"]
+    moved = {name for name, value in model["model"].items() if not torch.equal(value, given[name])}
+    assert moved
+    assert all(name.endswith("running_mean") for name in moved)
+    assert not (tmp_path / "out_run" / "recorrupted.pt").exists()
+    assert "too small to fit a network to it" in (tmp_path / "out_run" / "run.log").read_text()
+    again = ["apply", str(tmp_path / "out_run" / "model.pt"), str(source), str(tmp_path / "again.mrc"), "--quiet"]
+    assert main(again) == 0
+    assert np.array_equal(mrcfile.read(tmp_path / "again.mrc"), mrcfile.read(tmp_path / "out.mrc"))
+    assert main(["denoise", str(source), str(tmp_path / "cold.mrc"), "--cold-start", *options]) == 0
+    assert (tmp_path / "cold_run" / "recorrupted.pt").exists()
