@@ -43,7 +43,7 @@ network_def#body: &body
 network_def#body_multiple: 4
 refine#network_def#body: *body
 refine#network_def#body_multiple: 4
-warm_start: null
+warm_start: none
 halo: [16, 24, 16]
 """
 
@@ -86,6 +86,7 @@ class Method:
 
 
 WIDTHS = tuple(0.5 + 0.25 * i for i in range(15))
+SIMULATIONS = "simulations of other molecules"
 STRENGTH = "the truth, to choose its strength"
 METHODS = (
     Method("noisy", "noisy tomogram", kind="noisy"),
@@ -105,25 +106,26 @@ METHODS = (
            grid=("unet-3d-10a", "unet-3d-20a"), venv="topaz", package="topaz-em"),
     Method("n2v", "Noise2Void 3-D (CAREamics)", kind="peer", venv="careamics", package="careamics"),
     Method("cryocare", "cryoCARE", "even and odd half", "peer", venv="cryocare", package="cryocare"),
-    Method("auto", "**cryoshuffle**"),
+    Method("auto", "**cryoshuffle**", SIMULATIONS),
     Method("cold", "cryoshuffle, `--cold-start`", options=("--cold-start",)),
-    Method("start", "cryoshuffle's starting network, no fit", kind="start"),
+    Method("start", "cryoshuffle's starting network, no fit", SIMULATIONS, kind="start"),
     Method("blind", "cryoshuffle, blind network only", options=("--no-refine",)),
     Method("voxel", "cryoshuffle, blind voxel", options=("--blind", "voxel", "--no-refine")),
     Method("paper", "cryoshuffle, as in the paper",
            options=("--blind", "voxel", "--preset", "paper", "--no-refine")),
-    Method("ceiling", "our network on the halves", "even and odd half", "ceiling"),
+    Method("ceiling", "our network on the halves, from random weights", "even and odd half", "ceiling"),
 )  # fmt: skip
 ABLATED_CASES = ("wbp", "aligned")
 ABLATION = (
     Method("no-whitening", "`--blind plane --tilt-axis y`: no whitening",
-           options=("--blind", "plane", "--tilt-axis", "y"), cases=("aligned",)),
-    Method("stride2", "`--stride 1,2,1`", options=("--stride", "1,2,1"), cases=ABLATED_CASES),
-    Method("stride4", "`--stride 1,4,1`", options=("--stride", "1,4,1"), cases=ABLATED_CASES),
-    Method("guided", "`--preset paper`", options=("--preset", "paper"), cases=ABLATED_CASES),
-    Method("fidelity", "without edge and smoothness terms", kind="config",
+           told=SIMULATIONS, options=("--blind", "plane", "--tilt-axis", "y"), cases=("aligned",)),
+    Method("stride2", "`--stride 1,2,1`", SIMULATIONS, options=("--stride", "1,2,1"), cases=ABLATED_CASES),
+    Method("stride4", "`--stride 1,4,1`", SIMULATIONS, options=("--stride", "1,4,1"), cases=ABLATED_CASES),
+    Method("guided", "`--preset paper`", SIMULATIONS, options=("--preset", "paper"), cases=ABLATED_CASES),
+    Method("fidelity", "without edge and smoothness terms", SIMULATIONS, kind="config",
            options=("--loss_weights#unbiased", "{'fidelity': 1.0}"), cases=ABLATED_CASES),
-    Method("unet", "body: MONAI's `UNet`, 24, 40, 64 channels", kind="config", cases=ABLATED_CASES),
+    Method("unet", "body: MONAI's `UNet`, 24, 40, 64 channels (compare with `--cold-start`)", kind="config",
+           cases=ABLATED_CASES),
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ SNR = {"white": 0.1, "wbp": 0.061, "aligned": 0.19, "sirt": 0.19, "binned": 0.1}
 VOLUMES = ("tomogram", "even", "odd", "truth")
 BY_KEY = {method.key: method for method in (*METHODS, *ABLATION)}
 # Rows of the ablation that the main tables have as well, under their plain names.
-COMMON = ("auto", "blind")
+COMMON = ("auto", "cold", "blind")
 
 
 def prepare(folder: Path, case: str, shape: Sequence[int], snr: float, seed: int) -> float:
@@ -111,7 +111,10 @@ def rows(listed: Sequence[Method]) -> list[report.Row]:
 
 def ablation_rows(case: str) -> list[report.Row]:
     """What is changed on a case, behind what it is compared with."""
-    common = [(key, label, "") for key, label in zip(COMMON, ("nothing changed", "`--no-refine`"), strict=True)]
+    common = [
+        (key, label, "")
+        for key, label in zip(COMMON, ("nothing changed", "`--cold-start`", "`--no-refine`"), strict=True)
+    ]
     return [*common, *rows([method for method in ABLATION if case in method.cases])]
 
 

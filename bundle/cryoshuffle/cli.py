@@ -158,7 +158,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="checkpoint that the second network begins with, one that hides nothing, of an earlier fit for instance "
         "(default: the one of the package, which has seen simulated tomograms)",
     )
-    start.add_argument("--cold-start", action="store_true", help="begin with random weights: nothing but this tomogram")
+    start.add_argument("--cold-start", action="store_true", help="begin with random weights")
     fit.add_argument("--steps", type=_count, default=600, help="optimiser steps (default: 600)")
     fit.add_argument("--minutes", type=_positive, help="stop the fit after so many minutes, if steps do not end first")
     fit.add_argument(
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line, without anything heavy imported."""
     parser = _Parser(
         prog="cryoshuffle",
-        description="Denoise one cryo-electron tomogram with nothing but that tomogram.",
+        description="Denoise one cryo-electron tomogram from that tomogram alone.",
         epilog="Exit codes: 0 done, 2 a mistake that one sentence explains, 1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"cryoshuffle {cryoshuffle.__version__}")
@@ -264,7 +264,7 @@ def _plain(path: str | Path) -> str:
     return f"$'{escaped}'"
 
 
-def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
+def _fit_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
     return {
         "blind": options.blind,
         "tilt_axis": options.tilt_axis,
@@ -278,16 +278,20 @@ def _fit_settings(options: argparse.Namespace) -> dict[str, Any]:
         "resume": options.resume,
         "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
         "empty": None if options.empty is None else _plain(options.empty),
-        **_start(options),
+        **_start(options, run_dir),
     }
 
 
-def _start(options: argparse.Namespace) -> dict[str, Any]:
+def _start(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
     """What the second network begins with, where it is not the config's own."""
     if options.warm_start is None:
         return {"warm_start": None} if options.cold_start else {}
     if not options.refine:
         raise InputError("--warm-start is for the second network, and --no-refine leaves it out: leave one out")
+    own = Path(run_dir).resolve()
+    start = Path(options.warm_start).resolve()
+    if own in start.parents or start == Path(getattr(options, "checkpoint", None) or own).resolve():
+        raise InputError(f"{options.warm_start}: is what this run writes anew, copy it elsewhere first")
     return {"warm_start": _plain(options.warm_start)}
 
 
@@ -345,7 +349,7 @@ def _denoise(options: argparse.Namespace) -> int:
         "checkpoint": _plain(Path(run_dir) / "model.pt"),
         "inference_window": options.inference_window,
         "detail": options.detail,
-        **_fit_settings(options),
+        **_fit_settings(options, run_dir),
         **_shared_settings(options, run_dir),
     }
     _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings)
@@ -368,7 +372,7 @@ def _fit(options: argparse.Namespace) -> int:
         "tomogram": _plain(options.inputs[0]),
         "tomograms": [_plain(path) for path in options.inputs],
         "checkpoint": _plain(options.checkpoint),
-        **_fit_settings(options),
+        **_fit_settings(options, run_dir),
         **_shared_settings(options, run_dir),
     }
     _run(["train.json", *_refine(options)], "train", settings)

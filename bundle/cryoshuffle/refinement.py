@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
-from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.errors import FileError, InputError, SettingError
 from cryoshuffle.filters import FilterChoice, choose_filter
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
@@ -122,7 +124,7 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
         return network.to(device)
     content = load_plain(start)
     own = getattr(network, "lattice", None)
-    way_out = "begin without it: --cold-start, in a config warm_start: null"
+    way_out = "begin without it: --cold-start, in a config warm_start: none"
     if isinstance(own, Lattice) and content.get("lattice") != own.config():
         raise InputError(f"{start}: is a network with a blind spot, and the second stage has none; {way_out}")
     try:
@@ -130,6 +132,22 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
     except InputError as error:
         raise InputError(f"{start}: is not of the configured body; {way_out}") from error
     return network.to(device)
+
+
+def fingerprint(start: str | None) -> str | None:
+    """What tells one starting network from another, wherever it lies; None for none.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    if start is None:
+        return None
+    try:
+        return hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise FileError(
+            f"{start}: cannot be read ({error.strerror or error}), check the file and its rights"
+        ) from error
 
 
 def settle(network: nn.Module, volumes: Sequence[Mapping[str, Any]]) -> None:

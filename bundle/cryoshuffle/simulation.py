@@ -102,21 +102,26 @@ class Simulation:
     mtf_at_nyquist: float = 1.0
 
 
-def load_templates(folder: str | Path | None = None, leave_out: Sequence[str] = ()) -> list[Tensor]:
+def load_templates(folder: str | Path | None = None, only: Sequence[str] | None = None) -> list[Tensor]:
     """Molecule densities, each scaled to a maximum of 1.
 
     Args:
         folder: of MRC files at the voxel size of the phantom; None takes the four of the package (10 Å).
-        leave_out: names of files, without ``.mrc``, that are not read.
+        only: names of files, without ``.mrc``; None takes all.
 
     Raises:
-        FileError: if the folder is missing or holds no other MRC file.
+        FileError: if the folder is missing or holds no MRC file, or not one that is named.
         InputError: if one is not three-dimensional or has no positive value.
     """
     place = TEMPLATES if folder is None else Path(folder)
-    paths = [path for path in sorted(place.glob("*.mrc")) if path.stem not in leave_out] if place.is_dir() else []
+    paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
     if not paths:
         raise FileError(f"{place}: is no folder with MRC densities, choose another")
+    if only is not None:
+        lacking = sorted(set(only) - {path.stem for path in paths})
+        if lacking:
+            raise FileError(f"{place}: has no density {lacking[0]}.mrc, choose the folder that has it")
+        paths = [path for path in paths if path.stem in only]
     templates = []
     for path in paths:
         with mrcfile.open(path, permissive=True) as mrc:

@@ -26,8 +26,8 @@ class Variety:
 
     Args:
         cases: kinds of reconstruction, of :data:`cryoshuffle.simulation.CASES`.
-        snr: power of signal over noise, drawn evenly in its logarithm.
-        voxel_size_angstrom: of the volume.
+        snr: power of signal over noise, drawn evenly in its logarithm; smoothing raises it.
+        voxel_size_angstrom: of the volume, before the case ``binned`` makes it 1.5 times as large.
         largest_deg: tilts go from minus to plus one of these angles.
         step_deg: between tilts, one of these.
         defocus_angstrom: underfocus.
@@ -70,7 +70,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         window: sides along (Z, Y, X), voxels.
         shape: of the volumes, (Z, Y, X), voxels.
         seed: of everything.
-        leave_out: names of densities, without ``.mrc``, that are not used.
+        only: names of densities, without ``.mrc``; None takes all of the folder.
         variety: what the volumes differ in.
         pool: volumes at a time.
         windows_per_volume: drawn before the oldest volume is replaced.
@@ -79,8 +79,8 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         ``image`` and ``label``: ``(1, *window)``; the tomogram has mean 0 and deviation 1, the truth its scale.
 
     Raises:
-        FileError, InputError: if there are no densities, or one is no volume.
-        SettingError: if none is left, or the window does not fit.
+        FileError, InputError: if there are no densities, or not those named, or one is no volume.
+        SettingError: if the window does not fit.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         window: Sequence[int] = (48, 48, 48),
         shape: Sequence[int] = (56, 96, 96),
         seed: int = 0,
-        leave_out: Sequence[str] = (),
+        only: Sequence[str] | None = None,
         variety: Variety | None = None,
         pool: int = 40,
         windows_per_volume: int = 12,
     ) -> None:
-        self.molecules = [_tight(density) for density in load_templates(templates, leave_out)]
+        self.molecules = [_tight(density) for density in load_templates(templates, only)]
         self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=16)
         if any(w > n for w, n in zip(self.window, self.shape, strict=True)):
             raise SettingError(f"a window of {self.window} does not fit into volumes of {self.shape}: make it smaller")

@@ -31,7 +31,7 @@ from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.cli import main
 from cryoshuffle.mrc import open_mrc
-from cryoshuffle.simulation import simulate
+from cryoshuffle.simulation import TEMPLATES, simulate
 
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
 QUICK = ["--window", "16,24,16", "--quiet"]
@@ -175,6 +175,27 @@ def test_a_fit_begins_warm_unless_it_is_told_not_to(tmp_path, tomogram):
     assert apart(weights["warm"], given) < 0.02
     assert apart(weights["named"], weights["cold"]) < 0.02
     assert apart(weights["cold"], given) > 0.1
+
+
+def test_the_starting_network_is_trained_and_taken_up_from_its_config(tmp_path):
+    """A few steps, interrupted by their number or not, give the same weights; a fit can begin with them."""
+    options = {
+        "templates": TEMPLATES, "only": "['1bxn','3cf3']", "steps_per_epoch": 2, "window": "[16,16,16]",
+        "shape": "[16,24,24]", "scored_windows": 2, "quiet": True,
+    }  # fmt: skip
+    whole = bundle_run(tmp_path, "start.yaml", output_dir=tmp_path / "a", steps=4, **options)
+    assert whole.returncode == 0, whole.stderr
+    state = load_plain(tmp_path / "a" / "state.pt")
+    assert (state["epoch"], state["finished"]) == (2, True)
+    again = bundle_run(tmp_path, "start.yaml", output_dir=tmp_path / "a", steps=4, resume=True, **options)
+    assert again.returncode == 0, again.stderr
+    other = bundle_run(
+        tmp_path, "start.yaml", output_dir=tmp_path / "a", steps=4, resume=True, **{**options, "seed": 1}
+    )
+    assert "seed was 0 and is 1" in other.stderr
+    source = small_tomogram(tmp_path / "in.mrc")
+    begun = ["denoise", str(source), str(tmp_path / "out.mrc"), "--warm-start", str(tmp_path / "a" / "start.pt")]
+    assert main([*begun, "--steps", "3", *QUICK]) == 0
 
 
 def test_whitening_travels_with_the_model(tmp_path):

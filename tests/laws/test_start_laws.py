@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mrcfile
 import numpy as np
 import pytest
 import torch
-from phantoms import write_mrc
+import yaml
+from phantoms import CONFIGS, write_mrc
 
 from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_network, load_plain, save_whole
@@ -81,17 +84,35 @@ def test_the_truth_is_what_is_left_of_the_tomogram_without_its_noise():
         assert float(data.simulate(number + 1)[1].var() / (tomogram - data.simulate(number + 1)[1]).var()) < 0.19
 
 
-def test_volumes_are_of_both_contrasts_and_axes():
-    """Bright and dark, axis along y and along x: noise hardly correlated along the one, and along the other."""
-    data = windows(shape=(24, 32, 32), variety=Variety(cases=("sirt",), snr=(0.05, 0.05), turned=0, damped=0))
-    bright, along_y = set(), set()
-    for number in range(12):
+@pytest.mark.parametrize("changed", [{"turned": 1, "damped": 0}, {"turned": 0, "damped": 1}])
+def test_what_is_done_to_the_tomogram_is_done_to_the_truth(changed, monkeypatch):
+    """Without noise the one is the other, turned or damped; a truth left as it was is not (negative control)."""
+    made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
+    without = replace(made, tomogram=made.truth)
+    monkeypatch.setattr("cryoshuffle.synthetic.simulate", lambda *_: without)
+    variety = Variety(cases=("wbp",), turned_deg=30.0, damping=(0.1, 0.2), **changed)
+    for number in range(4):
+        tomogram, truth = windows(shape=(24, 32, 32), variety=variety).simulate(number)
+        assert correlation(tomogram, truth) > 0.999
+        # As it was, mirrored in its diagonal or not.
+        assert max(abs(correlation(tomogram, t)) for t in (made.truth, made.truth.transpose(1, 2))) < 0.99
+
+
+def test_volumes_are_of_both_contrasts_and_axes(monkeypatch):
+    """One simulation comes bright and dark, with its axis along y and along x, and its truth with it."""
+    made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
+    monkeypatch.setattr("cryoshuffle.synthetic.simulate", lambda *_: made)
+    data = windows(shape=(24, 32, 32), variety=Variety(turned=0, damped=0))
+    seen = set()
+    for number in range(24):
         tomogram, truth = data.simulate(number)
-        bright.add(float((truth**3).mean()) > 0)
-        noise = tomogram - truth
-        lag = [float((noise.roll(1, axis) * noise).mean()) for axis in (1, 2)]
-        along_y.add(abs(lag[0]) < abs(lag[1]))
-    assert bright == along_y == {True, False}
+        for turned, t in ((False, tomogram), (True, tomogram.transpose(1, 2))):
+            sign = correlation(t, made.tomogram)
+            if abs(sign) > 0.999:
+                seen.add((turned, sign > 0))
+                own = truth.transpose(1, 2) if turned else truth
+                assert correlation(own, made.truth) * sign > 0.999
+    assert len(seen) == 4
 
 
 def test_volumes_are_turned_and_damped_as_named():
@@ -111,12 +132,12 @@ def test_volumes_are_turned_and_damped_as_named():
         assert not torch.allclose(plain, windows(variety=other).simulate(0)[0], atol=0.1)
 
 
-def test_densities_can_be_left_out_but_not_all():
-    """Those named are not read; with all of them left out there is nothing to simulate."""
+def test_densities_are_those_named():
+    """No others are read; one that is not there is told, and sizes that do not fit."""
     names = [path.stem for path in TEMPLATES.glob("*.mrc")]
-    assert len(windows(leave_out=names[:1]).molecules) == len(names) - 1
-    with pytest.raises(FileError, match="no folder with MRC densities"):
-        windows(leave_out=names)
+    assert len(windows(only=names[:1]).molecules) == 1
+    with pytest.raises(FileError, match=r"has no density nothing\.mrc"):
+        windows(only=["nothing"])
     with pytest.raises(SettingError, match="does not fit"):
         windows(window=(32, 16, 16))
     with pytest.raises(SettingError, match="at least 1"):
@@ -155,10 +176,12 @@ def test_the_starting_network_knows_more_than_a_gaussian(case, snr, gain):
     assert unknown < best
 
 
-def test_the_starting_network_was_not_trained_on_what_benchmarks_use():
-    """The densities of the package, from which they are made, are among those left out."""
-    left_out = load_plain(starting_network())["settings"]["leave_out"]
-    assert {path.stem for path in TEMPLATES.glob("*.mrc")} <= set(left_out)
+def test_the_starting_network_is_not_trained_on_what_benchmarks_use():
+    """The densities of the package, from which they are made, are none of those its config reads."""
+    only = yaml.safe_load((CONFIGS / "start.yaml").read_text(encoding="utf-8"))["only"]
+    assert len(only) == 16
+    assert not {path.stem for path in TEMPLATES.glob("*.mrc")} & set(only)
+    assert load_plain(starting_network())["settings"]["steps"] == 6500
 
 
 def test_a_network_begins_with_the_weights_it_is_given(tmp_path):
