@@ -36,6 +36,8 @@ from cryoshuffle.windows import draw_box, fit_window
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 48
 GRADIENT_NORM = 0.3
+# Of our network on the halves: as many as a best effort has behind the blind network.
+CEILING_STEPS = 525
 CONFIGS = ("train.json", "inference.json", "denoise.yaml", "refine.yaml")
 UNET = """\
 network_def#body: &body
@@ -107,12 +109,14 @@ METHODS = (
     Method("n2v", "Noise2Void 3-D (CAREamics)", kind="peer", venv="careamics", package="careamics"),
     Method("cryocare", "cryoCARE", "even and odd half", "peer", venv="cryocare", package="cryocare"),
     Method("auto", "**cryoshuffle**", SIMULATIONS),
-    Method("cold", "cryoshuffle, `--cold-start`", options=("--cold-start",)),
+    Method("fast", "cryoshuffle, `--effort fast`", SIMULATIONS, options=("--effort", "fast")),
+    Method("best", "cryoshuffle, `--effort best`", SIMULATIONS, options=("--effort", "best")),
+    Method("cold", "cryoshuffle, `--cold-start --steps 600`", options=("--cold-start", "--steps", "600")),
     Method("start", "cryoshuffle's starting network, no fit", SIMULATIONS, kind="start"),
-    Method("blind", "cryoshuffle, blind network only", options=("--no-refine",)),
-    Method("voxel", "cryoshuffle, blind voxel", options=("--blind", "voxel", "--no-refine")),
+    Method("blind", "cryoshuffle, blind network only", options=("--no-refine", "--steps", "600")),
+    Method("voxel", "cryoshuffle, blind voxel", options=("--blind", "voxel", "--no-refine", "--steps", "600")),
     Method("paper", "cryoshuffle, as in the paper",
-           options=("--blind", "voxel", "--preset", "paper", "--no-refine")),
+           options=("--blind", "voxel", "--preset", "paper", "--no-refine", "--steps", "600")),
     Method("ceiling", "our network on the halves, from random weights", "even and odd half", "ceiling"),
 )  # fmt: skip
 ABLATED_CASES = ("wbp", "aligned")
@@ -136,7 +140,7 @@ class Job:
     Attributes:
         folder: holds ``tomogram``, ``even``, ``odd`` and ``truth`` as MRC, all on the scale of a standardised tomogram.
         seed: of the simulation and of the fits.
-        steps: of our fits.
+        steps: of our fits that name none themselves; None for those of the effort.
         peer_steps: of the fits of peers.
         cap_s: no program may take longer.
         device: ``cpu`` or ``cuda``.
@@ -145,7 +149,7 @@ class Job:
 
     folder: Path
     seed: int
-    steps: int
+    steps: int | None
     peer_steps: int
     cap_s: float
     device: str
@@ -266,7 +270,8 @@ def _run_ours(method: Method, job: Job) -> Outcome:
         command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs), "--tomogram", tomogram]
         command += ["--output", str(result), "--output_dir", str(report), "--device_name", job.device]
         command += ["--overwrite", "True", "--quiet", "True"]
-    command += ["--steps", str(job.steps), "--seed", str(job.seed), *method.options]
+    command += [] if job.steps is None else ["--steps", str(job.steps)]
+    command += ["--seed", str(job.seed), *method.options]
     seconds = call(command, job.folder / f"{method.key}.log", job)
     blind = report / "blind.pt"
     fitted = fitted_blind(blind if blind.is_file() else report / "model.pt")
@@ -347,10 +352,8 @@ def peer_version(method: Method, peers: Path | None) -> str:
 def _run_ceiling(method: Method, job: Job) -> Outcome:
     noisy, even, odd = (read(job.folder / f"{name}.mrc") for name in ("tomogram", "even", "odd"))
     begin = time.monotonic()
-    # As many steps as ours has behind the blind network.
-    steps = max(1, job.steps - job.steps // 8)
-    result = train_on_halves((even - noisy.mean()) / noisy.std(), (odd - noisy.mean()) / noisy.std(), steps,
-                             job.seed, job.device)  # fmt: skip
+    result = train_on_halves((even - noisy.mean()) / noisy.std(), (odd - noisy.mean()) / noisy.std(),
+                             job.steps or CEILING_STEPS, job.seed, job.device)  # fmt: skip
     seconds = time.monotonic() - begin
     path = job.folder / f"{method.key}.mrc"
     write(result, path)

@@ -212,7 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="medians are over these (default: 0,1,2)")
     parser.add_argument("--shape", type=_numbers, default=[80, 144, 144], help="z,y,x, voxels (default: 80,144,144)")
     parser.add_argument("--snr", type=_ratios, default={}, help=f"case=ratio with commas between (default: {known})")
-    parser.add_argument("--steps", type=int, default=600, help="of our fits (default: 600)")
+    parser.add_argument("--steps", type=int, help="of our fits (default: as many as their effort has)")
     parser.add_argument("--peer-steps", type=int, default=600, help="of Noise2Void and cryoCARE (default: 600)")
     parser.add_argument("--cap-minutes", type=float, default=30, help="longest run of a program (default: 30)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for all methods (default: cpu)")

@@ -151,11 +151,12 @@ def quality_section(
         f"Simulated tomograms of {shape} voxels (`cryoshuffle simulate`) whose truth is known. Numbers are medians "
         f"over {len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}); raw numbers are in "
         "[benchmarks_quality.json](benchmarks_quality.json).",
-        f"Ours: {settings['steps']} steps. Noise2Void and cryoCARE: {settings['peer_steps']} steps of about as many "
+        f"Ours: {settings['steps'] or 'as many'} steps{'' if settings['steps'] else ' as effort or row say'}. "
+        f"Noise2Void and cryoCARE: {settings['peer_steps']} steps of about as many "
         "voxels as ours; Topaz as it comes. A method that chooses its strength, width or model by the truth is told "
         f"what no user knows. No run of a program may take more than {settings['cap_minutes']:g} min. Our network on "
-        "the halves: the same body, hiding nothing, trained from one half to the other, with as many steps as ours has "
-        "behind the blind network.",
+        "the halves: the same body, hiding nothing, trained from one half to the other, with as many steps as "
+        "`--effort best` has behind the blind network.",
         "Chosen among, on the standardised tomogram:\n\n"
         + "\n".join(f"- {name}, {grid}" for name, grid in settings["grids"].items()),
         LEGEND,
@@ -174,12 +175,13 @@ def quality_section(
 
 
 def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
+    steps = f" --steps {settings['steps']}" if settings["steps"] else ""
     facts = {
         "machine": _listed(r.get("machine", "") for r in results),
         "device": settings["device"],
         "commit": _listed(r.get("commit", "") for r in results),
         "versions": _listed(r.get("version", "") for r in results),
-        "command": f"`scripts/bench_quality.py --steps {settings['steps']} --peer-steps {settings['peer_steps']}"
+        "command": f"`scripts/bench_quality.py{steps} --peer-steps {settings['peer_steps']}"
         " --peers DIR --ablation`, after `scripts/bench_peers_setup DIR`",
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)

@@ -50,6 +50,22 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
         return window
 
 
+def choose_preset(presets: Mapping[str, Mapping[str, Any]], name: str, what: str = "preset") -> Mapping[str, Any]:
+    """The values of a named preset.
+
+    Args:
+        presets: values by preset name, as the config lists them.
+        name: the preset wanted.
+        what: it is called, for the message.
+
+    Raises:
+        SettingError: if there is no preset of that name.
+    """
+    if name not in presets:
+        raise SettingError(f"{what} is '{name}': choose one of {', '.join(presets)}")
+    return presets[name]
+
+
 def epoch_count(steps: int, steps_per_epoch: int) -> int:
     """How many epochs a fit has; an epoch ends with a risk, a checkpoint and perhaps a preview.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from tqdm import tqdm
 from cryoshuffle.devices import choose_precision
 from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
-from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.network import unwrap
 from cryoshuffle.windows import cut_windows
 
@@ -59,6 +61,8 @@ class HaloWindowInferer(PrecisionInferer):
         blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels times ``gain``, which carries
             the result where a volume was too small or too noisy for a network; None for the network alone.
         detail: share of the input mixed back into the result, 0 to 1.
+        mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
+            mirrored after padding to whole lattice periods, so the result is still that of any window.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
@@ -76,8 +80,10 @@ class HaloWindowInferer(PrecisionInferer):
         progress: bool = False,
         blend: Mapping[str, float] | None = None,
         detail: float = 0.0,
+        mirrors: bool = False,
     ) -> None:
         super().__init__(precision)
+        self.mirrors = mirrors
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
@@ -97,6 +103,19 @@ class HaloWindowInferer(PrecisionInferer):
         reach = 0 if self.blend is None else gaussian_reach(self.blend["sigma"])
         return max(halo[0], reach), max(halo[1], reach), max(halo[2], reach)
 
+    def _predict(
+        self, crop: Tensor, network: Callable[..., Tensor], period: Triple, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if not self.mirrors:
+            return super().__call__(crop, network, *args, **kwargs)
+        z, y, x = crop.shape[2:]
+        pads = [padding_to_multiple(n, p) for n, p in zip((z, y, x), period, strict=True)]
+        padded = F.pad(crop, [0, pads[2], 0, pads[1], 0, pads[0]])
+        total = super().__call__(padded, network, *args, **kwargs)
+        for mirrored in (axes for count in (1, 2, 3) for axes in combinations((2, 3, 4), count)):
+            total = total + super().__call__(padded.flip(mirrored), network, *args, **kwargs).flip(mirrored)
+        return total[:, :, :z, :y, :x] / 8
+
     def _mix(self, part: Tensor, crop: Tensor, blend: Mapping[str, float]) -> Tensor:
         smooth = torch.stack([gaussian(volume, blend["sigma"])[None] for volume in crop[:, 0]])
         return blend["trust"] * part + (1 - blend["trust"]) * blend["gain"] * smooth
@@ -111,7 +130,7 @@ class HaloWindowInferer(PrecisionInferer):
         result: Tensor | None = None
         for window in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
             crop = volume[(slice(None), slice(None), *window.read)].to(device, non_blocking=True)
-            part = super().__call__(crop, network, *args, **kwargs)
+            part = self._predict(crop, network, period, *args, **kwargs)
             if self.blend is not None:
                 part = self._mix(part, crop, self.blend)
             if self.detail:

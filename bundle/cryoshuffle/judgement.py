@@ -38,12 +38,14 @@ class Judgement:
             fit; less than 0 or more than 1 is possible.
         error: of the weight, standard error.
         fitted: whether the network was fitted to the volume, or only settled on it.
+        reliable: whether the noise is known well enough to fit a network to a volume as small.
     """
 
     linear: FilterChoice
     weight: float
     error: float
     fitted: bool = True
+    reliable: bool = True
 
     @property
     def trust(self) -> float:
@@ -57,15 +59,12 @@ class Judgement:
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
-        where = (
-            "on voxels held out of the fit"
-            if self.fitted
-            else "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
-            "of the starting network"
-        )
+        leans = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
+        where = "on voxels held out of the fit " if self.fitted else "" if self.reliable else leans
+        network = "network" if self.fitted else "starting network, which was not fitted to the volume"
         words = (
-            f"{where} the best mixture with the best linear filter (Gaussian, "
-            f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the network"
+            f"{where}the best mixture with the best linear filter (Gaussian, "
+            f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the {network}"
         )
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"
@@ -147,7 +146,8 @@ def judge(
         side = [min(_BLOCK, n) for n in product.shape]
         products.append(F.avg_pool3d(product[None], side).flatten())
         squares.append(F.avg_pool3d(square[None], side).flatten())
-    verdict = Judgement(found.linear, *_slope(torch.cat(products), torch.cat(squares)), fitted=held_out is not None)
+    weight, error = _slope(torch.cat(products), torch.cat(squares))
+    verdict = Judgement(found.linear, weight, error, held_out is not None, found.reliable)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)

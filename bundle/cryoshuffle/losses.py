@@ -21,21 +21,6 @@ from cryoshuffle.lattice import Lattice, split_sublattices
 TERMS = ("fidelity", "guide", "edge", "smoothness")
 
 
-def choose_preset(presets: Mapping[str, Mapping[str, float]], name: str) -> Mapping[str, float]:
-    """The loss weights of a named preset.
-
-    Args:
-        presets: weights by preset name, as the config lists them.
-        name: the preset wanted.
-
-    Raises:
-        SettingError: if there is no preset of that name.
-    """
-    if name not in presets:
-        raise SettingError(f"preset is '{name}': choose one of {', '.join(presets)}")
-    return presets[name]
-
-
 def sublattice_gradients(x: Tensor, lattice: Lattice) -> Tensor:
     """Sobel gradients within each sub-lattice, along all three axes.
 

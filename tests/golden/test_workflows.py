@@ -177,6 +177,24 @@ def test_a_fit_begins_warm_unless_it_is_told_not_to(tmp_path, tomogram):
     assert apart(weights["cold"], given) > 0.1
 
 
+def test_effort_decides_whether_to_fit_and_to_mirror(tmp_path, tomogram):
+    """Fast keeps the weights of the starting network, best is what ``apply --mirrors`` makes of its model."""
+    given = load_plain(starting_network())["model"]
+    for effort in ("fast", "best"):
+        run = ["denoise", str(tomogram), str(tmp_path / f"{effort}.mrc"), "--steps", "3", "--effort", effort, *QUICK]
+        assert main(run) == 0
+    fast, best = (load_plain(tmp_path / f"{effort}_run" / "model.pt")["model"] for effort in ("fast", "best"))
+    assert all(torch.equal(fast[name], given[name]) for name in given if not name.endswith("running_mean"))
+    assert any(not torch.equal(best[name], given[name]) for name in given if name.endswith("weight"))
+    assert "not fitted to the volume" in (tmp_path / "fast_run" / "run.log").read_text()
+    for name, options in (("mirrored", ["--mirrors"]), ("plain", [])):
+        again = ["apply", str(tmp_path / "best_run" / "model.pt"), str(tomogram), str(tmp_path / f"{name}.mrc")]
+        assert main([*again, *options, "--quiet"]) == 0
+    result = mrcfile.read(tmp_path / "best.mrc")
+    assert np.array_equal(mrcfile.read(tmp_path / "mirrored.mrc"), result)
+    assert not np.array_equal(mrcfile.read(tmp_path / "plain.mrc"), result)
+
+
 def test_the_starting_network_is_trained_and_taken_up_from_its_config(tmp_path):
     """A few steps, interrupted by their number or not, give the same weights; a fit can begin with them."""
     options = {

@@ -10,7 +10,7 @@ from monai.transforms import SobelGradients
 from phantoms import membranes_and_blobs, with_white_noise
 
 from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.losses import TERMS, EdgeGuidedLoss, choose_preset, sublattice_gradients
+from cryoshuffle.losses import TERMS, EdgeGuidedLoss, sublattice_gradients
 
 LATTICE = Lattice((2, 2, 2), BlindSet("voxel"))
 
@@ -147,7 +147,7 @@ def test_smoothness_spares_edges():
 
 
 def test_bad_weights_are_refused_in_words():
-    """An unknown term, a negative weight, no weight at all, an unknown preset."""
+    """An unknown term, a negative weight, no weight at all."""
     for weights, words in (
         ({"sharpness": 1}, "sharpness"),
         ({"edge": -1}, "negative"),
@@ -155,5 +155,3 @@ def test_bad_weights_are_refused_in_words():
     ):
         with pytest.raises(ValueError, match=words):
             EdgeGuidedLoss(LATTICE, weights)
-    with pytest.raises(ValueError, match="choose one of a, b"):
-        choose_preset({"a": {}, "b": {}}, "c")

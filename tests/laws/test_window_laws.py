@@ -50,6 +50,15 @@ def test_merging_windows_of_the_identity_gives_the_volume_back(shape, window, ha
     assert y.data_ptr() != x.data_ptr()
 
 
+@settings(max_examples=25, deadline=None)
+@given(shape=three, window=three, halo=st.integers(0, 4))
+def test_the_mean_over_mirror_images_of_the_identity_is_the_volume(shape, window, halo):
+    """Mirrored, padded to whole periods and mirrored back, every voxel is where it was."""
+    x = torch.randn(1, 1, *shape)
+    y = HaloWindowInferer(window, halo, precision="fp32", mirrors=True)(x, _Identity())
+    assert torch.allclose(x, y, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def net() -> BlindSpotNet:
     torch.manual_seed(0)
@@ -63,14 +72,35 @@ def net() -> BlindSpotNet:
     return network.eval()
 
 
+@pytest.mark.parametrize("mirrors", [False, True])
 @pytest.mark.parametrize("window", [(4, 4, 4), (8, 12, 6), (10, 20, 30)])
-def test_the_result_does_not_depend_on_the_window(net, window):
-    """Any window gives what one pass over the whole volume gives."""
+def test_the_result_does_not_depend_on_the_window(net, window, mirrors):
+    """Any window gives what one pass over the whole volume gives, mirror images or none."""
     x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
     with torch.no_grad():
-        whole = net(x)
-        cut = HaloWindowInferer(window, precision="fp32")(x, net)
+        whole = HaloWindowInferer(99, precision="fp32", mirrors=mirrors)(x, net)
+        cut = HaloWindowInferer(window, precision="fp32", mirrors=mirrors)(x, net)
+        assert mirrors or (whole - net(x)).abs().max() < 1e-12
     assert (cut - whole).abs().max() < 1e-12
+
+
+def test_the_mean_over_mirror_images_does_not_know_left_from_right(net):
+    """A mirrored volume of whole periods gives the mirrored result; one pass does not (negative control)."""
+    x = torch.randn(1, 1, 8, 12, 8, dtype=torch.float64)
+    with torch.no_grad():
+        for mirrors in (True, False):
+            inferer = HaloWindowInferer(99, precision="fp32", mirrors=mirrors)
+            apart = (inferer(x.flip(2, 4), net).flip(2, 4) - inferer(x, net)).abs().max()
+            assert apart < 1e-12 if mirrors else apart > 1e-3
+
+
+def test_the_mean_over_mirror_images_is_blind(net):
+    """The gradient of a prediction at its own plane is 0, and not everywhere."""
+    x = torch.randn(1, 1, 9, 13, 7, dtype=torch.float64, requires_grad=True)
+    HaloWindowInferer(99, precision="fp32", mirrors=True)(x, net)[0, 0, 4, 5, 3].backward()
+    assert x.grad is not None
+    assert x.grad[0, 0, :, 5].abs().max() == 0
+    assert x.grad.abs().max() > 0
 
 
 def test_a_halo_that_is_too_short_is_noticed(net):

@@ -20,7 +20,7 @@ from PIL import Image
 
 import cryoshuffle
 from cryoshuffle.checkpoints import is_as_good
-from cryoshuffle.data import WindowDataset, epoch_count, epoch_length, seed_everything
+from cryoshuffle.data import WindowDataset, choose_preset, epoch_count, epoch_length, seed_everything
 from cryoshuffle.devices import choose_device, choose_precision
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
 from cryoshuffle.handlers import Budget, ClipGradients, named
@@ -150,6 +150,14 @@ def test_epochs_make_at_least_the_steps(steps, epochs, length):
     assert 0 <= epochs * length - steps < epochs
     with pytest.raises(SettingError):
         epoch_count(0, 25)
+
+
+def test_a_preset_that_is_not_there_is_refused_in_words():
+    """The message says what it is called and what there is."""
+    presets = {"fast": {"steps": 1}, "best": {"steps": 2}}
+    assert choose_preset(presets, "best", "effort") == {"steps": 2}
+    with pytest.raises(SettingError, match="effort is 'slow': choose one of fast, best"):
+        choose_preset(presets, "slow", "effort")
 
 
 def test_blind_risk_counts_scored_voxels_only():
