@@ -7,7 +7,8 @@
     scripts/bench_quality.py --report-only                         # the documents from what is there
 
 What is finished stays in ``--work`` and is not run again; what failed is. The documents are written after each case:
-section "Quality" of ``docs/benchmarks.md``, ``docs/benchmarks_quality.json`` and ``docs/benchmark_<case>.png``.
+section "Quality" of ``docs/benchmarks.md``, ``docs/benchmarks_quality.json``, ``docs/benchmark_<case>.png`` and
+``docs/benchmark_effort.png``.
 Needs the checkout's own environment; peers run in environments of their own (``--peers``).
 """
 
@@ -147,6 +148,7 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
     results = load_results(options.work)
     options.docs.mkdir(exist_ok=True)
     captions = draw(options.work, options.docs, results)
+    report.save_effort_plot(results, CASES, options.docs / "benchmark_effort.png")
     grids = {
         method.label: f"{method.unit}: {', '.join(f'{strength:g}' for strength in method.grid)}"
         for method in METHODS

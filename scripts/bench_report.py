@@ -23,6 +23,9 @@ from PIL import Image, ImageDraw
 BEGIN, END = "<!-- quality: begin, written by scripts/bench_quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000
 _SIDE, _MARGIN, _TITLE = 192, 8, 16
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+# Rows of the tables by the effort they are.
+EFFORTS = {"fast": "fast", "auto": "standard", "best": "best"}
 Result = Mapping[str, Any]
 Row = tuple[str, str, str]  # key, label, told
 
@@ -122,6 +125,73 @@ def overview_table(results: Sequence[Result], cases: Sequence[str], rows: Sequen
     return "\n".join(lines)
 
 
+def effort_points(results: Sequence[Result], case: str) -> dict[str, tuple[float, float]]:
+    """Seconds and correlation by effort, as medians over seeds, of those that were run on a case."""
+    points = {}
+    for key, effort in EFFORTS.items():
+        done, _ = rows_of(results, case, key)
+        seconds, quality = (median(_value(r, name) for r in done) for name in ("seconds", "correlation"))
+        if seconds is not None and quality is not None:
+            points[effort] = (seconds, quality)
+    return points
+
+
+def effort_table(results: Sequence[Result], cases: Sequence[str]) -> str:
+    """What each effort takes and gives, a case a row, beside the best Gaussian."""
+    lines = _head(["CC (s)", "Gaussian", *EFFORTS.values()], 1)
+    for case in cases:
+        points = effort_points(results, case)
+        cells = [f"{points[e][1]:.3f} ({points[e][0]:.0f})" if e in points else "–" for e in EFFORTS.values()]
+        gaussian = _cell(rows_of(results, case, "gaussian")[0], "correlation", 3) or "–"
+        lines.append(_line([case, gaussian, *cells]))
+    return "\n".join(lines)
+
+
+def save_effort_plot(results: Sequence[Result], cases: Sequence[str], path: Path) -> None:
+    """Correlation with the truth over the time it takes, a line a case, as a PNG.
+
+    Args:
+        results: of all cases, seeds and methods.
+        cases: to draw; those without a result are left out.
+        path: of the picture.
+    """
+    curves = {case: list(effort_points(results, case).values()) for case in cases}
+    known = [point for curve in curves.values() for point in curve]
+    if not known:
+        return
+    width, height, left, top = 480, 300, 48, 2 * _TITLE
+    first = math.floor(math.log2(min(s for s, _ in known) / 30))
+    last = max(first + 1, math.ceil(math.log2(max(s for s, _ in known) / 30)))
+    lowest = math.floor(10 * min(cc for _, cc in known)) / 10
+
+    def place(seconds: float, quality: float) -> tuple[int, int]:
+        across = (math.log2(seconds / 30) - first) / (last - first)
+        return left + round(across * width), top + round((1 - quality) / (1 - lowest) * height)
+
+    picture = Image.new("RGB", (left + width + 80, top + height + 3 * _TITLE), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.text((left, 0), f"correlation with the truth by effort: {', '.join(EFFORTS.values())}", fill="black")
+    pen.rectangle((left, top, left + width, top + height), outline="black")
+    for tenth in range(round(10 * lowest), 11):
+        x, y = place(30 * 2**first, tenth / 10)
+        pen.line((x - 4, y, x, y), fill="black")
+        pen.text((_MARGIN, y - 6), f"{tenth / 10:.1f}", fill="black")
+    for power in range(first, last + 1):
+        x, y = place(30 * 2**power, lowest)
+        pen.line((x, y, x, y + 4), fill="black")
+        pen.text((x - 12, y + 6), f"{30 * 2**power:g}", fill="black")
+    pen.text((left + width // 2 - 60, top + height + 6 + _TITLE), "seconds, whole command", fill="black")
+    for (case, curve), colour in zip(curves.items(), _COLOURS, strict=False):
+        points = [place(*point) for point in curve]
+        if len(points) > 1:
+            pen.line(points, fill=colour, width=2)
+        for x, y in points:
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+        if points:
+            pen.text((points[-1][0] + 8, points[-1][1] - 6), case, fill=colour)
+    picture.save(path, optimize=True)
+
+
 def _listed(values: Iterable[str]) -> str:
     return "; ".join(sorted({value for value in values if value}))
 
@@ -163,6 +233,10 @@ def quality_section(
     ]
     if cases:
         parts += ["### Overview", overview_table(results, cases, rows)]
+    if any(effort_points(results, case) for case in cases):
+        caption = "Correlation with the truth over the time of the whole command, by effort, for each case"
+        picture = f"![{caption}](benchmark_effort.png)\n\n*{caption}.*"
+        parts += ["### Time and quality", effort_table(results, cases), picture]
     for case in cases:
         parts += [f"### Case {case}", f"SNR {settings['snr'][case]:g}.", case_table(results, case, rows)]
         if case in pictures:

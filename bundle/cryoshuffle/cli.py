@@ -97,10 +97,9 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: s
         window,
         dest="inference_window",
         type=_triple,
-        default=[96, 192, 96],
         metavar="Z,Y,X",
         help="part of the volume denoised at a time, voxels; smaller needs less memory, the result is the same "
-        "(default: 96,192,96)",
+        "(default: what goes into a quarter of the memory)",
     )
     parser.add_argument(
         "--dtype",
@@ -514,7 +513,7 @@ def _check(options: argparse.Namespace) -> int:
     _set_logging()
     network = _network_of(options.network)
     if network.lattice.blind_set.shape == "none":
-        print("the network hides nothing: it learnt from recorrupted windows; check blind.pt, which it came from")
+        print("the network hides nothing, as all do but that of the first stage: of a run check blind.pt")
         return 1
     blind = True
     for training in (True, False):

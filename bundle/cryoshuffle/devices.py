@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import torch
 
 from cryoshuffle.errors import SettingError
 
 PRECISIONS = ("auto", "fp32", "bf16")
+# Where a container says how much memory it may use, and what is taken for there where no one says.
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+UNKNOWN_MEMORY = 8 * 2**30
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -55,3 +61,23 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if name == "bf16" else torch.float32
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return torch.bfloat16 if native else torch.float32
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All the memory of a device, free or not, so that what follows from it is the same in every run.
+
+    Args:
+        device: a GPU, or the CPU, whose memory may be limited for this container or job.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    known = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in map(Path, LIMITS):
+        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        if text.isdigit():
+            known.append(int(text))
+    return min(known, default=UNKNOWN_MEMORY)

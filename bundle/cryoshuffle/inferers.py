@@ -13,12 +13,16 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cryoshuffle.devices import choose_precision
+from cryoshuffle.devices import choose_precision, memory_bytes
 from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.network import unwrap
-from cryoshuffle.windows import cut_windows
+from cryoshuffle.windows import choose_window, cut_windows
+
+# Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network,
+# measured: 800.
+SHARE, BYTES_PER_VOXEL = 4, 1000
 
 
 class PrecisionInferer(Inferer):
@@ -53,7 +57,8 @@ class HaloWindowInferer(PrecisionInferer):
     evaluation mode the result does not depend on the window. Memory on the device is bounded by the window.
 
     Args:
-        window: side of the part kept of each window, along (Z, Y, X), voxels.
+        window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the largest that goes into a
+            quarter of the device's memory with a network as wide as the package's own.
         halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``).
         precision: ``auto``, ``fp32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
@@ -73,7 +78,7 @@ class HaloWindowInferer(PrecisionInferer):
 
     def __init__(
         self,
-        window: Sequence[int] | int = (96, 192, 96),
+        window: Sequence[int] | int | None = None,
         halo: Sequence[int] | int | None = None,
         precision: str = "auto",
         device: torch.device | str | None = None,
@@ -88,7 +93,7 @@ class HaloWindowInferer(PrecisionInferer):
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
         self.blend = None if blend is None or blend["trust"] >= 1 else dict(blend)
-        self.window = as_triple(window, "window", smallest=1)
+        self.window = None if window is None else as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
         self.device = device
         self.progress = progress
@@ -125,20 +130,24 @@ class HaloWindowInferer(PrecisionInferer):
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         core = unwrap(network) if isinstance(network, nn.Module) else network
         period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
-        windows = list(cut_windows(volume.shape[2:], self.window, self._halo(core), period))
         device = volume.device if self.device is None else torch.device(self.device)
+        halo, window = self._halo(core), self.window
+        if window is None:
+            most = memory_bytes(device) // (SHARE * BYTES_PER_VOXEL * len(volume))
+            window = choose_window(volume.shape[2:], halo, period, most)
+        windows = list(cut_windows(volume.shape[2:], window, halo, period))
         result: Tensor | None = None
-        for window in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
-            crop = volume[(slice(None), slice(None), *window.read)].to(device, non_blocking=True)
+        for cut in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
+            crop = volume[(slice(None), slice(None), *cut.read)].to(device, non_blocking=True)
             part = self._predict(crop, network, period, *args, **kwargs)
             if self.blend is not None:
                 part = self._mix(part, crop, self.blend)
             if self.detail:
                 part = torch.lerp(part, crop.to(part.dtype), self.detail)
-            part = part[(slice(None), slice(None), *window.core)]
+            part = part[(slice(None), slice(None), *cut.core)]
             if result is None:
                 result = volume.new_empty((part.shape[0], part.shape[1], *volume.shape[2:]), dtype=part.dtype)
-            result[(slice(None), slice(None), *window.keep)] = part.to(result.device)
+            result[(slice(None), slice(None), *cut.keep)] = part.to(result.device)
         if result is None:
             raise SettingError(f"a volume of shape {tuple(volume.shape)} has no voxels")
         # MONAI's Invertd undoes transforms on images that carry their metadata only.

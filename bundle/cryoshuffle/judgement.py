@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.filters import FilterChoice
 from cryoshuffle.outputs import write_json
+from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise
 from cryoshuffle.refinement import Refinement, copy_with_weights, settle
 from cryoshuffle.reports import RunLog
@@ -25,6 +26,7 @@ DOUBT = 2.0
 SURE = 4.0
 MOSTLY = 0.5
 _BLOCK = 4
+_SIDE = 96
 _SEED = 1
 
 
@@ -69,10 +71,8 @@ class Judgement:
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"
         share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
-        return (
-            f"{words}: the volume is too small or too noisy, or the fit too short, to trust the network alone, "
-            f"{share} the filter's"
-        )
+        why = "small or too noisy, or the fit too short," if self.fitted else "noisy, or too unlike the simulations,"
+        return f"{words}: the volume is too {why} to trust the network alone, {share} the filter's"
 
 
 def _slope(products: Tensor, squares: Tensor) -> tuple[float, float]:
@@ -112,7 +112,7 @@ def judge(
         found: the noise, and the filter.
         inferer: that runs the network over a volume.
         held_out: slab of each volume that no step of the fit was trained on; None for a network that was not fitted to
-            the volumes at all: it is settled on them (:func:`cryoshuffle.refinement.settle`) and judged on all of them.
+            the volumes at all: it is settled on them (:func:`cryoshuffle.refinement.settle`), judged on their middle.
         output: where the model with the verdict goes.
         output_dir: of the run; gets ``refinement.json``.
         strength: of the recorruption.
@@ -131,7 +131,7 @@ def judge(
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
         scored = None if held_out is None else held_out.scored(image.shape[1:])
-        part = image[0] if scored is None else image[(slice(None), *scored.read)][0]
+        part = central_crop(image, _SIDE)[0] if scored is None else image[(slice(None), *scored.read)][0]
         core = (slice(None),) * 3 if scored is None else scored.core
         product = square = torch.zeros_like(part[core], dtype=torch.float64)
         for _ in range(draws):

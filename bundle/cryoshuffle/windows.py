@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -12,6 +13,7 @@ from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, Triple, as_triple
 
 Box = tuple[slice, slice, slice]
+_MOST_CUTS = 64
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -84,6 +86,35 @@ def cut_windows(
         first = [max(0, a - r) for a, r in zip(start, rims, strict=True)]
         last = [min(n, b + r) for b, r, n in zip(stop, rims, shape, strict=True)]
         yield Window(_box(first, last), _box(start, stop), _box_from(start, stop, first))
+
+
+def choose_window(shape: Sequence[int], halo: Sequence[int] | int, period: Triple, most: int) -> Triple:
+    """The window with which a volume takes the least work, of those that read no more than so many voxels.
+
+    Args:
+        shape: of the volume (Z, Y, X).
+        halo: context on every side, voxels.
+        period: of the lattice.
+        most: voxels that a window may read, halo included; where not even the smallest window reads so few, the one
+            that reads the least is taken.
+
+    Returns:
+        Sides of the kept part along (Z, Y, X), whole periods, no larger than it takes for the volume.
+    """
+    # Along an axis: side, voxels read by one window at most and by all.
+    choices: list[list[tuple[int, int, int]]] = []
+    for n, rim, step in zip(shape, as_triple(halo, "halo"), period, strict=True):
+        rim = round_up(rim, step)
+        sides = sorted({round_up(-(-n // count), step) for count in range(1, min(_MOST_CUTS, -(-n // step)) + 1)})
+        spans = [[min(n, a + s + rim) - max(0, a - rim) for a in range(0, n, s)] for s in sides]
+        choices.append([(s, max(span), sum(span)) for s, span in zip(sides, spans, strict=True)])
+
+    def rank(window: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+        largest, work = (math.prod(axis[i] for axis in window) for i in (1, 2))
+        return max(0, largest - most), work, largest
+
+    z, y, x = (axis[0] for axis in min(product(*choices), key=rank))
+    return z, y, x
 
 
 def _box(start: Sequence[int], stop: Sequence[int]) -> Box:

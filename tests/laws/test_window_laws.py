@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from cryoshuffle import inferers
 from cryoshuffle.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.windows import HeldOutSlab, cut_windows, draw_box, fit_window
+from cryoshuffle.windows import HeldOutSlab, choose_window, cut_windows, draw_box, fit_window
 
 three = st.tuples(*[st.integers(1, 12)] * 3)
 periods = st.tuples(*[st.integers(1, 4)] * 3)
@@ -31,6 +32,25 @@ def test_windows_keep_every_voxel_once_and_start_on_periods(shape, window, halo,
             assert read.stop == side or read.stop - keep.stop >= rim
             assert (core.start, core.stop) == (keep.start - read.start, keep.stop - read.start)
     assert (count == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=three, halo=st.tuples(*[st.integers(0, 6)] * 3), period=periods, most=st.integers(1, 3000))
+def test_a_chosen_window_keeps_to_the_memory_and_no_other_does_less_work(shape, halo, period, most):
+    """Over all windows there are: the largest part read is within bounds if any is, and the voxels read are fewest."""
+
+    def reads(window: tuple[int, ...]) -> tuple[int, int]:
+        sizes = [int(np.prod([s.stop - s.start for s in cut.read])) for cut in cut_windows(shape, window, halo, period)]
+        return max(sizes), sum(sizes)
+
+    chosen = choose_window(shape, halo, period, most)
+    largest, work = reads(chosen)
+    every = [reads(w) for w in np.ndindex(*[-(-n // p) for n, p in zip(shape, period, strict=True)])
+             for w in [[(i + 1) * p for i, p in zip(w, period, strict=True)]]]  # fmt: skip
+    within = [other for other, _ in every if other <= most]
+    assert largest <= most if within else largest == min(other for other, _ in every)
+    if within:
+        assert work == min(total for other, total in every if other <= most)
 
 
 class _Identity(nn.Module):
@@ -101,6 +121,24 @@ def test_the_mean_over_mirror_images_is_blind(net):
     assert x.grad is not None
     assert x.grad[0, 0, :, 5].abs().max() == 0
     assert x.grad.abs().max() > 0
+
+
+def test_less_memory_means_smaller_windows_and_the_same_result(net, monkeypatch):
+    """Without a window the memory of the device decides."""
+    x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
+    reads = {}
+    for gib in (64.0, 0.06):
+        monkeypatch.setattr(inferers, "memory_bytes", lambda device, gib=gib: int(gib * 2**30))
+        seen: list[int] = []
+        hook = net.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0].numel()))
+        with torch.no_grad():
+            result = HaloWindowInferer(precision="fp32")(x, net)
+        hook.remove()
+        reads[gib] = seen
+        assert (result - net(x)).abs().max() < 1e-12
+    assert reads[64.0] == [x.numel()]
+    assert len(reads[0.06]) > 1
+    assert max(reads[0.06]) * inferers.BYTES_PER_VOXEL * inferers.SHARE <= 0.06 * 2**30
 
 
 def test_a_halo_that_is_too_short_is_noticed(net):

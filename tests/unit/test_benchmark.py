@@ -91,6 +91,29 @@ def test_the_lattice_and_a_grid_that_ended_are_told(report):
     assert _row(table, "Gaussian")[-2:] == ["", ""]
 
 
+def test_time_and_quality_are_shown_by_effort(report, tmp_path):
+    """A row a case; what was not run has a dash; a picture of what there is, and none of nothing."""
+    results = [
+        _result(0, "fast", correlation=0.4, seconds=40.0),
+        *(
+            _result(seed, correlation=cc, seconds=s)
+            for seed, cc, s in ((0, 0.5, 100.0), (1, 0.7, 90.0), (2, 0.6, 140.0))
+        ),
+        _result(0, "best", "white", 0.9, 400.0),
+    ]
+    table = report.effort_table(results, ["white", "wbp"])
+    assert _row(table, "wbp") == ["wbp", "–", "0.400 (40)", "0.600 (100)", "–"]
+    assert _row(table, "white") == ["white", "–", "–", "–", "0.900 (400)"]
+    report.save_effort_plot(results, ["white", "wbp"], tmp_path / "effort.png")
+    with Image.open(tmp_path / "effort.png") as picture:
+        assert len(picture.convert("RGB").getcolors(100_000)) > 3
+    report.save_effort_plot([], ["wbp"], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    section = report.quality_section(results, SETTINGS, ROWS, {}, {})
+    assert "](benchmark_effort.png)" in section
+    assert "benchmark_effort" not in report.quality_section([_result(0, "gaussian")], SETTINGS, ROWS, {}, {})
+
+
 def test_only_the_section_between_the_markers_is_replaced(report):
     """Other sections stay to the letter, wherever they stand, and writing twice changes nothing."""
     first = report.quality_section([_result(0)], SETTINGS, ROWS, {"wbp": ROWS}, {})

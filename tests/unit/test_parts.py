@@ -19,9 +19,10 @@ from phantoms import write_mrc
 from PIL import Image
 
 import cryoshuffle
+from cryoshuffle import devices
 from cryoshuffle.checkpoints import is_as_good
 from cryoshuffle.data import WindowDataset, choose_preset, epoch_count, epoch_length, seed_everything
-from cryoshuffle.devices import choose_device, choose_precision
+from cryoshuffle.devices import choose_device, choose_precision, memory_bytes
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
 from cryoshuffle.handlers import Budget, ClipGradients, named
 from cryoshuffle.inferers import PrecisionInferer
@@ -150,6 +151,18 @@ def test_epochs_make_at_least_the_steps(steps, epochs, length):
     assert 0 <= epochs * length - steps < epochs
     with pytest.raises(SettingError):
         epoch_count(0, 25)
+
+
+def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
+    """The least of what there is and what a container or job may use; "max" and absent files say nothing."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(devices, "LIMITS", (str(tmp_path / "absent"),))
+    whole = memory_bytes(cpu)
+    assert whole > 2**20
+    for text, expected in (("max\n", whole), ("1048576\n", 2**20), (str(2**60), whole)):
+        (tmp_path / "limit").write_text(text)
+        monkeypatch.setattr(devices, "LIMITS", (str(tmp_path / "absent"), str(tmp_path / "limit")))
+        assert memory_bytes(cpu) == expected
 
 
 def test_a_preset_that_is_not_there_is_refused_in_words():
