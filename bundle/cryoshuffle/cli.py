@@ -296,10 +296,11 @@ def _fit_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
 
 def _start(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
     """What the second network begins with, where it is not the config's own."""
+    if not options.refine and (options.cold_start or options.warm_start is not None):
+        name = "--cold-start" if options.cold_start else "--warm-start"
+        raise InputError(f"{name} is for the second network, and --no-refine leaves it out: leave one out")
     if options.warm_start is None:
         return {"warm_start": None} if options.cold_start else {}
-    if not options.refine:
-        raise InputError("--warm-start is for the second network, and --no-refine leaves it out: leave one out")
     own = Path(run_dir).resolve()
     start = Path(options.warm_start).resolve()
     if own in start.parents or start == Path(getattr(options, "checkpoint", None) or own).resolve():

@@ -24,6 +24,8 @@ from cryoshuffle.lattice import AXES, BlindSet
 GRID = 64
 REACH = 16
 BAND = 0.35
+HIGHEST = 0.44
+_MARGIN = 0.05
 _RING = 0.3
 _ANGLES = 180
 _WIDTH_DEG = 2.0
@@ -45,25 +47,47 @@ def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
     Raises:
         InputError: if a side is shorter than 8 voxels.
     """
-    if min(volume.shape) < 8:
+    return _positive(smooth_cross_spectrum(volume, volume, reach), volume)
+
+
+def _positive(spectrum: Tensor, volume: Tensor) -> Tensor:
+    """A spectrum without the values below next to nothing of a volume's power that its scatter gives it."""
+    return spectrum.clamp(min=1e-6 * float(volume.double().var(correction=0)) + 1e-30)
+
+
+def smooth_cross_spectrum(one: Tensor, other: Tensor, reach: int = REACH) -> Tensor:
+    """What two volumes have in common at each frequency, as :func:`smooth_spectrum` for one.
+
+    Args:
+        one: ``(Z, Y, X)``, of any size.
+        other: of the same shape.
+        reach: as there.
+
+    Returns:
+        The real part of the cross-spectrum on the same grid; its mean is the covariance, and it may be negative.
+
+    Raises:
+        InputError: if a side is shorter than 8 voxels.
+    """
+    if min(one.shape) < 8:
         raise InputError(
-            f"a volume of {tuple(volume.shape)} voxels is too small to measure the spectrum of its noise, "
+            f"a volume of {tuple(one.shape)} voxels is too small to measure the spectrum of its noise, "
             "which takes 8 along each axis: add --no-refine"
         )
-    values = volume.double() - volume.double().mean()
-    sides = [n + reach for n in values.shape]
-    lags = torch.fft.irfftn(torch.fft.rfftn(values, s=sides).abs().square(), s=sides)
+    sides = [n + reach for n in one.shape]
+    first, second = (torch.fft.rfftn(v.double() - v.double().mean(), s=sides) for v in (one, other))
+    lags = torch.fft.irfftn((first * second.conj()).real, s=sides)
     result = torch.zeros(GRID, GRID, GRID, dtype=torch.float64)
-    kept = [min(reach, n // 4) for n in values.shape]
+    kept = [min(reach, n // 4) for n in one.shape]
     near = [torch.arange(1 - k, k) for k in kept]
     for axis, index in enumerate(near):
         lags = lags.index_select(axis, index % sides[axis])
         taper = 0.5 + 0.5 * torch.cos(math.pi * index / kept[axis])
-        weight = taper / (values.shape[axis] - index.abs())
+        weight = taper / (one.shape[axis] - index.abs())
         lags = lags * weight.reshape([-1 if a == axis else 1 for a in range(3)])
     z, y, x = (index % GRID for index in near)
     result[z[:, None, None], y[None, :, None], x[None, None, :]] = lags
-    return torch.fft.fftn(result).real.clamp(min=1e-6 * float(values.square().mean()) + 1e-30)
+    return torch.fft.fftn(result).real
 
 
 def _along(volume: Tensor, normal: int) -> Tensor:
@@ -105,13 +129,33 @@ def _along(volume: Tensor, normal: int) -> Tensor:
     return spectrum[(angle / math.pi * _ANGLES).long().clamp(0, _ANGLES - 1)].permute(2, 0, 1)
 
 
-def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Tensor:
+def _lesser(estimates: Sequence[Tensor], side: int) -> Tensor:
+    """The least of several estimates of a power, each ``(GRID, GRID)``, at each frequency.
+
+    Which is less is asked of neighbourhoods, and one has to be less by more than chance: the less of single values
+    would be too small by their scatter.
+    """
+    half = GRID // (2 * min(REACH, side // 4))
+
+    def nearby(power: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(power[None, None], (half,) * 4, mode="circular"), 2 * half + 1, stride=1)[0, 0]
+
+    least, *others = estimates
+    for other in others:
+        least = torch.where(nearby(other) < (1 - _MARGIN) * nearby(least), other, least)
+    return least
+
+
+def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet, denoised: Tensor | None = None) -> Tensor:
     """Power spectrum of the noise of a tomogram.
 
     ``plane``
-        Across the plane's normal, the tilt axis, the power is that of the highest frequencies along the axis, where
-        there is no signal, or of the blind residual, whichever is less there and nearby: signal that is left makes
-        either too large. Along the axis it is what interpolation made of each tilt image.
+        Across the plane's normal, the tilt axis, the power is that of high frequencies along the axis, where there is
+        little signal, or of the blind residual, whichever is less there and nearby: signal that is left makes each of
+        them too large. Along the axis it is what interpolation made of each tilt image. Small voxels have no signal at
+        high frequencies, large ones do: with a denoised volume what it explains of the tomogram is left out. Were
+        it the mean of all signals that the tomogram allows, then the tomogram times what is left of it would be the
+        noise, at every frequency.
     ``voxel``
         White, with the variance of the highest frequencies or of the residual, whichever is less.
     other
@@ -121,6 +165,7 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Ten
         volume: the tomogram, ``(Z, Y, X)``.
         residual: the tomogram less its blind prediction.
         blind_set: of the prediction.
+        denoised: the tomogram as a network that sees everything has it, without a fit to it; None without such.
 
     Returns:
         Power on a grid of :data:`GRID` along (Z, Y, X), as of :func:`smooth_spectrum`.
@@ -137,16 +182,15 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet) -> Ten
         return left
     normal = AXES.index(blind_set.axis)
     shape = _along(volume, normal)
-    total, left = smooth_spectrum(volume).movedim(normal, 0), left.movedim(normal, 0)
-    high = frequency > BAND
-    across = (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
-    other = left.mean(dim=0)
-    # Which is less is asked of neighbourhoods: the less of two single values would be too small by their scatter.
-    half = GRID // (2 * min(REACH, min(volume.shape) // 4))
-    apart = F.pad((other - across)[None, None], (half,) * 4, mode="circular")
-    less = F.avg_pool2d(apart, 2 * half + 1, stride=1)[0, 0] < 0
-    spectrum = torch.where(less, other, across) * shape
-    return spectrum.movedim(0, normal).contiguous()
+    unexplained = smooth_cross_spectrum(volume, volume if denoised is None else volume - denoised)
+    total, left = unexplained.movedim(normal, 0), left.movedim(normal, 0)
+
+    def across(above: float) -> Tensor:
+        high = frequency > above
+        return (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
+
+    power = _lesser([across(BAND), across(HIGHEST), left.mean(dim=0)], min(volume.shape))
+    return _positive((power * shape).movedim(0, normal), volume).contiguous()
 
 
 def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:

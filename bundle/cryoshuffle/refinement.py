@@ -57,6 +57,7 @@ def measure_refinement(
     device: torch.device | str = "cpu",
     halves: Sequence[str] | None = None,
     permissive: bool = False,
+    start: nn.Module | None = None,
 ) -> Refinement:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -72,13 +73,13 @@ def measure_refinement(
         device: that computes.
         halves: paths of even and odd half of the one volume, whose difference is then the noise.
         permissive: also take MRC files whose header breaks the standard.
+        start: the trained network that the second stage begins with; a copy of it, settled on each volume, tells signal
+            that the blind network could not. None for random weights.
 
     Raises:
-        SettingError: if the network is no blind-spot network, or several processes run.
+        SettingError: if the network is no blind-spot network.
         FileError, InputError: if the checkpoint or a half cannot be read, or the halves are not of the volume.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
     core = unwrap(network)
     lattice = getattr(core, "lattice", None)
     if not isinstance(lattice, Lattice) or lattice.blind_set.shape == "none":
@@ -97,7 +98,13 @@ def measure_refinement(
             even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive)))
             spectra.append(smooth_spectrum(even - odd))
             continue
-        spectra.append(noise_spectrum(before, before - after, lattice.blind_set))
+        denoised = None
+        if start is not None and lattice.blind_set.shape == "plane":
+            settled = copy.deepcopy(unwrap(start)).eval()
+            settle(settled, [{"image": before[None]}])
+            with torch.no_grad():
+                denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
+        spectra.append(noise_spectrum(before, before - after, lattice.blind_set, denoised))
         if lattice.blind_set.shape == "plane":
             skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)
@@ -119,7 +126,10 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
     Raises:
         FileError: if the checkpoint cannot be read.
         InputError: if it is of another network.
+        SettingError: if several processes run.
     """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
     if start is None:
         return network.to(device)
     content = load_plain(start)

@@ -221,6 +221,7 @@ def test_wrong_options_are_refused_in_one_sentence(tmp_path, capsys):
         (["--warm-start", str(tmp_path / "no.pt")], "no such checkpoint"),
         (["--warm-start", source], "is not a checkpoint"),
         (["--warm-start", source, "--no-refine"], "leave one out"),
+        (["--cold-start", "--no-refine"], "leave one out"),
         (["--warm-start", str(tmp_path / "new_run" / "model.pt")], "copy it elsewhere first"),
     ):
         assert main(["denoise", source, str(tmp_path / "new.mrc"), *QUICK, *options]) == 2

@@ -10,7 +10,8 @@ import torch
 from phantoms import turned_about_z, write_mrc
 from torch import Tensor
 
-from cryoshuffle.checkpoints import load_plain
+from cryoshuffle import starting_network
+from cryoshuffle.checkpoints import load_network, load_plain
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.filters import WIDTHS, FilterChoice, choose_filter, gaussian
 from cryoshuffle.handlers import BlindnessGuard
@@ -20,7 +21,15 @@ from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise import on_one_scale
-from cryoshuffle.recorruption import GRID, RandRecorruptd, draw_noise, lay_noise, noise_spectrum, smooth_spectrum
+from cryoshuffle.recorruption import (
+    GRID,
+    RandRecorruptd,
+    draw_noise,
+    lay_noise,
+    noise_spectrum,
+    smooth_cross_spectrum,
+    smooth_spectrum,
+)
 from cryoshuffle.refinement import Distillation, Refinement, copy_with_weights, measure_refinement
 from cryoshuffle.simulation import simulate
 from cryoshuffle.windows import HeldOutSlab
@@ -116,6 +125,42 @@ def test_the_spectrum_of_reconstruction_noise_is_found(case):
     wrong = noise_spectrum(made.tomogram, residual, BlindSet("plane", "x"))
     assert error < 0.35
     assert float((wrong - true).square().sum() / true.square().sum()) ** 0.5 > 1.5 * error
+
+
+def test_what_the_mean_of_all_signals_leaves_unexplained_is_the_noise():
+    """Tomogram times residual has the noise's power where signal and noise overlap; the residual's own power is too
+    small there (negative control)."""
+    noise = noise_field((64, 64, 64), seed=2)
+    signal = 3 * gaussian(torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(3)), 0.8)
+    powers = [torch.fft.fftn(f).abs().square() for f in (noise_field((64, 64, 64), seed=s) for s in range(4, 20))]
+    of_noise = torch.stack(powers).mean(dim=0)
+    wave = torch.fft.fftn(gaussian(torch.zeros(64, 64, 64).index_put((torch.tensor(32),) * 3, torch.tensor(3.0)), 0.8))
+    of_signal = wave.abs().square() * 64**3
+    volume = noise + signal
+    mean = torch.fft.ifftn(torch.fft.fftn(volume) * of_signal / (of_signal + of_noise)).real
+    true = smooth_spectrum(noise)
+    assert ratios(smooth_cross_spectrum(volume, volume - mean), true) == pytest.approx([1, 1, 1], abs=0.1)
+    assert ratios(smooth_spectrum(volume - mean), true)[0] < 0.5
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_large_voxels_have_signal_at_all_frequencies_and_the_starting_network_knows_it(seed, tmp_path):
+    """Fourier-cropped: less of the signal counts as noise with the starting network than without it, which is too much
+    by far at low frequency (negative control)."""
+    made = simulate("binned", (64, 96, 96), snr=0.1, seed=seed)
+    deviation = made.tomogram.std()
+    volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / deviation)[None]}]
+    network, path = small_network("plane"), tmp_path / "blind.pt"
+    torch.save({"model": network.state_dict()}, path)
+    true = smooth_spectrum(made.noise / deviation)
+    start = load_network(starting_network())
+    without, found = (
+        measure_refinement(volumes, network, str(path), HaloWindowInferer(), start=one).spectrum
+        for one in (None, start)
+    )
+    assert ratios(without, true)[0] > 1.3
+    assert ratios(found, true)[0] < 1 + 0.8 * (ratios(without, true)[0] - 1)
+    assert min(ratios(found, true)) > 0.9
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (16, 16, 16), (12, 64, 64), (48, 48, 48)])

@@ -184,8 +184,9 @@ def test_the_starting_network_is_not_trained_on_what_benchmarks_use():
     assert load_plain(starting_network())["settings"]["steps"] == 6500
 
 
-def test_a_network_begins_with_the_weights_it_is_given(tmp_path):
-    """Without any it keeps its own; those of a blind network or of another body are refused with a way out."""
+def test_a_network_begins_with_the_weights_it_is_given(tmp_path, monkeypatch):
+    """Without any it keeps its own; those of a blind network or of another body are refused with a way out, and so are
+    several processes."""
     network = unblind()
     own = {name: value.clone() for name, value in network.state_dict().items()}
     assert begin_with(network, None) is network
@@ -202,6 +203,10 @@ def test_a_network_begins_with_the_weights_it_is_given(tmp_path):
         begin_with(unblind((24, 40)), str(starting_network()))
     with pytest.raises(FileError, match="no such checkpoint"):
         begin_with(unblind(), str(tmp_path / "nothing.pt"))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(SettingError, match="one process"):
+        begin_with(unblind(), None)
 
 
 def test_a_network_is_settled_on_a_volume_it_was_not_fitted_to():
