@@ -32,6 +32,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
     assert {n.removeprefix("cryoshuffle/configs/") for n in names if n.startswith("cryoshuffle/configs/")} == configs
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "cryoshuffle/start.pt" in names
+    assert "cryoshuffle/templates/README.md" in names, "the notice of the molecules"
 
 
 def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):

@@ -313,7 +313,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
 
 def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     """Of several tomograms the mean; leaning noise asks for a wider filter; a network that hides nothing is refused."""
-    made = simulate("wbp", (40, 64, 64), snr=0.3, seed=0)
+    made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
     straight = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
     leaning = turned_about_z(made.tomogram, 8)
     leaning = [{"image": ((leaning - leaning.mean()) / leaning.std())[None]}]
