@@ -64,7 +64,7 @@ from cryoshuffle.lattice import (
     volume_shuffle,
     volume_unshuffle,
 )
-from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock
+from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.outputs import write_json
@@ -233,7 +233,12 @@ def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
         left, right = (torch.randn(*subject.shape).to(device, dtype) for _ in range(2))
         return lambda: left @ right
     if subject.task == "convolution":
-        conv = nn.Conv3d(*subject.channels, subject.kernel, padding=subject.kernel // 2)
+        padding = subject.kernel // 2
+        conv = (
+            nn.Conv3d(*subject.channels, subject.kernel, padding=padding)
+            if padding
+            else PointwiseConv3d(*subject.channels)
+        )
         conv = conv.to(device, dtype, memory_format=layout)
         batch, *sides = subject.shape
         features = torch.randn(batch, subject.channels[0], *sides).to(device, dtype, memory_format=layout)

@@ -20,7 +20,7 @@ from cryoshuffle.lattice import (
     volume_shuffle,
     volume_unshuffle,
 )
-from cryoshuffle.layers import DilatedChannelAttentionBlock, SparseMaskedConv3d
+from cryoshuffle.layers import DilatedChannelAttentionBlock, PointwiseConv3d, SparseMaskedConv3d
 
 
 class _Down(nn.Module):
@@ -29,7 +29,7 @@ class _Down(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, factor: Triple) -> None:
         super().__init__()
         self.factor = factor
-        self.project = nn.Conv3d(in_channels * factor[0] * factor[1] * factor[2], out_channels, 1)
+        self.project = PointwiseConv3d(in_channels * factor[0] * factor[1] * factor[2], out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(volume_unshuffle(x, self.factor))
@@ -57,7 +57,7 @@ class _Up(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, factor: Triple) -> None:
         super().__init__()
         self.factor = factor
-        self.project = nn.Conv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2], 1)
+        self.project = PointwiseConv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2])
 
     def forward(self, x: Tensor) -> Tensor:
         x = volume_shuffle(self.project(x), self.factor)
@@ -75,8 +75,8 @@ class _FullPrecisionOutput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Products and sums are not among the operations that autocast takes to bfloat16.
-        products = x[:, None] * self.weight[None, :, :, None, None, None]
-        return products.sum(dim=2) + self.bias[None, :, None, None, None]
+        products = x.permute(0, 2, 3, 4, 1)[..., None, :] * self.weight
+        return (products.sum(dim=-1) + self.bias).permute(0, 4, 1, 2, 3)
 
 
 class ShuffleUNet(nn.Module):
@@ -125,14 +125,14 @@ class ShuffleUNet(nn.Module):
             return nn.Sequential(*(DilatedChannelAttentionBlock(width) for _ in range(blocks)))
 
         wide, narrow = list(channels[1:]), list(channels[:-1])
-        self.enter = nn.Conv3d(in_channels, channels[0], 1)
+        self.enter = PointwiseConv3d(in_channels, channels[0])
         self.encoder = nn.ModuleList(level(c) for c in narrow)
         self.down = nn.ModuleList(_Down(a, b, f) for a, b, f in zip(narrow, wide, steps, strict=True))
         self.bottom = level(channels[-1])
         self.up = nn.ModuleList(_Up(b, a, f) for a, b, f in reversed(list(zip(narrow, wide, steps, strict=True))))
         self.decoder = nn.ModuleList(level(c) for c in reversed(narrow))
         self.leave = nn.Sequential(
-            nn.Conv3d(channels[0], channels[0], 1), nn.GELU(), _FullPrecisionOutput(channels[0], out_channels)
+            PointwiseConv3d(channels[0], channels[0]), nn.GELU(), _FullPrecisionOutput(channels[0], out_channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
