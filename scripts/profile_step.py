@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,10 +21,23 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_speed import CONFIG, LATTICES, MEMORY, PRECISIONS, Subject, build_network, make_work, table, timed
+from bench_speed import (
+    CONFIG,
+    LATTICES,
+    MEMORY,
+    PRECISIONS,
+    Subject,
+    _count,
+    _triple,
+    build_network,
+    make_work,
+    table,
+    timed,
+)
 from torch.profiler import ProfilerActivity, profile
 
 from cryoshuffle.devices import choose_device
+from cryoshuffle.errors import SettingError
 from cryoshuffle.recorruption import GRID, RandRecorruptd
 from cryoshuffle.transforms import RandLatticeFlipd, RandLatticeWindowd
 
@@ -76,20 +88,7 @@ def preparation(subject: Subject, repeats: int) -> float:
         for step in steps:
             data = step(data)
 
-    spent = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        once()
-        spent.append(time.perf_counter() - begin)
-    return median(spent)
-
-
-def triple(text: str) -> tuple[int, ...]:
-    """``48,48,48`` as numbers."""
-    numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) != 3 or min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not three whole numbers, like 48,48,48")
-    return numbers
+    return median(timed(once, torch.device("cpu")) for _ in range(repeats))
 
 
 def report(subject: Subject, device: torch.device, steps: int, dearest: int, trace: Path | None) -> str:
@@ -123,19 +122,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     window = CONFIG["window"]
     parser.add_argument("--task", choices=["training", "window"], default="training")
     parser.add_argument("--network", choices=list(LATTICES), default="open")
-    parser.add_argument("--shape", type=triple, default=tuple(window), help="z,y,x, voxels (default: a step's window)")
+    parser.add_argument("--shape", type=_triple, default=tuple(window), help="z,y,x, voxels (default: a step's window)")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--memory", choices=list(MEMORY), default="contiguous")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own)")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--dearest", type=int, default=15, help="operations listed (default: 15)")
+    parser.add_argument("--threads", type=_count, help="of the CPU (default: torch's own)")
+    parser.add_argument("--steps", type=_count, default=10)
+    parser.add_argument("--dearest", type=_count, default=15, help="operations listed (default: 15)")
     parser.add_argument("--trace", type=Path, help="file for a timeline")
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     subject = Subject(options.task, options.shape, options.network, precision=options.precision, memory=options.memory)
-    print(report(subject, choose_device(options.device), options.steps, options.dearest, options.trace))
+    try:
+        device = choose_device(options.device)
+    except SettingError as error:
+        parser.error(str(error))
+    print(report(subject, device, options.steps, options.dearest, options.trace))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def smooth_cross_spectrum(one: Tensor, other: Tensor, reach: int = REACH) -> Ten
             "which takes 8 along each axis: add --no-refine"
         )
     sides = [n + reach for n in one.shape]
-    first, second = (torch.fft.rfftn(v.double() - v.double().mean(), s=sides) for v in (one, other))
+    first = torch.fft.rfftn(one.double() - one.double().mean(), s=sides)
+    second = first if other is one else torch.fft.rfftn(other.double() - other.double().mean(), s=sides)
     lags = torch.fft.irfftn((first * second.conj()).real, s=sides)
     result = torch.zeros(GRID, GRID, GRID, dtype=torch.float64)
     kept = [min(reach, n // 4) for n in one.shape]

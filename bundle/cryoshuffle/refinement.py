@@ -87,6 +87,7 @@ def measure_refinement(
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
     was_training = core.training
     core.eval()
+    settled = None if start is None or lattice.blind_set.shape != "plane" else copy.deepcopy(unwrap(start)).eval()
     spectra, crops, skews = [], [], []
     for item in volumes:
         crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)
@@ -99,8 +100,7 @@ def measure_refinement(
             spectra.append(smooth_spectrum(even - odd))
             continue
         denoised = None
-        if start is not None and lattice.blind_set.shape == "plane":
-            settled = copy.deepcopy(unwrap(start)).eval()
+        if settled is not None:
             settle(settled, [{"image": before[None]}])
             with torch.no_grad():
                 denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.lattice import BlindSet, Lattice, volume_shuffle, volume_unshuffle
-from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock
+from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 
 
@@ -21,6 +21,22 @@ def open_network(lattice: Lattice, channels=(4, 6, 8), factors=(2, (1, 2, 2)), b
         if name.endswith("_scale"):
             nn.init.normal_(parameter)
     return net
+
+
+@pytest.mark.parametrize("items", [1, 3])
+def test_a_pointwise_convolution_scales_its_weights_as_if_it_scaled_the_features(items):
+    """Against torch's own convolution of features scaled before and behind, whatever the layout; with the factors of
+    another item the result is another (negative control)."""
+    torch.manual_seed(0)
+    layer = PointwiseConv3d(4, 6).double()
+    x = torch.randn(items, 4, 3, 5, 2, dtype=torch.float64)
+    before, behind = torch.rand(items, 4, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    plain = F.conv3d(x, layer.weight, layer.bias)
+    scaled = F.conv3d(x * before[:, :, None, None, None], layer.weight, layer.bias) * behind[:, None, None, None]
+    for given in (x, x.contiguous(memory_format=torch.channels_last_3d)):
+        assert torch.allclose(layer(given), plain)
+        assert torch.allclose(layer(given, before, behind), scaled)
+    assert not torch.allclose(layer(x, before.roll(1), behind), scaled)
 
 
 class Dilated:

@@ -266,3 +266,24 @@ def test_what_does_not_exist_is_refused(speed, capsys):
         with pytest.raises(SystemExit):
             speed.main(wrong)
         assert word in capsys.readouterr().err
+
+
+def test_a_profile_shares_out_the_time_of_a_step(speed, monkeypatch, capsys):
+    """Each operation has one kind, the kinds add up to all; a device that is not there is one sentence."""
+    monkeypatch.setitem(sys.modules, "profile_step", None)
+    script = _load("profile_step")
+    named = {"aten::mkldnn_convolution": "convolutions", "aten::native_layer_norm": "layer normalisation"}
+    named |= {"aten::copy_": "copies and changes of layout", "aten::mul": "element by element", "aten::rand": "other"}
+    assert {name: script.kind_of(name) for name in named} == named
+    for task in ("training", "window"):
+        script.main(["--task", task, "--shape", "12,12,12", "--steps", "1", "--device", "cpu", "--dearest", "3"])
+        said = capsys.readouterr().out
+        assert ("preparing its batch" in said) == (task == "training")
+        kinds, operations = (part.splitlines()[2:] for part in said.strip().split("\n\n")[-2:])
+        assert len(operations) == 3
+        assert sum(int(row.split("|")[3].strip(" %")) for row in kinds) == pytest.approx(100, abs=len(kinds))
+        assert any(row.startswith("| convolutions |") for row in kinds)
+    with pytest.raises(SystemExit) as left:
+        script.main(["--device", "abacus"])
+    assert left.value.code == 2
+    assert "abacus" in capsys.readouterr().err
