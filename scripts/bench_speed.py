@@ -86,7 +86,7 @@ NETWORKS = {
 }
 MEMORY = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.channels_last_3d}
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TASKS = {"training": "Training", "window": "Inference, one window", "volume": "Inference, a volume with halos"}
+TASKS = {"training": "Training", "window": "Inference, one window", "volume": "Inference, a volume"}
 SMALLEST_CUBE, WARM_SIDE = 64, 128
 # Of the peers, as they come or as ``bench_peers.py`` sets them up.
 TOPAZ_PATCH, N2V_VALIDATION, SMALLEST_PATCH = 96, 2, 8
@@ -187,7 +187,6 @@ class Subject:
         channels: of the levels; in and out of a convolution.
         precision: key of ``PRECISIONS``.
         memory: key of ``MEMORY``.
-        window: that a volume is cut into.
         kernel: of a convolution.
         count: how often the network has this convolution.
     """
@@ -199,7 +198,6 @@ class Subject:
     channels: tuple[int, ...] = CHANNELS
     precision: str = "fp32"
     memory: str = "contiguous"
-    window: tuple[int, ...] = ()
     kernel: int = 0
     count: int = 1
 
@@ -251,7 +249,7 @@ def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
     if subject.task == "window":
         inferer = PrecisionInferer(subject.precision)
     else:
-        inferer = HaloWindowInferer(subject.window, precision=subject.precision)
+        inferer = HaloWindowInferer(precision=subject.precision)
     return torch.no_grad()(lambda: inferer(volume, network))
 
 
@@ -541,7 +539,6 @@ def rates(bench: Bench, task: str) -> list[Row]:
             network,
             precision=precision,
             memory=memory,
-            window=bench.settings["inference_window"],
         )
         for network in ("blind", "open")
         for precision in bench.settings["precisions"]
@@ -635,7 +632,7 @@ def beside_topaz(bench: Bench) -> list[Row]:
         runs = [run_peer(bench, "topaz", place, path, "--model", "unet-3d-10a") for path in (small, tomogram)]
         return {"seconds": (runs[1] - runs[0]) * patches / (patches - 1), "runs": runs}
 
-    ours = Subject("volume", shape, "open", window=bench.settings["inference_window"])
+    ours = Subject("volume", shape, "open")
     run_peer(bench, "topaz", bench.strongest[0], small, "--model", "unet-3d-10a")
     return beside_peer(bench, ours, {"task": "topaz", "work": math.prod(shape)}, difference)
 
@@ -669,7 +666,7 @@ def convolutions(window: Sequence[int], precision: str) -> list[Subject]:
         memory = "channels_last_3d" if x.is_contiguous(memory_format=torch.channels_last_3d) else "contiguous"
         channels, kernel = (layer.in_channels, layer.out_channels), layer.kernel_size[0]
         shape = (x.shape[0], *x.shape[2:])
-        found[Subject("convolution", shape, "", "", channels, precision, memory, (), kernel)] += 1
+        found[Subject("convolution", shape, "", "", channels, precision, memory, kernel)] += 1
 
     for layer in network.body.modules():
         if isinstance(layer, nn.Conv3d) and min(layer.in_channels, layer.out_channels) >= 16:
@@ -681,7 +678,7 @@ def convolutions(window: Sequence[int], precision: str) -> list[Subject]:
 
 def beside_matmul(bench: Bench, precision: str) -> list[Row]:
     """Part ``matmul``: a product of matrices and the convolutions of the body."""
-    product = Subject("matmul", (bench.settings["matmul"],) * 2, "", "", (), precision, window=())
+    product = Subject("matmul", (bench.settings["matmul"],) * 2, "", "", (), precision)
     subjects = [product, *convolutions(bench.settings["window"], precision)]
     return in_turns(subjects, bench.crew, bench.settings["repeats"])
 
@@ -763,7 +760,7 @@ def cube_sides(largest: int) -> list[int]:
 def cube(bench: Bench, side: int) -> list[Row]:
     """Part ``cubes``: inference of one size, in a process of its own."""
     precision = bench.settings["precisions"][0]
-    subject = Subject("volume", (side,) * 3, "open", precision=precision, window=bench.settings["inference_window"])
+    subject = Subject("volume", (side,) * 3, "open", precision=precision)
     rows = []
     for place in bench.strongest:
         row = row_of(subject, place)
@@ -1046,8 +1043,8 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
             "### Voxels per second",
             f"Training: a whole optimiser step on a window of {sides['window']} in memory (forward, loss `unbiased`, "
             "backward, clipping, fused AdamW, averaged weights), batch 1. Inference, one window: "
-            f"{sides['inference_window']} without halo. A volume: {sides['volume']} through `HaloWindowInferer` with "
-            "that window, so what is computed and thrown away counts as time, not as voxels.",
+            f"{sides['inference_window']} without halo. A volume: {sides['volume']} through `HaloWindowInferer`, which "
+            "chooses window and pieces by the memory of the machine.",
         ]
         for task, title in TASKS.items():
             parts += [f"#### {title}", rate_table(results, task, settings)]
@@ -1086,8 +1083,9 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
     if "cubes" in done:
         parts += [
             "### By size of the volume",
-            f"The second network over random volumes with windows of {sides['inference_window']} and its halo. Peak as "
-            "above, volume and result included. Repetitions end when their time is used up.",
+            "The second network over random volumes through `HaloWindowInferer`; what does not go into a quarter of "
+            "the memory is streamed. Peak as above, volume and result included. Repetitions end when their time "
+            "is used up.",
             cube_table(results),
         ]
     parts += ["### Made with", made_with(units, settings), END]

@@ -25,6 +25,7 @@ from torch import nn
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.filters import as_widths
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet, unwrap
 from cryoshuffle.whitening import WhitenNoise
@@ -136,7 +137,7 @@ class Fitted:
     blind_set: BlindSet
     stride: Sequence[int] | None
     whitening: Mapping[str, Any] | None
-    blend: Mapping[str, float] | None = None
+    blend: Mapping[str, Any] | None = None
 
 
 def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
@@ -161,7 +162,11 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
     blend = checkpoint.get("blend")
     if blend is not None:
-        blend = {name: float(blend[name]) for name in ("trust", "sigma", "gain")}
+        blend = {
+            "trust": float(blend["trust"]),
+            "sigma": list(as_widths(blend["sigma"])),
+            "gain": float(blend["gain"]),
+        }
     return Fitted(BlindSet(**blind), lattice["stride"], whitening, blend)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,11 +20,14 @@ from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.network import unwrap
-from cryoshuffle.windows import choose_window, cut_windows
+from cryoshuffle.streaming import StreamedNetwork, can_stream
+from cryoshuffle.windows import choose_pieces, choose_window, cut_windows
 
 # Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network,
-# measured: 800.
-SHARE, BYTES_PER_VOXEL = 4, 1000
+# measured: 800; planes of a streamed window that its layers hold, as many as take the same memory.
+SHARE, BYTES_PER_VOXEL, HELD = 4, 1000, 4
+# The volume as it is, and its seven mirror images, by axes of the batch.
+MIRRORED = tuple(axes for count in range(4) for axes in combinations((2, 3, 4), count))
 
 
 class PrecisionInferer(Inferer):
@@ -44,27 +49,35 @@ class PrecisionInferer(Inferer):
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the network."""
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        dtype = choose_precision(self.precision, plain.device)
-        with torch.autocast(plain.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with self.autocast(plain.device):
             result = network(plain, *args, **kwargs)
         return result.float() if result.dtype in (torch.bfloat16, torch.float16) else result
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """What the network is run in on a device."""
+        dtype = choose_precision(self.precision, device)
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 class HaloWindowInferer(PrecisionInferer):
     """A whole volume window by window, each with a halo of context that is thrown away.
 
     Windows start on multiples of the lattice period and the halo reaches as far as the network sees, so in
-    evaluation mode the result does not depend on the window. Memory on the device is bounded by the window.
+    evaluation mode the result does not depend on the window. Memory on the device is bounded by the window. The
+    package's own network needs no halo along Z: where the volume is too large for one window it is streamed
+    (:class:`cryoshuffle.streaming.StreamedNetwork`), with the same result.
 
     Args:
-        window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the largest that goes into a
-            quarter of the device's memory with a network as wide as the package's own.
+        window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the whole volume, or what
+            makes for the least work of all that goes into a quarter of the device's memory with a network as wide as
+            the package's own.
         halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``).
         precision: ``auto``, ``fp32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
-        progress: show a bar with the time left.
-        blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels times ``gain``, which carries
-            the result where a volume was too small or too noisy for a network; None for the network alone.
+        progress: show a bar with voxels per second and the time left.
+        blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels along (Z, Y, X) times ``gain``,
+            which carries the result where a volume was too small or too noisy for a network; None for the network
+            alone.
         detail: share of the input mixed back into the result, 0 to 1.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
@@ -83,7 +96,7 @@ class HaloWindowInferer(PrecisionInferer):
         precision: str = "auto",
         device: torch.device | str | None = None,
         progress: bool = False,
-        blend: Mapping[str, float] | None = None,
+        blend: Mapping[str, Any] | None = None,
         detail: float = 0.0,
         mirrors: bool = False,
     ) -> None:
@@ -105,8 +118,10 @@ class HaloWindowInferer(PrecisionInferer):
             if radius is None:
                 raise SettingError("the network does not know how far it sees: set the halo of the inferer")
             halo = as_triple(radius, "halo")
-        reach = 0 if self.blend is None else gaussian_reach(self.blend["sigma"])
-        return max(halo[0], reach), max(halo[1], reach), max(halo[2], reach)
+        if self.blend is not None:
+            reach = gaussian_reach(self.blend["sigma"])
+            halo = max(halo[0], reach[0]), max(halo[1], reach[1]), max(halo[2], reach[2])
+        return halo
 
     def _predict(
         self, crop: Tensor, network: Callable[..., Tensor], period: Triple, *args: Any, **kwargs: Any
@@ -117,13 +132,41 @@ class HaloWindowInferer(PrecisionInferer):
         pads = [padding_to_multiple(n, p) for n, p in zip((z, y, x), period, strict=True)]
         padded = F.pad(crop, [0, pads[2], 0, pads[1], 0, pads[0]])
         total = super().__call__(padded, network, *args, **kwargs)
-        for mirrored in (axes for count in (1, 2, 3) for axes in combinations((2, 3, 4), count)):
+        for mirrored in MIRRORED[1:]:
             total = total + super().__call__(padded.flip(mirrored), network, *args, **kwargs).flip(mirrored)
-        return total[:, :, :z, :y, :x] / 8
+        return total[:, :, :z, :y, :x] / len(MIRRORED)
 
-    def _mix(self, part: Tensor, crop: Tensor, blend: Mapping[str, float]) -> Tensor:
-        smooth = torch.stack([gaussian(volume, blend["sigma"])[None] for volume in crop[:, 0]])
-        return blend["trust"] * part + (1 - blend["trust"]) * blend["gain"] * smooth
+    def _plan(self, shape: Sequence[int], halo: Triple, period: Triple, most: int, core: Any) -> tuple[Triple, int]:
+        """The window, and the thickness of the pieces in which it is streamed; 0 for all at once."""
+        if self.window is not None:
+            return self.window, 0
+        if math.prod(shape) > most and can_stream(core):
+            return choose_pieces(shape, halo, period, most, HELD)
+        return choose_window(shape, halo, period, most), 0
+
+    def _predicted(
+        self, crop: Tensor, network: Callable[..., Tensor], core: Any, thickness: int, device: torch.device
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Planes of a window, and what the network makes of them, piece by piece; mirror images are to be added up."""
+        if not thickness:
+            period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
+            yield slice(0, crop.shape[2]), self._predict(crop.to(device, non_blocking=True), network, period)
+            return
+        streamed, passes = StreamedNetwork(core, thickness), MIRRORED if self.mirrors else MIRRORED[:1]
+        for mirrored in passes:
+            for planes, piece in streamed.pieces(crop, mirrored, device, self.autocast(device)):
+                yield planes, piece / len(passes)
+
+    def _filtered(self, crop: Tensor, thickness: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+        """Planes of a window, and what the filter makes of them."""
+        if self.blend is None:
+            return
+        reach, depth = gaussian_reach(self.blend["sigma"])[0], crop.shape[2]
+        for start in range(0, depth, thickness):
+            first, stop = max(0, start - reach), min(start + thickness, depth)
+            seen = crop[:, :, first : stop + reach].to(device)
+            smooth = torch.stack([gaussian(one, self.blend["sigma"])[None] for one in seen[:, 0]])
+            yield slice(start, stop), float(self.blend["gain"]) * smooth[:, :, start - first : stop - first]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the network over the volume."""
@@ -131,23 +174,38 @@ class HaloWindowInferer(PrecisionInferer):
         core = unwrap(network) if isinstance(network, nn.Module) else network
         period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
         device = volume.device if self.device is None else torch.device(self.device)
-        halo, window = self._halo(core), self.window
-        if window is None:
-            most = memory_bytes(device) // (SHARE * BYTES_PER_VOXEL * len(volume))
-            window = choose_window(volume.shape[2:], halo, period, most)
-        windows = list(cut_windows(volume.shape[2:], window, halo, period))
+        halo, shape = self._halo(core), volume.shape[2:]
+        most = memory_bytes(device) // (SHARE * BYTES_PER_VOXEL * len(volume))
+        window, thickness = self._plan(shape, halo, period, most, core)
+        trust = 1.0 if self.blend is None else float(self.blend["trust"])
+        run, thick = partial(network, *args, **kwargs) if args or kwargs else network, thickness or max(1, shape[0])
         result: Tensor | None = None
-        for cut in tqdm(windows, desc="denoising", unit="window", disable=not self.progress):
-            crop = volume[(slice(None), slice(None), *cut.read)].to(device, non_blocking=True)
-            part = self._predict(crop, network, period, *args, **kwargs)
-            if self.blend is not None:
-                part = self._mix(part, crop, self.blend)
-            if self.detail:
-                part = torch.lerp(part, crop.to(part.dtype), self.detail)
-            part = part[(slice(None), slice(None), *cut.core)]
-            if result is None:
-                result = volume.new_empty((part.shape[0], part.shape[1], *volume.shape[2:]), dtype=part.dtype)
-            result[(slice(None), slice(None), *cut.keep)] = part.to(result.device)
+        with tqdm(
+            total=math.prod(shape), desc="denoising", unit="voxel", unit_scale=True, disable=not self.progress
+        ) as bar:
+            done = 0
+            for cut in cut_windows(shape, window, halo, period):
+                crop = volume[(slice(None), slice(None), *cut.read)]
+                made = [
+                    (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * trust),
+                    (self._filtered(crop, thick, device), (1 - self.detail) * (1 - trust)),
+                    (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
+                ]
+                rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
+                for number, (parts, share) in enumerate(made):
+                    for planes, part in parts if share else ():
+                        if result is None:
+                            result = volume.new_zeros((*part.shape[:2], *shape), dtype=part.dtype)
+                        first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
+                        kept = part[
+                            (slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])
+                        ]
+                        there = result[(slice(None), slice(None), *cut.keep)]
+                        there.narrow(2, first - rows.start, last - first).add_((share * kept).to(result.device))
+                        if thickness and number == 0:
+                            bar.update((last - first) * area / (len(MIRRORED) if self.mirrors else 1))
+                done += (rows.stop - rows.start) * area
+                bar.update(done - bar.n)
         if result is None:
             raise SettingError(f"a volume of shape {tuple(volume.shape)} has no voxels")
         # MONAI's Invertd undoes transforms on images that carry their metadata only.

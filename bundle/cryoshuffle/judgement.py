@@ -55,18 +55,19 @@ class Judgement:
         sure = (self.weight / self.error - DOUBT) / (SURE - DOUBT) if self.error > 0 else 0.0
         return min(1.0, max(0.0, self.weight)) * min(1.0, max(0.0, sure))
 
-    def blend(self) -> dict[str, float]:
+    def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.trust, "sigma": self.linear.sigma, "gain": self.linear.gain}
+        return {"trust": self.trust, "sigma": list(self.linear.sigma), "gain": self.linear.gain}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
         leans = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
         where = "on voxels held out of the fit " if self.fitted else "" if self.reliable else leans
         network = "network" if self.fitted else "starting network, which was not fitted to the volume"
+        z, y, x = self.linear.sigma
         words = (
             f"{where}the best mixture with the best linear filter (Gaussian, "
-            f"{self.linear.sigma:g} voxels) has {self.weight:.2f} ± {self.error:.2f} of the {network}"
+            f"{z:g} × {y:g} × {x:g} voxels along z, y, x) has {self.weight:.2f} ± {self.error:.2f} of the {network}"
         )
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"

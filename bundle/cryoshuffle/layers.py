@@ -196,7 +196,16 @@ class DilatedChannelAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        y = self.gate(self.conv(self.norm_conv(x)))
+        return self.join(x, self.conv(self.norm_conv(x)))
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """What follows the 3 x 3 x 3 convolution, voxel by voxel.
+
+        Args:
+            x: input of the block.
+            y: its convolution, ``(B, 2 C, Z, Y, X)``.
+        """
+        y = self.gate(y)
         x = x + self.conv_out(y, self.attention.factors(y), self.conv_scale)
         y = self.gate(self.feed_forward(self.norm_feed_forward(x)))
         return x + self.feed_forward_out(y, None, self.feed_forward_scale)

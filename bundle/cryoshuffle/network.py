@@ -35,16 +35,24 @@ class _Down(nn.Module):
         return self.project(volume_unshuffle(x, self.factor))
 
 
+def running_mean(x: Tensor, dim: int, width: int) -> Tensor:
+    """Mean over each voxel and those before it along an axis, ``width`` in all, where they are all there.
+
+    Shape:
+        ``width - 1`` voxels less along the axis.
+    """
+    n = x.shape[dim] - width + 1
+    total = x.narrow(dim, 0, n)
+    for k in range(1, width):
+        total = total + x.narrow(dim, k, n)
+    return total / width
+
+
 def _box(x: Tensor, dim: int, width: int) -> Tensor:
     """Mean over each voxel and those before it along an axis, ``width`` in all; the first is repeated at the border."""
     if width == 1:
         return x
-    n = x.shape[dim]
-    padded = torch.cat([x.narrow(dim, 0, 1)] * (width - 1) + [x], dim)
-    mean = padded.narrow(dim, 0, n)
-    for k in range(1, width):
-        mean = mean + padded.narrow(dim, k, n)
-    return mean / width
+    return running_mean(torch.cat([x.narrow(dim, 0, 1)] * (width - 1) + [x], dim), dim, width)
 
 
 class _Up(nn.Module):
@@ -60,8 +68,12 @@ class _Up(nn.Module):
         self.project = PointwiseConv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2])
 
     def forward(self, x: Tensor) -> Tensor:
+        return _box(self.widen(x), 2, self.factor[0])
+
+    def widen(self, x: Tensor) -> Tensor:
+        """All but the box along Z."""
         x = volume_shuffle(self.project(x), self.factor)
-        return _box(_box(_box(x, 2, self.factor[0]), 3, self.factor[1]), 4, self.factor[2])
+        return _box(_box(x, 3, self.factor[1]), 4, self.factor[2])
 
 
 class _FullPrecisionOutput(nn.Module):

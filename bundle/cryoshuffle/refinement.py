@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.filters import FilterChoice, choose_filter
+from cryoshuffle.filters import FilterChoice, choose_filter, shape_for
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
 from cryoshuffle.network import unwrap
@@ -112,7 +112,8 @@ def measure_refinement(
     skew = sum(skews) / max(1, len(skews))
     error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * skew)
     reliable = skew <= SKEW or sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
-    return Refinement(spectrum, choose_filter(crops, spectrum, error), reliable)
+    linear = choose_filter(crops, spectrum, error, shape=shape_for(lattice.blind_set))
+    return Refinement(spectrum, linear, reliable)
 
 
 def begin_with(network: nn.Module, start: str | None, device: torch.device | str = "cpu") -> nn.Module:

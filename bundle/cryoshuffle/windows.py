@@ -14,6 +14,7 @@ from cryoshuffle.lattice import AXES, Triple, as_triple
 
 Box = tuple[slice, slice, slice]
 _MOST_CUTS = 64
+_MOST_PLANES = 32
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -115,6 +116,35 @@ def choose_window(shape: Sequence[int], halo: Sequence[int] | int, period: Tripl
 
     z, y, x = (axis[0] for axis in min(product(*choices), key=rank))
     return z, y, x
+
+
+def choose_pieces(
+    shape: Sequence[int], halo: Sequence[int] | int, period: Triple, most: int, held: int
+) -> tuple[Triple, int]:
+    """The window and the thickness with which a volume takes the least work if it is streamed along Z.
+
+    Args:
+        shape: of the volume (Z, Y, X).
+        halo: context on every side, voxels; there is none along Z.
+        period: of the lattice.
+        most: voxels that a piece may have, halo and what is held included; where not even the smallest window has so
+            few, the one with the fewest is taken.
+        held: planes that the layers keep between two pieces, in all.
+
+    Returns:
+        Sides of the kept part along (Z, Y, X), the first that of the volume, and planes of a piece, whole periods: the
+        fewest that make for the least work, but more where there is memory for them.
+    """
+    rims = as_triple(halo, "halo")
+    step, sides = (1, period[1], period[2]), (1, shape[1], shape[2])
+    thickness = period[0]
+    window = choose_window(sides, (0, rims[1], rims[2]), step, most // (thickness + held))
+    area = max(
+        math.prod(s.stop - s.start for s in cut.read) for cut in cut_windows(sides, window, (0, *rims[1:]), step)
+    )
+    while thickness < _MOST_PLANES and area * (2 * thickness + held) <= most:
+        thickness *= 2
+    return (shape[0], window[1], window[2]), thickness
 
 
 def _box(start: Sequence[int], stop: Sequence[int]) -> Box:

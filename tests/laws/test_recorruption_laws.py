@@ -13,7 +13,7 @@ from torch import Tensor
 from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_network, load_plain
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import WIDTHS, FilterChoice, choose_filter, gaussian
+from cryoshuffle.filters import WIDTHS, FilterChoice, choose_filter, gaussian, shape_for
 from cryoshuffle.handlers import BlindnessGuard
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.judgement import Judgement, judge
@@ -191,12 +191,41 @@ def test_the_chosen_filter_is_near_the_best_one(case, snr):
     made = simulate(case, (64, 96, 96), snr, seed=2)
     tomogram = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
     spectrum = smooth_spectrum(made.noise / made.tomogram.std())
-    scores = {sigma: correlation(gaussian(tomogram, sigma), made.truth) for sigma in WIDTHS}
+    scores = {(sigma, sigma, sigma): correlation(gaussian(tomogram, sigma), made.truth) for sigma in WIDTHS}
     chosen = choose_filter([tomogram], spectrum)
     assert scores[chosen.sigma] > 0.98 * max(scores.values())
     assert 0 < chosen.gain <= 1
     assert torch.equal(chosen(tomogram), chosen.gain * gaussian(tomogram, chosen.sigma))
     assert choose_filter([tomogram], 0.5 * spectrum).sigma < chosen.sigma
+
+
+@pytest.mark.parametrize(
+    ("case", "snr", "turned"), [("wbp", 0.05, False), ("aligned", 0.19, True), ("sirt", 0.19, True)]
+)
+def test_a_filter_shaped_by_the_geometry_beats_every_round_one(case, snr, turned):
+    """Narrow along the tilt axis, wide along the beam: better than the best Gaussian of one width, which only the
+    truth tells, whichever the tilt axis is; for the wrong axis it is worse than that (negative control)."""
+    made = simulate(case, (64, 96, 96), snr, seed=2)
+    volumes = [(v - v.mean()) / made.tomogram.std() for v in (made.tomogram, made.truth, made.noise)]
+    tomogram, truth, noise = (v.transpose(1, 2) for v in volumes) if turned else volumes
+    spectrum = smooth_spectrum(noise)
+    right, wrong = ("x", "y") if turned else ("y", "x")
+    best = max(correlation(gaussian(tomogram, sigma), truth) for sigma in WIDTHS)
+    for axis, better in ((right, True), (wrong, False)):
+        chosen = choose_filter([tomogram], spectrum, shape=shape_for(BlindSet("plane", axis)))
+        assert (correlation(chosen(tomogram), truth) > 1.01 * best) == better
+
+
+def test_the_shape_of_a_filter_follows_from_the_blind_set():
+    """A plane tells the tilt axis, and Z is the beam; the volume that a width smooths over is always the same."""
+    assert shape_for(BlindSet("voxel")) == shape_for(BlindSet("box", radius=1)) == (1.0, 1.0, 1.0)
+    for axis in "xyz":
+        shape = shape_for(BlindSet("plane", axis))
+        assert math.prod(shape) == pytest.approx(1)
+        assert min(shape) == shape["zyx".index(axis)]
+    (z, y, x), turned = shape_for(BlindSet("plane", "y")), shape_for(BlindSet("plane", "x"))
+    assert turned == (z, x, y)
+    assert z == pytest.approx(2 * y)
 
 
 def test_what_a_filter_explains_is_what_it_explains():
@@ -214,8 +243,9 @@ def test_what_a_filter_explains_is_what_it_explains():
     assert sigmas[-1] > sigmas[0]
     nothing = choose_filter([made.noise], spectrum, 0.05)
     assert float(nothing(made.noise).square().mean()) < 0.01 * float(made.noise.square().mean())
-    with pytest.raises(SettingError, match="give more than 0"):
-        gaussian(made.noise, 0)
+    for wrong in (0, (1.0, 2.0), (1.0, 0.0, 2.0)):
+        with pytest.raises(SettingError, match="give more than 0"):
+            gaussian(made.noise, wrong)
 
 
 @pytest.mark.parametrize(("weight", "error", "trust", "words"), [
@@ -229,10 +259,11 @@ def test_what_a_filter_explains_is_what_it_explains():
 ])  # fmt: skip
 def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):
     """Four standard errors are enough; a network that may be of no use is not used."""
-    found = Judgement(FilterChoice(1.4, 0.8, 0.1), weight, error)
+    found = Judgement(FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), weight, error)
     assert found.trust == pytest.approx(trust)
     assert words in found.describe()
-    assert found.blend() == {"trust": found.trust, "sigma": 1.4, "gain": 0.8}
+    assert "2 × 1.4 × 1 voxels along z, y, x" in found.describe()
+    assert found.blend() == {"trust": found.trust, "sigma": [2.0, 1.4, 1.0], "gain": 0.8}
 
 
 class Told(torch.nn.Module):
@@ -312,7 +343,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
 
 
 def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
-    """Of several tomograms the mean; leaning noise asks for a wider filter; a network that hides nothing is refused."""
+    """Of several tomograms the mean; leaning noise counts as stronger; a network that hides nothing is refused."""
     made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
     straight = [{"image": ((made.tomogram - made.tomogram.mean()) / made.tomogram.std())[None]}]
     leaning = turned_about_z(made.tomogram, 8)
@@ -325,8 +356,11 @@ def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     )
     assert found.spectrum.shape == (GRID, GRID, GRID)
     assert torch.allclose(both.spectrum, (found.spectrum + turned.spectrum) / 2)
-    assert found.linear.sigma == choose_filter([straight[0]["image"][0]], found.spectrum, 0.03).sigma
-    assert turned.linear.sigma > choose_filter([leaning[0]["image"][0]], turned.spectrum, 0.03).sigma
+    shape = shape_for(network.lattice.blind_set)
+    assert found.linear == choose_filter([straight[0]["image"][0]], found.spectrum, 0.03, shape=shape)
+    told = choose_filter([leaning[0]["image"][0]], turned.spectrum, 0.03, shape=shape)
+    assert turned.linear.explained < told.explained
+    assert turned.linear.sigma >= told.sigma
     assert network.training
     with pytest.raises(SettingError, match="needs a blind-spot network"):
         measure_refinement(straight, small_network(), str(path), HaloWindowInferer())
@@ -394,13 +428,13 @@ def test_detail_mixes_the_noisy_volume_back():
 def test_the_blend_goes_from_filter_to_network_whatever_the_window():
     """Trust 0 is the Gaussian, 1 the network, between them the mean; windows do not show."""
     volume, network = torch.randn(1, 1, 20, 22, 24), small_network().eval()
-    blend = {"sigma": 1.4, "gain": 0.5}
+    blend = {"sigma": [2.0, 1.4, 1.0], "gain": 0.5}
 
     def run(trust: float, window: int = 64) -> Tensor:
         with torch.no_grad():
             return HaloWindowInferer(window, blend={"trust": trust, **blend})(volume, network)
 
-    smooth = 0.5 * gaussian(volume[0, 0], 1.4)[None, None]
+    smooth = 0.5 * gaussian(volume[0, 0], (2.0, 1.4, 1.0))[None, None]
     assert torch.allclose(run(0.0), smooth, atol=1e-6)
     assert torch.equal(run(1.0), HaloWindowInferer(64)(volume, network))
     assert torch.allclose(run(0.25), 0.25 * run(1.0) + 0.75 * smooth, atol=1e-6)

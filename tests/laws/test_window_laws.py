@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from cryoshuffle import inferers
+from cryoshuffle import inferers, streaming
+from cryoshuffle.filters import gaussian
 from cryoshuffle.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.windows import HeldOutSlab, choose_window, cut_windows, draw_box, fit_window
+from cryoshuffle.streaming import StreamedNetwork, can_stream
+from cryoshuffle.windows import HeldOutSlab, choose_pieces, choose_window, cut_windows, draw_box, fit_window
 
 three = st.tuples(*[st.integers(1, 12)] * 3)
 periods = st.tuples(*[st.integers(1, 4)] * 3)
@@ -79,17 +85,32 @@ def test_the_mean_over_mirror_images_of_the_identity_is_the_volume(shape, window
     assert torch.allclose(x, y, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def net() -> BlindSpotNet:
-    torch.manual_seed(0)
-    lattice = Lattice((1, 2, 1), BlindSet("plane", "y"))
-    network = BlindSpotNet(lattice, ShuffleUNet(4, 1, (4, 6), factors=(2,)), stem_channels=4).double()
+def perturbed(network: BlindSpotNet) -> BlindSpotNet:
+    """A network whose blocks do something, with running means, in evaluation mode."""
     for name, parameter in network.named_parameters():
         if name.endswith("_scale"):
             nn.init.ones_(parameter)
     for _ in range(3):
         network.train()(torch.randn(1, 1, 8, 8, 8, dtype=torch.float64))
     return network.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> BlindSpotNet:
+    torch.manual_seed(0)
+    lattice = Lattice((1, 2, 1), BlindSet("plane", "y"))
+    return perturbed(BlindSpotNet(lattice, ShuffleUNet(4, 1, (4, 6), factors=(2,)), stem_channels=4).double())
+
+
+class _Opaque(nn.Module):
+    """A network of which no more is known than its period and how far it sees."""
+
+    def __init__(self, inner: BlindSpotNet) -> None:
+        super().__init__()
+        self.inner, self.period, self.receptive_radius = inner, inner.period, inner.receptive_radius
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
 
 
 @pytest.mark.parametrize("mirrors", [False, True])
@@ -125,7 +146,7 @@ def test_the_mean_over_mirror_images_is_blind(net):
 
 def test_less_memory_means_smaller_windows_and_the_same_result(net, monkeypatch):
     """Without a window the memory of the device decides."""
-    x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
+    x, net = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64), _Opaque(net)
     reads = {}
     for gib in (64.0, 0.06):
         monkeypatch.setattr(inferers, "memory_bytes", lambda device, gib=gib: int(gib * 2**30))
@@ -139,6 +160,114 @@ def test_less_memory_means_smaller_windows_and_the_same_result(net, monkeypatch)
     assert reads[64.0] == [x.numel()]
     assert len(reads[0.06]) > 1
     assert max(reads[0.06]) * inferers.BYTES_PER_VOXEL * inferers.SHARE <= 0.06 * 2**30
+
+
+def test_a_volume_too_large_for_one_window_is_streamed_with_the_same_result(net, monkeypatch):
+    """Pieces of a few planes, of windows that need no halo along Z: whatever the memory, what one pass gives."""
+    x = torch.randn(1, 1, 37, 35, 26, dtype=torch.float64)
+    pieces, original = [], StreamedNetwork.pieces
+
+    def noted(self: StreamedNetwork, *given: Any) -> Iterator[tuple[slice, Tensor]]:
+        for planes, piece in original(self, *given):
+            pieces.append(planes)
+            yield planes, piece
+
+    monkeypatch.setattr(StreamedNetwork, "pieces", noted)
+    counts = []
+    for gib in (64.0, 0.08, 0.04):
+        pieces.clear()
+        monkeypatch.setattr(inferers, "memory_bytes", lambda device, gib=gib: int(gib * 2**30))
+        blend = {"trust": 0.6, "sigma": [2.0, 1.0, 0.5], "gain": 0.7}
+        for more in ({}, {"mirrors": True}, {"blend": blend, "detail": 0.2}):
+            whole = HaloWindowInferer(99, precision="fp32", **more)
+            with torch.no_grad():
+                apart = HaloWindowInferer(precision="fp32", **more)(x, net) - whole(x, net)
+            assert apart.abs().max() < 1e-12
+        counts.append(len(pieces))
+    assert counts[0] == 0 < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize("thickness", [1, 5, 64])
+@pytest.mark.parametrize("lattice", [
+    Lattice(blind_set=BlindSet("none")),
+    Lattice((1, 3, 1), BlindSet("plane", "y")),
+    Lattice((3, 1, 1), BlindSet("plane", "z")),
+    Lattice((2, 2, 2), BlindSet("voxel")),
+])  # fmt: skip
+def test_a_streamed_network_gives_what_it_gives_at_once(lattice, thickness):
+    """Any lattice, any thickness, any number of blocks, levels and items, with sides that are no whole periods."""
+    for body in (
+        ShuffleUNet(4, 1, (4, 6, 8)),
+        ShuffleUNet(4, 2, (4, 6), blocks=2, factors=(2,)),
+        ShuffleUNet(4, 1, (4, 6, 8), factors=((1, 2, 2), (3, 1, 2))),
+    ):
+        network = perturbed(BlindSpotNet(lattice, body, stem_channels=4).double())
+        for shape in ((1, 1, 29, 13, 10), (2, 1, 12, 7, 9), (1, 1, 2, 5, 6)):
+            x = torch.randn(shape, dtype=torch.float64)
+            with torch.no_grad():
+                apart = StreamedNetwork(network, thickness)(x) - network(x)
+            assert apart.abs().max() < 1e-12
+
+
+def test_only_what_needs_no_whole_window_is_streamed(net):
+    """Attention that pools while training, and bodies that are not ours, want all of a window."""
+    assert can_stream(net)
+    for other in (copy.deepcopy(net).train(), _Identity(), BlindSpotNet(body=torch.nn.Conv3d(24, 1, 1)).eval()):
+        assert not can_stream(other)
+        with pytest.raises(ValueError, match="only a BlindSpotNet around a ShuffleUNet"):
+            StreamedNetwork(other, 8)
+
+
+def test_a_layer_that_forgets_its_planes_is_noticed(net, monkeypatch):
+    """Negative control: pieces that each begin as at the border of the volume disagree with the whole."""
+    x, push = torch.randn(1, 1, 16, 10, 8, dtype=torch.float64), streaming._Up.push
+
+    def forgetful(self: Any, given: Tensor | None) -> Tensor | None:
+        self._before = None
+        return push(self, given)
+
+    monkeypatch.setattr(streaming._Up, "push", forgetful)
+    with torch.no_grad():
+        assert (StreamedNetwork(net, 4)(x) - net(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("most", [10, 20_000, 400_000, 10**9])
+@pytest.mark.parametrize("shape", [(33, 60, 47), (300, 256, 256), (5, 9, 8)])
+def test_pieces_go_into_memory_and_take_the_least_work(shape, most):
+    """What a piece has is no more than allowed, if anything can be; with more memory there is no more work."""
+    halo, period, held = (17, 17, 17), (4, 4, 8), 4
+
+    def read(window: Sequence[int]) -> list[int]:
+        cuts = list(cut_windows((1, *shape[1:]), (1, *window[1:]), (0, *halo[1:]), (1, *period[1:])))
+        return [int(np.prod([s.stop - s.start for s in cut.read])) for cut in cuts]
+
+    window, thickness = choose_pieces(shape, halo, period, most, held)
+    assert window[0] == shape[0]
+    assert thickness % period[0] == 0
+    areas = read(window)
+    if max(areas) * (thickness + held) > most:
+        assert (max(areas), thickness) == (max(read(period)), period[0])
+    more, _ = choose_pieces(shape, halo, period, 2 * most, held)
+    assert sum(read(more)) <= sum(areas) or max(areas) * (thickness + held) > most
+    assert most < 10**9 or len(areas) == 1
+
+
+def test_what_is_all_the_filters_does_not_ask_the_network():
+    """Without trust in it a network is not run: the time it would take is saved."""
+    x = torch.randn(1, 1, 8, 8, 8)
+    blend = {"trust": 0.0, "sigma": [1.0, 2.0, 1.5], "gain": 0.5}
+    seen: list[int] = []
+
+    def network(given: Tensor) -> Tensor:
+        seen.append(1)
+        return given
+
+    for trust, runs in ((0.0, 0), (0.5, 1)):
+        seen.clear()
+        smooth = 0.5 * gaussian(x[0, 0], (1.0, 2.0, 1.5))[None, None]
+        result = HaloWindowInferer(halo=0, precision="fp32", blend={**blend, "trust": trust})(x, network)
+        assert torch.allclose(result, trust * x + (1 - trust) * smooth, atol=1e-6)
+        assert len(seen) == runs
 
 
 def test_a_halo_that_is_too_short_is_noticed(net):
