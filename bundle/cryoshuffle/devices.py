@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +18,10 @@ PRECISIONS = ("auto", "fp32", "bf16")
 # Where a container says how much memory it may use, and what is taken for there where no one says.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 UNKNOWN_MEMORY = 8 * 2**30
+# Parameters of glibc's mallopt, and the values that are nearest to how it begins.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_MMAP_LIMIT = 32 * 2**20
+_DEFAULTS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: _MMAP_LIMIT, _TRIM_THRESHOLD: 2 * _MMAP_LIMIT}
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -81,3 +90,30 @@ def memory_bytes(device: torch.device) -> int:
         if text.isdigit():
             known.append(int(text))
     return min(known, default=UNKNOWN_MEMORY)
+
+
+@contextmanager
+def keep_memory(device: torch.device, tensor_bytes: int) -> Iterator[None]:
+    """While this lasts, memory that a layer frees is kept for the next one; then it is all given back.
+
+    Layers over a large window make and drop tensors of many megabytes. glibc asks the system for each anew and gives it
+    back at once, and the system fills it with zeros page by page: that took half the time of inference and more. It
+    concerns the whole process. For other devices, systems and C libraries nothing is done, nor for tensors
+    so small that glibc keeps them anyway.
+
+    Args:
+        device: that computes.
+        tensor_bytes: size of the tensors.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if device.type != "cpu" or tensor_bytes < _MMAP_LIMIT // 2 or not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        for parameter, value in _DEFAULTS.items():
+            libc.mallopt(parameter, value)
+        libc.malloc_trim(0)

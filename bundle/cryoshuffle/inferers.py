@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cryoshuffle.devices import choose_precision, memory_bytes
+from cryoshuffle.devices import choose_precision, keep_memory, memory_bytes
 from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
@@ -23,9 +23,11 @@ from cryoshuffle.network import unwrap
 from cryoshuffle.streaming import StreamedNetwork, can_stream
 from cryoshuffle.windows import choose_pieces, choose_window, cut_windows
 
-# Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network,
-# measured: 800; planes of a streamed window that its layers hold, as many as take the same memory.
-SHARE, BYTES_PER_VOXEL, HELD = 4, 1000, 4
+# Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network, bytes
+# (measured: up to 1350); planes that the layers of a streamed window hold, and that leave them with its last piece.
+SHARE, BYTES_PER_VOXEL, HELD = 4, 1500, 16
+# The features of a voxel in one of its layers.
+FEATURE_BYTES = 96
 # The volume as it is, and its seven mirror images, by axes of the batch.
 MIRRORED = tuple(axes for count in range(4) for axes in combinations((2, 3, 4), count))
 
@@ -180,9 +182,8 @@ class HaloWindowInferer(PrecisionInferer):
         trust = 1.0 if self.blend is None else float(self.blend["trust"])
         run, thick = partial(network, *args, **kwargs) if args or kwargs else network, thickness or max(1, shape[0])
         result: Tensor | None = None
-        with tqdm(
-            total=math.prod(shape), desc="denoising", unit="voxel", unit_scale=True, disable=not self.progress
-        ) as bar:
+        bar = tqdm(total=math.prod(shape), desc="denoising", unit="voxel", unit_scale=True, disable=not self.progress)
+        with bar, keep_memory(device, FEATURE_BYTES * math.prod(shape)):
             done = 0
             for cut in cut_windows(shape, window, halo, period):
                 crop = volume[(slice(None), slice(None), *cut.read)]

@@ -67,7 +67,8 @@ class Judgement:
         z, y, x = self.linear.sigma
         words = (
             f"{where}the best mixture with the best linear filter (Gaussian, "
-            f"{z:g} × {y:g} × {x:g} voxels along z, y, x) has {self.weight:.2f} ± {self.error:.2f} of the {network}"
+            f"{z:.2g} × {y:.2g} × {x:.2g} voxels along z, y, x) has {self.weight:.2f} ± {self.error:.2f} "
+            f"of the {network}"
         )
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"

@@ -4,10 +4,13 @@ Importing this module registers ``Norm["CHANNELLAYER"]`` and ``Act["SIMPLEGATE"]
 Axes are ``B C Z Y X``. All layers but the stem see one sub-lattice per item of the batch.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Act, Norm
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from cryoshuffle.lattice import Lattice, stem_mask
 
@@ -111,6 +114,26 @@ class PointwiseConv3d(nn.Conv3d):
         return y.reshape(x.shape[0], x.shape[2], x.shape[3], x.shape[4], -1).permute(0, 4, 1, 2, 3)
 
 
+class _Gated(torch.autograd.Function):
+    """The gate, with a gradient that is written where it belongs instead of put together from two halves."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        a, b = x.chunk(2, dim=1)
+        return a * b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,), g = ctx.saved_tensors, gradients[0]
+        a, b = x.chunk(2, dim=1)
+        result, half = torch.empty_like(x), a.shape[1]
+        torch.mul(g, b, out=result[:, :half])
+        torch.mul(g, a, out=result[:, half:])
+        return result
+
+
 class SimpleGate(nn.Module):
     """The first half of the channels times the second half.
 
@@ -123,8 +146,12 @@ class SimpleGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        a, b = x.chunk(2, dim=1)
-        return a * b
+        if torch.jit.is_scripting():
+            a, b = x.chunk(2, dim=1)
+            return a * b
+        else:
+            gated: Tensor = _Gated.apply(x)
+            return gated
 
 
 class DilatedChannelAttention(nn.Module):

@@ -35,24 +35,55 @@ class _Down(nn.Module):
         return self.project(volume_unshuffle(x, self.factor))
 
 
-def running_mean(x: Tensor, dim: int, width: int) -> Tensor:
-    """Mean over each voxel and those before it along an axis, ``width`` in all, where they are all there.
+def mean_with_before(x: Tensor, widths: tuple[int, int, int], before: Tensor | None = None) -> Tensor:
+    """Mean over each voxel and those before it along (Z, Y, X), ``widths`` in all.
+
+    Args:
+        x: features.
+        widths: along (Z, Y, X), voxels.
+        before: what comes before ``x`` along Z, ``widths[0] - 1`` planes; None where the first plane is repeated, as is
+            the first voxel along the other axes.
 
     Shape:
-        ``width - 1`` voxels less along the axis.
+        ``(B, C, Z, Y, X) -> (B, C, Z, Y, X)``.
     """
-    n = x.shape[dim] - width + 1
-    total = x.narrow(dim, 0, n)
-    for k in range(1, width):
-        total = total + x.narrow(dim, k, n)
-    return total / width
+    for axis, width in enumerate(widths):
+        dim, total = 2 + axis, x
+        for k in range(1, width):
+            n = x.shape[dim]
+            shifted, short = x.narrow(dim, 0, max(0, n - k)), min(k, n)
+            first = x.narrow(dim, 0, 1).expand([short if d == dim else s for d, s in enumerate(x.shape)])
+            if before is not None and axis == 0:
+                first = before.narrow(dim, before.shape[dim] - k, short)
+            # In place on the sum: nothing is put together first.
+            total = total.clone() if k == 1 else total
+            total.narrow(dim, short, n - short).add_(shifted)
+            total.narrow(dim, 0, short).add_(first)
+        x = total
+    return x / (widths[0] * widths[1] * widths[2])
 
 
-def _box(x: Tensor, dim: int, width: int) -> Tensor:
-    """Mean over each voxel and those before it along an axis, ``width`` in all; the first is repeated at the border."""
-    if width == 1:
-        return x
-    return running_mean(torch.cat([x.narrow(dim, 0, 1)] * (width - 1) + [x], dim), dim, width)
+class _MeanWithBefore(torch.autograd.Function):
+    """:func:`mean_with_before` with a gradient that needs no more memory than it has itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, widths: tuple[int, int, int]) -> Tensor:
+        ctx.widths = widths
+        return mean_with_before(x, widths)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        g = gradients[0] / (ctx.widths[0] * ctx.widths[1] * ctx.widths[2])
+        for axis, width in enumerate(ctx.widths):
+            dim, total = 2 + axis, g
+            for k in range(1, width):
+                n = g.shape[dim]
+                short = min(k, n)
+                total = total.clone() if k == 1 else total
+                total.narrow(dim, 0, n - short).add_(g.narrow(dim, short, n - short))
+                total.narrow(dim, 0, 1).add_(g.narrow(dim, 0, short).sum(dim, keepdim=True))
+            g = total
+        return g, None
 
 
 class _Up(nn.Module):
@@ -68,12 +99,19 @@ class _Up(nn.Module):
         self.project = PointwiseConv3d(in_channels, out_channels * factor[0] * factor[1] * factor[2])
 
     def forward(self, x: Tensor) -> Tensor:
-        return _box(self.widen(x), 2, self.factor[0])
+        return self.box(self.widen(x))
+
+    def box(self, x: Tensor) -> Tensor:
+        """The box."""
+        if torch.jit.is_scripting():
+            return mean_with_before(x, self.factor)
+        else:
+            boxed: Tensor = _MeanWithBefore.apply(x, self.factor)
+            return boxed
 
     def widen(self, x: Tensor) -> Tensor:
-        """All but the box along Z."""
-        x = volume_shuffle(self.project(x), self.factor)
-        return _box(_box(x, 3, self.factor[1]), 4, self.factor[2])
+        """All but the box."""
+        return volume_shuffle(self.project(x), self.factor)
 
 
 class _FullPrecisionOutput(nn.Module):
@@ -86,9 +124,15 @@ class _FullPrecisionOutput(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Products and sums are not among the operations that autocast takes to bfloat16.
-        products = x.permute(0, 2, 3, 4, 1)[..., None, :] * self.weight
-        return (products.sum(dim=-1) + self.bias).permute(0, 4, 1, 2, 3)
+        y = x.permute(0, 2, 3, 4, 1)
+        if torch.jit.is_scripting():
+            # Products and sums are not among the operations that autocast takes to bfloat16.
+            y = (y[..., None, :] * self.weight).sum(dim=-1) + self.bias
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                table = F.linear(y.flatten(0, 3).to(self.weight.dtype), self.weight, self.bias)
+            y = table.unflatten(0, y.shape[:4])
+        return y.permute(0, 4, 1, 2, 3)
 
 
 class ShuffleUNet(nn.Module):

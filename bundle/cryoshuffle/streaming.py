@@ -7,6 +7,7 @@ Axes are ``B C Z Y X``.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,30 +18,35 @@ from torch import Tensor
 
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet, running_mean
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet, mean_with_before
 
 
 class _Queue:
     """Planes that wait; the oldest leave first."""
 
     def __init__(self) -> None:
-        self._waiting: Tensor | None = None
+        self._waiting: deque[Tensor] = deque()
+
+    def __len__(self) -> int:
+        return sum(part.shape[2] for part in self._waiting)
 
     def add(self, x: Tensor) -> None:
-        self._waiting = x if self._waiting is None else torch.cat([self._waiting, x], 2)
+        self._waiting.append(x)
 
     def take(self, count: int) -> Tensor:
-        if self._waiting is None or self._waiting.shape[2] < count:
-            raise ValueError(f"{count} planes asked for, and fewer are waiting")
-        taken, n = self._waiting.narrow(2, 0, count), self._waiting.shape[2]
-        # A copy, as a view would keep what has left.
-        self._waiting = self._waiting.narrow(2, count, n - count).clone() if n > count else None
-        return taken
-
-    def whole(self, multiple: int) -> int:
-        """How many planes wait, of those that fill up a multiple."""
-        n = 0 if self._waiting is None else self._waiting.shape[2]
-        return n - n % multiple
+        if count > len(self):
+            raise ValueError(f"{count} planes asked for, and {len(self)} are waiting")
+        parts = []
+        while count > 0:
+            oldest = self._waiting.popleft()
+            n = min(count, oldest.shape[2])
+            parts.append(oldest.narrow(2, 0, n))
+            if n < oldest.shape[2]:
+                rest = oldest.narrow(2, n, oldest.shape[2] - n)
+                # A view of a few planes would keep all the others.
+                self._waiting.appendleft(rest.clone() if rest.shape[2] < n else rest)
+            count -= n
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
 
 class _Gathered:
@@ -52,7 +58,7 @@ class _Gathered:
     def push(self, x: Tensor | None) -> Tensor | None:
         if x is not None:
             self._queue.add(x)
-        count = self._queue.whole(self._multiple)
+        count = len(self._queue) // self._multiple * self._multiple
         return self._queue.take(count) if count else None
 
 
@@ -109,19 +115,18 @@ class _Up:
     """The way to the finer level; its box looks back only, so nothing waits."""
 
     def __init__(self, up: Any) -> None:
-        self._up, self._width = up, up.factor[0]
+        self._up = up
         self._before: Tensor | None = None
 
     def push(self, x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
         x = self._up.widen(x)
-        if self._width == 1:
-            return x
-        before = x[:, :, :1].expand(-1, -1, self._width - 1, -1, -1) if self._before is None else self._before
-        seen = torch.cat([before, x], 2)
-        self._before = seen[:, :, 1 - self._width :].clone()
-        return running_mean(seen, 2, self._width)
+        before, kept = self._before, self._up.factor[0] - 1
+        if kept:
+            first = x[:, :, :1].expand(-1, -1, kept, -1, -1) if before is None else before
+            self._before = torch.cat([first, x], 2)[:, :, -kept:].clone()
+        return mean_with_before(x, self._up.factor, before)
 
 
 class _Body:

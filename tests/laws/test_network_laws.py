@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.lattice import BlindSet, Lattice, volume_shuffle, volume_unshuffle
-from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d, SimpleGate
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet, _Up, mean_with_before
 
 
 def open_network(lattice: Lattice, channels=(4, 6, 8), factors=(2, (1, 2, 2)), blocks: int = 1) -> BlindSpotNet:
@@ -179,3 +181,31 @@ def test_evaluation_uses_the_statistics_of_the_volume():
     layer.eval()
     assert torch.equal(layer(x)[:1], layer(x[:1])), "no window changes another"
     assert torch.allclose(layer(2 * x), 2 * layer(x)), "the scale does not follow the window"
+
+
+@pytest.mark.parametrize("widths", [(2, 2, 2), (3, 1, 2), (1, 1, 1), (4, 2, 3)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6, 7), (1, 2, 1, 2, 3)])
+def test_the_box_is_a_mean_over_what_came_before(shape, widths):
+    """Against a loop over voxels, also where the box is wider than the volume; the gradients are right, and
+    pieces along Z with the planes before them give the whole."""
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    expected = torch.zeros(shape, dtype=torch.float64)
+    for voxel in np.ndindex(*shape[2:]):
+        for back in np.ndindex(*widths):
+            seen = [max(0, v - b) for v, b in zip(voxel, back, strict=True)]
+            expected[(..., *voxel)] += x.detach()[(..., *seen)] / math.prod(widths)
+    assert torch.allclose(mean_with_before(x, widths), expected)
+    up = _Up(3, 3, widths)
+    assert torch.autograd.gradcheck(up.box, (x,))
+    if shape[2] > widths[0]:
+        cut = widths[0]
+        rest = mean_with_before(x[:, :, cut:], widths, x[:, :, 1:cut])
+        assert torch.allclose(rest, expected[:, :, cut:])
+
+
+def test_the_gate_has_the_gradient_of_a_product():
+    """Written by hand, it is that of finite differences."""
+    x = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(SimpleGate(), (x,))
+    a, b = x.chunk(2, dim=1)
+    assert torch.equal(SimpleGate()(x), a * b)

@@ -365,3 +365,40 @@ def test_of_models_that_are_equal_but_for_chance_the_later_is_kept(risks, kept):
     """Half a typical change is chance, a twentieth of the gain at most; more is memorised noise, however bad the first
     epoch was."""
     assert is_as_good(risks) is kept
+
+
+def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypatch):
+    """glibc is told to keep it, and told back after an error too; small volumes, GPUs, other systems are let alone."""
+    told: list[tuple[str, ...]] = []
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> None:
+            told.append(("mallopt", str(parameter), str(value)))
+
+        def malloc_trim(self, pad: int) -> None:
+            told.append(("trim",))
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+
+    def fail() -> None:
+        with devices.keep_memory(torch.device("cpu"), 2**30):
+            told.append(("work",))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert told[:2] == [("mallopt", "-4", "0"), ("mallopt", "-1", str(2**31 - 1))]
+    assert told[2] == ("work",)
+    assert {words[1] for words in told[3:-1]} == {"-4", "-3", "-1"}
+    assert told[-1] == ("trim",)
+    told.clear()
+    for device, size, platform in (("cpu", 2**20, "linux"), ("cuda", 2**30, "linux"), ("cpu", 2**30, "darwin")):
+        monkeypatch.setattr(devices.sys, "platform", platform)
+        with devices.keep_memory(torch.device(device), size):
+            pass
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())
+    with devices.keep_memory(torch.device("cpu"), 2**30):
+        pass
+    assert told == []
