@@ -129,7 +129,7 @@ ABLATION = (
     Method("fidelity", "without edge and smoothness terms", SIMULATIONS, kind="config",
            options=("--loss_weights#unbiased", "{'fidelity': 1.0}"), cases=ABLATED_CASES),
     Method("unet", "body: MONAI's `UNet`, 24, 40, 64 channels (compare with `--cold-start`)", kind="config",
-           cases=ABLATED_CASES),
+           options=("--steps", "600"), cases=ABLATED_CASES),
 )  # fmt: skip
 
 

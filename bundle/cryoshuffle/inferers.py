@@ -72,8 +72,9 @@ class HaloWindowInferer(PrecisionInferer):
     Args:
         window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the whole volume, or what
             makes for the least work of all that goes into a quarter of the device's memory with a network as wide as
-            the package's own.
-        halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``).
+            the package's own. Where the volume is streamed the first is the thickness of the pieces.
+        halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``). With a halo of
+            its own nothing is streamed.
         precision: ``auto``, ``fp32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
         progress: show a bar with voxels per second and the time left.
@@ -141,7 +142,9 @@ class HaloWindowInferer(PrecisionInferer):
     def _plan(self, shape: Sequence[int], halo: Triple, period: Triple, most: int, core: Any) -> tuple[Triple, int]:
         """The window, and the thickness of the pieces in which it is streamed; 0 for all at once."""
         if self.window is not None:
-            return self.window, 0
+            z, y, x = self.window
+            stream = self.halo is None and shape[0] > z and can_stream(core)
+            return ((shape[0], y, x), z) if stream else (self.window, 0)
         if math.prod(shape) > most and can_stream(core):
             return choose_pieces(shape, halo, period, most, HELD)
         return choose_window(shape, halo, period, most), 0
