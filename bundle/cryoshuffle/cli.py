@@ -77,8 +77,9 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision",
         default="auto",
-        choices=["auto", "fp32", "bf16"],
-        help="bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone (default: auto)",
+        choices=["auto", "fp32", "tf32", "bf16"],
+        help="bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone; tf32 rounds "
+        "products on NVIDIA GPUs (default: auto)",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -14,7 +14,7 @@ import torch
 
 from cryoshuffle.errors import SettingError
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # Where a container says how much memory it may use, and what is taken for there where no one says.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 UNKNOWN_MEMORY = 8 * 2**30
@@ -67,9 +67,38 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS:
         raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
     if name != "auto":
-        return torch.bfloat16 if name == "bf16" else torch.float32
+        return torch.bfloat16 if name == "bf16" else torch.float32  # float32 in tf32 too: see allow_tf32
     native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
     return torch.bfloat16 if native else torch.float32
+
+
+def allow_tf32(name: str) -> None:
+    """With ``tf32`` let CUDA round what it multiplies to TensorFloat-32, with any other precision forbid it.
+
+    Left alone, torch rounds in convolutions and not in products of matrices. For the whole process; nothing but NVIDIA
+    GPUs of 2020 and later heeds it.
+
+    Args:
+        name: precision, as for :func:`choose_precision`.
+
+    Raises:
+        SettingError: for another name.
+    """
+    if name not in PRECISIONS:
+        raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+def to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor on a device; the CPU does not wait for what it sends to a GPU.
+
+    Args:
+        x: any tensor. On its way to CUDA it goes through memory that the system does not move, a copy if need be.
+        device: where it is to be.
+    """
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -6,9 +6,9 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
@@ -128,39 +128,79 @@ class ClipGradients:
         clip_grad_norm_(self.network.parameters(), self.norm)
 
 
-class Budget:
-    """How long a fit may take: its steps, and its minutes if they run out first.
+def flat_after(risks: Sequence[float], patience: int, tolerance: float = 0.05) -> int | None:
+    """After how many epochs the risk was flat for the first time; None if it falls still.
 
-    The learning rate follows the same budget, so a fit that is short of time still ends with small steps.
+    It is flat when the smallest risk of the last ``patience`` epochs is no smaller than the smallest before, but for
+    some share of all that was gained.
+
+    Args:
+        risks: of the epochs so far.
+        patience: epochs.
+        tolerance: the share, of what was gained since the first epoch.
+    """
+    for count in range(patience + 1, len(risks) + 1):
+        before, recent = min(risks[: count - patience]), min(risks[count - patience : count])
+        if before - recent <= tolerance * max(0.0, risks[0] - recent):
+            return count
+    return None
+
+
+class FitState(Protocol):
+    """What a budget needs to know of a fit: :class:`cryoshuffle.checkpoints.FitCheckpoint` has it.
+
+    Attributes:
+        risks: of the epochs so far, those before an interruption included.
+    """
+
+    risks: list[float]
+
+    def elapsed_s(self) -> float:
+        """Seconds spent on the fit, those before an interruption included."""
+
+
+class Budget:
+    """How long a fit may take: its steps, its minutes if they run out first, and no more than it learns from.
+
+    The learning rate follows the same budget, so a fit that is short of time still ends with small steps. Where the
+    risk is flat (:func:`flat_after`), what is left is cut to a quarter of the steps so far, which still bring the
+    learning rate down.
 
     Args:
         steps: of the whole fit.
         minutes: of the whole fit, time before an interruption included; None for no limit.
         warmup: steps over which the learning rate rises.
+        patience: epochs over which the risk has to be flat; None to take all steps.
 
     Raises:
-        SettingError: if minutes are not positive.
+        SettingError: if minutes or patience are not positive.
     """
 
-    def __init__(self, steps: int, minutes: float | None = None, warmup: int = 15) -> None:
+    def __init__(self, steps: int, minutes: float | None = None, warmup: int = 15, patience: int | None = None) -> None:
         if minutes is not None and minutes <= 0:
             raise SettingError(f"minutes are {minutes}: give more than 0, or none for no limit")
+        if patience is not None and patience < 1:
+            raise SettingError(f"patience is {patience}: give at least one epoch, or none to take all steps")
         self.steps = steps
         self.minutes = minutes
         self.warmup = warmup
-        self.elapsed_s: Callable[[], float] = lambda: 0.0
+        self.patience = patience
+        self.fit: FitState | None = None
         self._epoch_began_s = 0.0
+        self._flat_step: int | None = None
+        self._last_step = steps
         self._engine: Engine | None = None
 
     def attach(self, engine: Engine) -> None:
         """Stop the engine at the end of the last epoch that fits."""
         self._engine = engine
+        engine.add_event_handler(Events.STARTED, self._look_at_risks)
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def watch(self, elapsed_s: Callable[[], float]) -> Budget:
-        """Take the clock of the checkpoint, which goes on across interruptions."""
-        self.elapsed_s = elapsed_s
+    def watch(self, fit: FitState) -> Budget:
+        """Take clock and risks of the checkpoint, which go on across interruptions."""
+        self.fit = fit
         return self
 
     def steps_within(self, minutes: float) -> float:
@@ -170,16 +210,34 @@ class Budget:
 
     def _now_s(self) -> float:
         """Seconds spent; those of the first process where there are several, so that all decide alike."""
-        now = [self.elapsed_s()]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast_object_list(now, src=0)
-        return now[0]
+        return float(_of_the_first(0.0 if self.fit is None else self.fit.elapsed_s()))
+
+    def _look_at_risks(self, engine: Engine) -> None:
+        if self.patience is None or self.fit is None or self._flat_step is not None:
+            return
+        epochs = _of_the_first(flat_after(self.fit.risks, self.patience))
+        if epochs is None:
+            return
+        length = engine.state.epoch_length or 1
+        self._flat_step = epochs * length
+        more = length * math.ceil(self._flat_step / 4 / length)
+        if self._flat_step + more < self.steps:
+            self._last_step = self._flat_step + more
+            logger.info(
+                "the risk is flat since epoch %d: the fit ends at step %d of %d",
+                epochs - self.patience,
+                self._last_step,
+                self.steps,
+            )
 
     def _epoch_started(self, engine: Engine) -> None:
         if self.minutes is not None:
             self._epoch_began_s = self._now_s()
 
     def _epoch_completed(self, engine: Engine) -> None:
+        self._look_at_risks(engine)
+        if self._last_step < self.steps and engine.state.iteration >= self._last_step:
+            engine.terminate()
         if self.minutes is None:
             return
         now = self._now_s()
@@ -190,6 +248,10 @@ class Budget:
     def progress(self, step: int) -> float:
         """How much of the budget is used after ``step`` steps, 0 to 1."""
         used = step / self.steps
+        if self._flat_step is not None and step > self._flat_step:
+            rest = (step - self._flat_step) / (self._last_step - self._flat_step)
+            flat = self._flat_step / self.steps
+            used = flat + (1 - flat) * rest
         if self.minutes is not None:
             used = max(used, self._now_s() / (60 * self.minutes))
         return min(1.0, used)
@@ -197,6 +259,14 @@ class Budget:
     def learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to 0 over the budget."""
         return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * self.progress(step)))
+
+
+def _of_the_first(value: Any) -> Any:
+    """The value that the first process has, where there are several."""
+    values = [value]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 class GracefulStop:

@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cryoshuffle.devices import choose_precision, keep_memory, memory_bytes
+from cryoshuffle.devices import choose_precision, keep_memory, memory_bytes, to_device
 from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
@@ -38,7 +38,7 @@ class PrecisionInferer(Inferer):
     MONAI's own ``amp`` knows CUDA only; this serves CPU and CUDA alike, for the fit too.
 
     Args:
-        precision: ``auto``, ``fp32`` or ``bf16``; see :func:`cryoshuffle.devices.choose_precision`.
+        precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``; see :func:`cryoshuffle.devices.choose_precision`.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C, Z, Y, X)``, float32.
@@ -75,7 +75,7 @@ class HaloWindowInferer(PrecisionInferer):
             the package's own. Where the volume is streamed the first is the thickness of the pieces.
         halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``). With a halo of
             its own nothing is streamed.
-        precision: ``auto``, ``fp32`` or ``bf16``.
+        precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
         progress: show a bar with voxels per second and the time left.
         blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels along (Z, Y, X) times ``gain``,
@@ -155,7 +155,7 @@ class HaloWindowInferer(PrecisionInferer):
         """Planes of a window, and what the network makes of them, piece by piece; mirror images are to be added up."""
         if not thickness:
             period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
-            yield slice(0, crop.shape[2]), self._predict(crop.to(device, non_blocking=True), network, period)
+            yield slice(0, crop.shape[2]), self._predict(to_device(crop, device), network, period)
             return
         streamed, passes = StreamedNetwork(core, thickness), MIRRORED if self.mirrors else MIRRORED[:1]
         for mirrored in passes:
@@ -169,7 +169,7 @@ class HaloWindowInferer(PrecisionInferer):
         reach, depth = gaussian_reach(self.blend["sigma"])[0], crop.shape[2]
         for start in range(0, depth, thickness):
             first, stop = max(0, start - reach), min(start + thickness, depth)
-            seen = crop[:, :, first : stop + reach].to(device)
+            seen = to_device(crop[:, :, first : stop + reach], device)
             smooth = torch.stack([gaussian(one, self.blend["sigma"])[None] for one in seen[:, 0]])
             yield slice(start, stop), float(self.blend["gain"]) * smooth[:, :, start - first : stop - first]
 

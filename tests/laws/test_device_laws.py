@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoshuffle.devices import allow_tf32
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import EdgeGuidedLoss
@@ -21,7 +22,22 @@ DEVICES = [
     *(["cuda"] if torch.cuda.is_available() else []),
     *(["mps"] if torch.backends.mps.is_available() else []),
 ]
+# CUDA alone has TensorFloat-32, and torch no bfloat16 autocast on MPS.
+FAST = [
+    (device, precision)
+    for device in DEVICES
+    for precision in {"cpu": ["fp32", "bf16"], "cuda": ["fp32", "tf32", "bf16"], "mps": ["auto"]}[device]
+]
 PLANE = Lattice((1, 3, 1), BlindSet("plane", "y"))
+
+
+@pytest.fixture(autouse=True)
+def _tf32_as_it_was():
+    """What a test allows is taken back."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    allow_tf32("fp32")
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def network(lattice: Lattice = PLANE) -> BlindSpotNet:
@@ -54,12 +70,10 @@ def test_a_device_gives_what_double_precision_gives(device):
     assert apart.abs().max() < 5e-3
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("device", "precision"), FAST)
 def test_every_fast_path_gives_the_same_volume(device, precision):
     """Windows, pieces, mirror images, of a volume that stays on the CPU; bfloat16 is as good as single precision."""
-    if device == "mps" and precision == "bf16":
-        precision = "auto"
+    allow_tf32(precision)
     x, lattice = torch.randn(1, 1, 24, 26, 30), Lattice(blind_set=BlindSet("none"))
     net = network(lattice).eval()
     with torch.no_grad():
@@ -76,12 +90,10 @@ def test_every_fast_path_gives_the_same_volume(device, precision):
     assert correlation(pieces[0, 0].float().cpu(), plain[0, 0]) > 0.9995
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("device", "precision"), FAST)
 def test_every_fast_path_is_blind(device, precision):
     """A plane that is changed by a lot changes nothing in its own prediction, not a bit, and does in others."""
-    if device == "mps" and precision == "bf16":
-        precision = "auto"
+    allow_tf32(precision)
     net = network().eval().to(device)
     x = torch.randn(1, 1, 12, 24, 12)
     changed = x.clone()

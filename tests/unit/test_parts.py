@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
 from monai.engines import SupervisedTrainer
 from monai.networks.layers.factories import Act, Norm
@@ -22,9 +23,9 @@ import cryoshuffle
 from cryoshuffle import devices
 from cryoshuffle.checkpoints import is_as_good
 from cryoshuffle.data import WindowDataset, choose_preset, epoch_count, epoch_length, seed_everything
-from cryoshuffle.devices import choose_device, choose_precision, memory_bytes
+from cryoshuffle.devices import allow_tf32, choose_device, choose_precision, memory_bytes, to_device
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
-from cryoshuffle.handlers import Budget, ClipGradients, named
+from cryoshuffle.handlers import Budget, ClipGradients, flat_after, named
 from cryoshuffle.inferers import PrecisionInferer
 from cryoshuffle.lattice import (
     BlindSet,
@@ -98,6 +99,29 @@ def test_device_and_precision_are_chosen_or_refused():
         choose_precision("fp8", torch.device("cpu"))
     assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
     assert choose_precision("auto", torch.device("mps")) is torch.float32
+    assert choose_precision("tf32", torch.device("cuda")) is torch.float32
+
+
+def test_tf32_is_for_the_asking():
+    """In convolutions as in products of matrices; every other precision forbids it."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for name in ("tf32", "fp32", "tf32", "bf16", "tf32", "auto"):
+            allow_tf32(name)
+            assert [flag.allow_tf32 for flag in flags] == [name == "tf32"] * 2
+        with pytest.raises(SettingError, match="precision is 'tf16'"):
+            allow_tf32("tf16")
+    finally:
+        for flag, was in zip(flags, before, strict=True):
+            flag.allow_tf32 = was
+
+
+def test_nothing_is_copied_on_its_way_to_where_it_is():
+    """A view on the CPU stays the view it is."""
+    x = torch.arange(24.0).reshape(2, 3, 4)[:, 1:]
+    there = to_device(x, "cpu")
+    assert there is x
 
 
 def test_bfloat16_is_used_inside_and_float32_comes_out():
@@ -188,6 +212,20 @@ def test_blind_risk_counts_scored_voxels_only():
     assert not lower_is_better(0.6, 0.5)
 
 
+class Fit:
+    """Of a fit, what a budget looks at."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.risks: list[float] = []
+        self.seconds = seconds
+
+    def elapsed_s(self) -> float:
+        return self.seconds
+
+    def spend(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
 def test_the_learning_rate_follows_steps_or_time():
     """Up over the warm-up, down to 0 at the end of the steps, or of the minutes if they end first."""
     budget = Budget(steps=100, warmup=10)
@@ -195,7 +233,7 @@ def test_the_learning_rate_follows_steps_or_time():
     assert factors[0] == pytest.approx(0.1)
     assert max(factors) > 0.95
     assert factors[100] == pytest.approx(0.0)
-    late = Budget(steps=100, minutes=1.0).watch(lambda: 30.0)
+    late = Budget(steps=100, minutes=1.0).watch(Fit(30.0))
     assert late.progress(10) == 0.5
     with pytest.raises(SettingError, match="minutes are 0"):
         Budget(10, 0)
@@ -204,7 +242,7 @@ def test_the_learning_rate_follows_steps_or_time():
 def test_the_pace_of_a_fit_tells_how_far_it_gets():
     """Steps in some minutes, from the steps and seconds so far; before the first step, none."""
     engine = Engine(lambda engine, batch: None)
-    budget = Budget(steps=40).watch(lambda: 80.0)
+    budget = Budget(steps=40).watch(Fit(80.0))
     assert budget.steps_within(3) == 0
     budget.attach(engine)
     engine.run([0] * 40)
@@ -262,11 +300,53 @@ def test_halves_are_looked_at_before_the_work_begins(tmp_path):
 
 def test_time_ends_a_fit_at_the_end_of_an_epoch():
     """The engine stops after the last epoch that fits into the minutes."""
-    clock = iter(range(0, 10_000, 20))
-    engine = Engine(lambda engine, batch: None)
-    Budget(steps=1000, minutes=2.0).watch(lambda: float(next(clock))).attach(engine)
+    engine, fit = Engine(lambda engine, batch: None), Fit()
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: fit.spend(20.0))
+    Budget(steps=1000, minutes=2.0).watch(fit).attach(engine)
     engine.run([0, 0], max_epochs=50)
-    assert 1 <= engine.state.epoch < 5
+    assert engine.state.epoch == 3
+
+
+def test_the_risk_is_flat_when_some_epochs_gain_nothing():
+    """Falling is not flat, nor is a step late on; scatter and rising are, after as many epochs as asked for."""
+    falling = [1.0 / (1 + i) for i in range(40)]
+    assert flat_after(falling[:10], 4) is None
+    assert flat_after([1.0, 0.9, 0.8, 0.7, 0.6, 0.5], 4) is None
+    assert flat_after([1.0, 0.5, 0.51, 0.49, 0.5, 0.3, 0.3, 0.3, 0.3, 0.3], 4) == 10
+    assert flat_after([0.5, 0.6, 0.7, 0.8, 0.9], 4) == 5
+    assert flat_after([0.5, 0.6, 0.7, 0.8], 4) is None
+    # The first answer stays when more epochs come.
+    assert flat_after([0.5] * 9, 4) == flat_after([0.5] * 30, 4) == 5
+
+
+def _rates_of_a_fit(gain: float, patience: int | None, epochs_before: int = 0) -> list[float]:
+    """Learning rate factors of a fit of 40 epochs of 5 steps, from an interruption on, its risk falling by so much."""
+    budget, fit, factors = Budget(steps=200, patience=patience), Fit(), []
+    fit.risks = [-gain * i for i in range(epochs_before)]
+    engine = Engine(lambda engine, batch: factors.append(budget.learning_rate_factor(engine.state.iteration)))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: fit.risks.append(-gain * len(fit.risks)))
+
+    @engine.on(Events.STARTED)
+    def go_on(engine: Engine) -> None:
+        engine.state.epoch, engine.state.iteration = epochs_before, 5 * epochs_before
+
+    budget.watch(fit).attach(engine)
+    engine.run([0] * 5, max_epochs=40)
+    return factors
+
+
+def test_a_flat_risk_brings_a_fit_to_its_end():
+    """A quarter of the steps so far is left to bring the rate down to 0; not if it falls, nor without patience."""
+    flat = _rates_of_a_fit(0.0, 8)
+    assert len(flat) == 60  # flat after 9 epochs of 5 steps, 12 more in whole epochs
+    assert flat[44] > 0.85
+    assert flat[-1] == pytest.approx(0.0)
+    assert max(abs(b - a) for a, b in itertools.pairwise(flat[15:])) < 0.12
+    assert len(_rates_of_a_fit(0.1, 8)) == len(_rates_of_a_fit(0.0, None)) == 200
+    for epochs in (3, 9, 11):
+        assert _rates_of_a_fit(0.0, 8, epochs) == flat[5 * epochs :]
+    with pytest.raises(SettingError, match="patience is 0"):
+        Budget(10, patience=0)
 
 
 def test_a_disabled_handler_attaches_nothing():
