@@ -52,7 +52,7 @@ from ignite.handlers import EMAHandler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from cryoshuffle.devices import choose_device
+from cryoshuffle.devices import choose_device, keep_memory
 from cryoshuffle.errors import SettingError
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import (
@@ -64,7 +64,7 @@ from cryoshuffle.lattice import (
     volume_shuffle,
     volume_unshuffle,
 )
-from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
+from cryoshuffle.layers import ChannelLayerNorm, DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.outputs import write_json
@@ -96,7 +96,7 @@ Row = dict[str, Any]
 
 
 class DilatedFormulation(BlindSpotNet):
-    """The paper's formulation of the same network: dilated layers on the full grid, no sub-lattice is split off.
+    """The paper's formulation out of our own layers: dilated on the full grid, no sub-lattice is split off.
 
     It has the weights of :class:`cryoshuffle.network.BlindSpotNet` under the same names, with
     :class:`cryoshuffle.network.ShuffleUNet` as body. ``dilation`` is the lattice stride.
@@ -121,18 +121,30 @@ class DilatedFormulation(BlindSpotNet):
         pads = [padding_to_multiple(n, p) for n, p in zip((z, y, w), self.period, strict=True)]
         x = F.pad(x, [0, pads[2], 0, pads[1], 0, pads[0]])
         body, skips = self.body, []
-        x = body.enter(self.stem(x))
+        x = self._pointwise(body.enter, self.stem(x))
         for level, down in zip(body.encoder, body.down, strict=True):
             x = self._level(level, x)
             skips.append(x)
-            x = down.project(volume_unshuffle(x, down.factor, self.dilation))
+            x = self._pointwise(down.project, volume_unshuffle(x, down.factor, self.dilation))
         x = self._level(body.bottom, x)
         for up, level in zip(body.up, body.decoder, strict=True):
-            x = volume_shuffle(up.project(x), up.factor, self.dilation)
+            x = volume_shuffle(self._pointwise(up.project, x), up.factor, self.dilation)
             for axis in range(3):
                 x = _box(x, 2 + axis, up.factor[axis], self.dilation[axis])
             x = self._level(level, x + skips.pop())
-        return body.leave(x)[:, :, :z, :y, :w]
+        return self._leave(x)[:, :, :z, :y, :w]
+
+    def _pointwise(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
+        return layer(x)
+
+    def _norm(self, layer: ChannelLayerNorm, x: Tensor) -> Tensor:
+        return layer(x)
+
+    def _gate(self, block: DilatedChannelAttentionBlock, x: Tensor) -> Tensor:
+        return block.gate(x)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        return self.body.leave(x)
 
     def _level(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
         for block in blocks:
@@ -140,12 +152,12 @@ class DilatedFormulation(BlindSpotNet):
         return x
 
     def _block(self, block: DilatedChannelAttentionBlock, x: Tensor) -> Tensor:
-        conv = block.conv
-        y = F.conv3d(block.norm_conv(x), conv.weight, conv.bias, padding=self.dilation, dilation=self.dilation)
-        y = block.conv_out(self._attention(block.attention, block.gate(y)))
+        conv, normal = block.conv, self._norm(block.norm_conv, x)
+        y = F.conv3d(normal, conv.weight, conv.bias, padding=self.dilation, dilation=self.dilation)
+        y = self._pointwise(block.conv_out, self._attention(block.attention, self._gate(block, y)))
         x = x + y * block.conv_scale[None, :, None, None, None]
-        y = block.gate(block.feed_forward(block.norm_feed_forward(x)))
-        return x + block.feed_forward_out(y) * block.feed_forward_scale[None, :, None, None, None]
+        y = self._gate(block, self._pointwise(block.feed_forward, self._norm(block.norm_feed_forward, x)))
+        return x + self._pointwise(block.feed_forward_out, y) * block.feed_forward_scale[None, :, None, None, None]
 
     def _attention(self, layer: DilatedChannelAttention, x: Tensor) -> Tensor:
         """Pools the voxels of each residue; in evaluation the running mean serves all residues."""
@@ -161,6 +173,33 @@ class DilatedFormulation(BlindSpotNet):
         scale = 2.0 * torch.sigmoid(F.conv3d(mean, weight, layer.weight.bias))
         parts = parts * scale[:, :, None, :, None, :, None]
         return parts.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+class PlainFormulation(DilatedFormulation):
+    """The paper's formulation as torch's own layers give it: convolutions, normalisation and gate without our code.
+
+    Shape and invariant are those of :class:`DilatedFormulation`.
+    """
+
+    def _pointwise(self, layer: nn.Conv3d, x: Tensor) -> Tensor:
+        return F.conv3d(x, layer.weight, layer.bias)
+
+    def _norm(self, layer: ChannelLayerNorm, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)
+        weight, bias = (p[None, :, None, None, None] for p in (layer.weight, layer.bias))
+        return (x - mean) * torch.rsqrt(variance + layer.eps) * weight + bias
+
+    def _gate(self, block: DilatedChannelAttentionBlock, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, dim=1)
+        return a * b
+
+    def _leave(self, x: Tensor) -> Tensor:
+        first, activation, last = self.body.leave
+        x = activation(self._pointwise(first, x))
+        return F.conv3d(x, last.weight[:, :, None, None, None], last.bias)
+
+
+FORMULATIONS = {"sub-lattices": BlindSpotNet, "dilated": DilatedFormulation, "plain": PlainFormulation}
 
 
 def _box(x: Tensor, dim: int, width: int, step: int) -> Tensor:
@@ -183,7 +222,7 @@ class Subject:
         task: ``training`` (an optimiser step), ``window`` or ``volume`` (inference), ``matmul`` or ``convolution``.
         shape: (Z, Y, X) of window or volume; both sides of a matrix; (B, Z, Y, X) of the input of a convolution.
         network: key of ``LATTICES``.
-        formulation: ``sub-lattices`` (ours) or ``dilated`` (the paper's).
+        formulation: ``sub-lattices`` (ours); the paper's, ``dilated`` out of our layers or ``plain`` out of torch's.
         channels: of the levels; in and out of a convolution.
         precision: key of ``PRECISIONS``.
         memory: key of ``MEMORY``.
@@ -216,8 +255,9 @@ class Subject:
 def build_network(subject: Subject) -> BlindSpotNet:
     """The network of a subject, in training mode; stem, factors and depth are those of ``train.json``."""
     body = {name: value for name, value in CONFIG["network_def"]["body"].items() if name != "_target_"}
-    kind = DilatedFormulation if subject.formulation == "dilated" else BlindSpotNet
-    return kind(LATTICES[subject.network], ShuffleUNet(**{**body, "channels": subject.channels}))
+    return FORMULATIONS[subject.formulation](
+        LATTICES[subject.network], ShuffleUNet(**{**body, "channels": subject.channels})
+    )
 
 
 def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
@@ -246,10 +286,9 @@ def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
     if subject.task == "training":
         return training_step(network, volume, subject.precision)
     network.eval()
-    if subject.task == "window":
-        inferer = PrecisionInferer(subject.precision)
-    else:
-        inferer = HaloWindowInferer(precision=subject.precision)
+    # A window of the volume's own shape has no halo: the whole volume goes through the network at once.
+    window = subject.shape if subject.task == "window" else None
+    inferer = HaloWindowInferer(window, precision=subject.precision)
     return torch.no_grad()(lambda: inferer(volume, network))
 
 
@@ -314,10 +353,13 @@ def serve(device_name: str, threads: int, least_s: float) -> None:
         Path("/proc/self/clear_refs").write_text("5")
     before = peak_mib(device)
     ready: dict[Subject, tuple[Callable[[], object], int]] = {}
+    kept = contextlib.ExitStack()
     for line in sys.stdin:
         asked = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(line).items()}
         subject = Subject(**asked)
         try:
+            if subject.task == "training":
+                kept.enter_context(keep_memory(device))  # as a fit does; inference does it by itself
             if subject not in ready:
                 ready[subject] = warm_up(subject, device, least_s)
             work, calls = ready[subject]
@@ -548,11 +590,12 @@ def rates(bench: Bench, task: str) -> list[Row]:
 
 
 def beside_paper(bench: Bench, task: str) -> list[Row]:
-    """Part ``paper``: the dilated formulation in both memory formats, ours as the config has it."""
+    """Part ``paper``: the dilated formulations in both memory formats, ours as the config has it."""
     shape = bench.settings["window" if task == "training" else "inference_window"]
     ours = [Subject(task, shape, channels=channels) for channels in (CHANNELS, PAPER_CHANNELS)]
     dilated = [
-        Subject(task, shape, network, "dilated", channels, memory=memory)
+        Subject(task, shape, network, formulation, channels, memory=memory)
+        for formulation in ("plain", "dilated")
         for network, channels in (("blind", CHANNELS), ("blind", PAPER_CHANNELS), ("voxel", PAPER_CHANNELS))
         for memory in MEMORY
     ]
@@ -890,11 +933,15 @@ def ratio_table(results: Results, settings: Mapping[str, Any]) -> str:
     """The ratios that tell the most, a place a column."""
     ours = {"formulation": "sub-lattices", "channels": list(CHANNELS), "network": "blind", "memory": "contiguous"}
     plain = {**ours, "precision": "fp32"}
-    dilated = {"formulation": "dilated", "network": "blind"}
-    equal, wide = ({**dilated, "channels": list(channels)} for channels in (CHANNELS, PAPER_CHANNELS))
     compared = [
-        (f"{what}: ours over (a), {how}", (f"paper_{task}", plain), (f"paper_{task}", other))
-        for how, other in (("at equal width", equal), ("at the paper's widths, ours at its own", wide))
+        (f"{what}: ours over {letter}, {how}", (f"paper_{task}", mine), (f"paper_{task}", theirs))
+        for formulation, letter in (("plain", "(a)"), ("dilated", "(a) out of our layers"))
+        for how, mine, width in (
+            ("at equal width", plain, CHANNELS),
+            ("both at the paper's widths", {**plain, "channels": list(PAPER_CHANNELS)}, PAPER_CHANNELS),
+            ("at the paper's widths, ours at its own", plain, PAPER_CHANNELS),
+        )
+        for theirs in [{"formulation": formulation, "network": "blind", "channels": list(width)}]
         for task, what in (("training", "training"), ("window", "inference"))
     ]
     compared += [
@@ -926,14 +973,16 @@ def rate_table(results: Results, task: str, settings: Mapping[str, Any]) -> str:
 
 
 def paper_table(results: Results) -> str:
-    """Ours and the dilated formulation."""
+    """Ours and the dilated formulations."""
     rows = []
     for formulation, network, channels in (
         ("sub-lattices", "blind", CHANNELS),
         ("sub-lattices", "blind", PAPER_CHANNELS),
-        ("dilated", "blind", CHANNELS),
-        ("dilated", "blind", PAPER_CHANNELS),
-        ("dilated", "voxel", PAPER_CHANNELS),
+        *(
+            (formulation, network, channels)
+            for formulation in ("plain", "dilated")
+            for network, channels in (("blind", CHANNELS), ("blind", PAPER_CHANNELS), ("voxel", PAPER_CHANNELS))
+        ),
     ):
         wanted = {"formulation": formulation, "network": network, "channels": list(channels)}
         cells = [
@@ -1033,8 +1082,9 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         "`contiguous` where nothing else is said. Raw numbers: [benchmarks_speed.json](benchmarks_speed.json).",
         "### Ratios",
         ratio_table(results, settings),
-        "(a) is the paper's formulation of the same network: convolutions dilated on the full grid, in the faster of "
-        "two memory formats. Its depth and lattice are ours; it gives the same output from the same weights, by test. "
+        "(a) is the paper's formulation of the same network: convolutions dilated on the full grid, out of torch's own "
+        "layers, or out of ours, in the faster of two memory formats. Its depth and lattice are ours; it gives the "
+        "same output from the same weights, by test. "
         f"(b), (c): see *Peers*. (d) is a product of matrices of {settings['matmul']} x {settings['matmul']} at the "
         "same precision and threads; the share is that of all convolutions together.",
     ]
@@ -1051,7 +1101,8 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
     if "paper" in done:
         parts += [
             "### The paper's formulation",
-            "fp32; dilated in the faster of two memory formats. Training and inference of one window as above.",
+            "fp32; dilated out of torch's layers (`plain`) and out of ours (`dilated`), in the faster of two memory "
+            "formats. Training and inference of one window as above.",
             paper_table(results),
         ]
     if any(unit["part"] == "peers" for unit in units):

@@ -36,7 +36,7 @@ from bench_speed import (
 )
 from torch.profiler import ProfilerActivity, profile
 
-from cryoshuffle.devices import choose_device
+from cryoshuffle.devices import choose_device, keep_memory
 from cryoshuffle.errors import SettingError
 from cryoshuffle.recorruption import GRID, RandRecorruptd
 from cryoshuffle.transforms import RandLatticeFlipd, RandLatticeWindowd
@@ -94,10 +94,11 @@ def preparation(subject: Subject, repeats: int) -> float:
 def report(subject: Subject, device: torch.device, steps: int, dearest: int, trace: Path | None) -> str:
     """The tables, as Markdown."""
     work = make_work(subject, device)
-    for _ in range(2):
-        timed(work, device)
-    seconds = median(timed(work, device) for _ in range(steps))
-    spent = self_times(work, device, steps, trace)
+    with keep_memory(device):
+        for _ in range(2):
+            timed(work, device)
+        seconds = median(timed(work, device) for _ in range(steps))
+        spent = self_times(work, device, steps, trace)
     total = sum(spent.values())
     kinds: Counter[str] = Counter()
     for operation, one in spent.items():

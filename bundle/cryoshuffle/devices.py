@@ -21,6 +21,7 @@ UNKNOWN_MEMORY = 8 * 2**30
 # Parameters of glibc's mallopt, and the values that are nearest to how it begins.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MMAP_LIMIT = 32 * 2**20
+_keeping: list[bool] = []
 _DEFAULTS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: _MMAP_LIMIT, _TRIM_THRESHOLD: 2 * _MMAP_LIMIT}
 
 
@@ -122,27 +123,32 @@ def memory_bytes(device: torch.device) -> int:
 
 
 @contextmanager
-def keep_memory(device: torch.device, tensor_bytes: int) -> Iterator[None]:
+def keep_memory(device: torch.device, tensor_bytes: int | None = None) -> Iterator[None]:
     """While this lasts, memory that a layer frees is kept for the next one; then it is all given back.
 
-    Layers over a large window make and drop tensors of many megabytes. glibc asks the system for each anew and gives it
-    back at once, and the system fills it with zeros page by page: that took half the time of inference and more. It
-    concerns the whole process. For other devices, systems and C libraries nothing is done, nor for tensors
-    so small that glibc keeps them anyway.
+    Layers make and drop tensors of many megabytes. glibc asks the system for each anew and gives it back at once, and
+    the system fills it with zeros page by page: that took half the time of inference and an eighth of a fit. It
+    concerns the whole process. For other devices, systems and C libraries nothing is done. Inside another one that
+    lasts already, it changes nothing.
 
     Args:
         device: that computes.
-        tensor_bytes: size of the tensors.
+        tensor_bytes: size of the tensors, if known: nothing is done for those so small that glibc keeps them anyway.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if device.type != "cpu" or tensor_bytes < _MMAP_LIMIT // 2 or not hasattr(libc, "mallopt"):
+    small = tensor_bytes is not None and tensor_bytes < _MMAP_LIMIT // 2
+    if device.type != "cpu" or small or not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(_MMAP_MAX, 0)
-    libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    if not _keeping:
+        libc.mallopt(_MMAP_MAX, 0)
+        libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    _keeping.append(True)
     try:
         yield
     finally:
-        for parameter, value in _DEFAULTS.items():
-            libc.mallopt(parameter, value)
-        libc.malloc_trim(0)
+        _keeping.pop()
+        if not _keeping:
+            for parameter, value in _DEFAULTS.items():
+                libc.mallopt(parameter, value)
+            libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Ignite handlers that drive the fit: blindness guard, window seeds, budget, interruption."""
+"""Ignite handlers that drive the fit: blindness guard, window seeds, memory, budget, interruption."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
@@ -17,6 +19,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from cryoshuffle.data import WindowDataset, seed_everything
+from cryoshuffle.devices import keep_memory
 from cryoshuffle.errors import FitInterruptedError, SettingError
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
@@ -157,6 +160,34 @@ class FitState(Protocol):
 
     def elapsed_s(self) -> float:
         """Seconds spent on the fit, those before an interruption included."""
+
+
+class KeptMemory:
+    """Keeps the memory that layers free for the next step, while an engine runs (:func:`keep_memory`).
+
+    Args:
+        device: that computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept = ExitStack()
+
+    def attach(self, engine: Engine) -> None:
+        """From start to end, or to an error."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        self._kept.enter_context(keep_memory(self.device))
+
+    def _stop(self, engine: Engine) -> None:
+        self._kept.close()
+
+    def _fail(self, engine: Engine, error: Exception) -> None:
+        self._kept.close()
+        raise error  # Ignite takes an error that has a handler for dealt with.
 
 
 class Budget:

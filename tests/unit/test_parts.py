@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -25,7 +26,7 @@ from cryoshuffle.checkpoints import is_as_good
 from cryoshuffle.data import WindowDataset, choose_preset, epoch_count, epoch_length, seed_everything
 from cryoshuffle.devices import allow_tf32, choose_device, choose_precision, memory_bytes, to_device
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
-from cryoshuffle.handlers import Budget, ClipGradients, flat_after, named
+from cryoshuffle.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
 from cryoshuffle.inferers import PrecisionInferer
 from cryoshuffle.lattice import (
     BlindSet,
@@ -447,19 +448,25 @@ def test_of_models_that_are_equal_but_for_chance_the_later_is_kept(risks, kept):
     assert is_as_good(risks) is kept
 
 
-def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypatch):
-    """glibc is told to keep it, and told back after an error too; small volumes, GPUs, other systems are let alone."""
-    told: list[tuple[str, ...]] = []
+@pytest.fixture
+def told(monkeypatch):
+    """What a C library that is not there is told."""
+    words: list[tuple[str, ...]] = []
 
     class Libc:
         def mallopt(self, parameter: int, value: int) -> None:
-            told.append(("mallopt", str(parameter), str(value)))
+            words.append(("mallopt", str(parameter), str(value)))
 
         def malloc_trim(self, pad: int) -> None:
-            told.append(("trim",))
+            words.append(("trim",))
 
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Libc())
     monkeypatch.setattr(devices.sys, "platform", "linux")
+    return words
+
+
+def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypatch, told):
+    """glibc is told to keep it, and told back after an error too; small volumes, GPUs, other systems are let alone."""
 
     def fail() -> None:
         with devices.keep_memory(torch.device("cpu"), 2**30):
@@ -482,3 +489,36 @@ def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypa
     with devices.keep_memory(torch.device("cpu"), 2**30):
         pass
     assert told == []
+
+
+def test_memory_that_is_kept_already_is_not_given_back_by_the_inner_one(told):
+    """The outermost alone tells."""
+    with devices.keep_memory(torch.device("cpu")):
+        begun = list(told)
+        with devices.keep_memory(torch.device("cpu"), 2**30):
+            pass
+        assert told == begun
+    assert told[-1] == ("trim",)
+    told.clear()
+    with devices.keep_memory(torch.device("cpu")):
+        assert told == begun
+
+
+def test_memory_is_kept_while_an_engine_runs(told):
+    """From its start to its end, or to an error, which is raised all the same."""
+
+    def step(engine: Engine, batch: int) -> None:
+        told.append(("step",))
+        if batch:
+            raise RuntimeError("no")
+
+    for batch in (0, 1):
+        told.clear()
+        engine = Engine(step)
+        KeptMemory(torch.device("cpu")).attach(engine)
+        with pytest.raises(RuntimeError, match="no") if batch else contextlib.nullcontext():
+            engine.run([batch])
+        assert told[0][0] == "mallopt"
+        assert told[-1] == ("trim",)
+        assert told.count(("step",)) == 1
+        assert told.count(("trim",)) == 1

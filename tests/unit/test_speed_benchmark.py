@@ -39,12 +39,12 @@ def speed(monkeypatch):
     return [_load(name) for name in MODULES][-1]
 
 
-def _both(speed, lattice, channels=(4, 6, 8)):
-    """Ours and the dilated formulation with the same weights, whose residual paths are open."""
+def _both(speed, lattice, formulation="dilated", channels=(4, 6, 8)):
+    """Ours and a dilated formulation with the same weights, whose residual paths are open."""
     torch.manual_seed(1)
     ours, dilated = (
         kind(lattice, ShuffleUNet(24, 1, channels, 1, FACTORS)).double()
-        for kind in (BlindSpotNet, speed.DilatedFormulation)
+        for kind in (BlindSpotNet, speed.FORMULATIONS[formulation])
     )
     for name, parameter in ours.named_parameters():
         if name.endswith("_scale"):
@@ -53,11 +53,12 @@ def _both(speed, lattice, channels=(4, 6, 8)):
     return ours, dilated
 
 
+@pytest.mark.parametrize("formulation", ["dilated", "plain"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("lattice", LATTICES, ids=["voxel", "plane"])
-def test_the_dilated_formulation_is_the_same_network(speed, lattice, training):
+def test_the_dilated_formulations_are_the_same_network(speed, lattice, training, formulation):
     """With the same weights the same output, statistics and gradients, on sizes that do not divide too."""
-    ours, dilated = (network.train(training) for network in _both(speed, lattice))
+    ours, dilated = (network.train(training) for network in _both(speed, lattice, formulation))
     x = torch.randn(2, 1, *(p + 3 for p in ours.period), dtype=torch.float64)
     outputs = [network(x) for network in (ours, dilated)]
     assert torch.allclose(*outputs, rtol=0, atol=1e-10)
@@ -87,7 +88,10 @@ def test_networks_are_those_of_the_config(speed):
     assert ours.body.config()["channels"] == speed.CONFIG["network_def"]["body"]["channels"]
     assert ours.lattice == Lattice()
     for channels in (speed.CHANNELS, speed.PAPER_CHANNELS):
-        pair = [speed.Subject("training", (12, 12, 12), formulation=f, channels=channels) for f in ("ours", "dilated")]
+        pair = [
+            speed.Subject("training", (12, 12, 12), formulation=f, channels=channels)
+            for f in ("sub-lattices", "dilated")
+        ]
         shapes = [{n: p.shape for n, p in speed.build_network(s).state_dict().items()} for s in pair]
         assert shapes[0] == shapes[1]
 
