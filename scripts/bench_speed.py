@@ -358,8 +358,8 @@ def serve(device_name: str, threads: int, least_s: float) -> None:
         asked = {name: tuple(v) if isinstance(v, list) else v for name, v in json.loads(line).items()}
         subject = Subject(**asked)
         try:
-            if subject.task == "training":
-                kept.enter_context(keep_memory(device))  # as a fit does; inference does it by itself
+            if not ready:
+                kept.enter_context(keep_memory(device))  # as a fit does, and inference of a large volume
             if subject not in ready:
                 ready[subject] = warm_up(subject, device, least_s)
             work, calls = ready[subject]
@@ -807,7 +807,7 @@ def cube(bench: Bench, side: int) -> list[Row]:
     rows = []
     for place in bench.strongest:
         row = row_of(subject, place)
-        with bench.fresh(place) as worker:
+        with Worker(place, bench.work / "worker.log", bench.settings["least_seconds"]) as worker:
             while len(row["seconds"]) < bench.settings["process_repeats"] and "reason" not in row:
                 repeat(row, partial(worker.ask, subject))
                 if sum(row["seconds"]) > 60 * bench.cap_minutes:
@@ -1077,7 +1077,8 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         "## Speed",
         f"Medians of {settings['repeats']} repetitions ({settings['process_repeats']} where a repetition is a program "
         f"or a cube), each of at least {settings['least_seconds']:g} s, by wall clock, warm-up not counted. What is "
-        "compared was measured in turns, each number of threads in a process of its own. "
+        "compared was measured in turns, each number of threads in a process of its own, which keeps the memory that "
+        "it frees, as a fit does. "
         f"Ours is what the configs have: channels {', '.join(map(str, CHANNELS))}, precision fp32 and memory format "
         "`contiguous` where nothing else is said. Raw numbers: [benchmarks_speed.json](benchmarks_speed.json).",
         "### Ratios",

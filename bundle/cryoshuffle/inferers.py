@@ -26,6 +26,8 @@ from cryoshuffle.windows import choose_pieces, choose_window, cut_windows
 # Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network, bytes
 # (measured: up to 1350); planes that the layers of a streamed window hold, and that leave them with its last piece.
 SHARE, BYTES_PER_VOXEL, HELD = 4, 1500, 16
+# A volume with more voxels is faster when it is streamed, even if it is not too large.
+WHOLE = 2_500_000
 # The features of a voxel in one of its layers.
 FEATURE_BYTES = 96
 # The volume as it is, and its seven mirror images, by axes of the batch.
@@ -66,13 +68,14 @@ class HaloWindowInferer(PrecisionInferer):
 
     Windows start on multiples of the lattice period and the halo reaches as far as the network sees, so in
     evaluation mode the result does not depend on the window. Memory on the device is bounded by the window. The
-    package's own network needs no halo along Z: where the volume is too large for one window it is streamed
+    package's own network needs no halo along Z: where the volume is large it is streamed
     (:class:`cryoshuffle.streaming.StreamedNetwork`), with the same result.
 
     Args:
         window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the whole volume, or what
             makes for the least work of all that goes into a quarter of the device's memory with a network as wide as
-            the package's own. Where the volume is streamed the first is the thickness of the pieces.
+            the package's own; that one takes large volumes in pieces of about a million voxels. Where the volume is
+            streamed the first is the thickness of the pieces.
         halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``). With a halo of
             its own nothing is streamed.
         precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
@@ -145,7 +148,7 @@ class HaloWindowInferer(PrecisionInferer):
             z, y, x = self.window
             stream = self.halo is None and shape[0] > z and can_stream(core)
             return ((shape[0], y, x), z) if stream else (self.window, 0)
-        if math.prod(shape) > most and can_stream(core):
+        if math.prod(shape) > min(most, WHOLE) and can_stream(core):
             return choose_pieces(shape, halo, period, most, HELD)
         return choose_window(shape, halo, period, most), 0
 
