@@ -1135,8 +1135,8 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
     if "cubes" in done:
         parts += [
             "### By size of the volume",
-            "The second network over random volumes through `HaloWindowInferer`; what does not go into a quarter of "
-            "the memory is streamed. Peak as above, volume and result included. Repetitions end when their time "
+            "The second network over random volumes through `HaloWindowInferer`; from some millions of voxels on "
+            "they are streamed, within a quarter of the memory. Peak as above, volume and result included. Repetitions end when their time "
             "is used up.",
             cube_table(results),
         ]
