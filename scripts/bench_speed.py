@@ -1136,8 +1136,8 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         parts += [
             "### By size of the volume",
             "The second network over random volumes through `HaloWindowInferer`; from some millions of voxels on "
-            "they are streamed, within a quarter of the memory. Peak as above, volume and result included. Repetitions end when their time "
-            "is used up.",
+            "they are streamed, within a quarter of the memory. Peak as above, volume and result included. "
+            "Repetitions end when their time is used up.",
             cube_table(results),
         ]
     parts += ["### Made with", made_with(units, settings), END]
