@@ -134,10 +134,14 @@ def draw(work: Path, docs: Path, results: Sequence[Mapping[str, Any]]) -> dict[s
             best = max(peers, key=lambda key: mine[key]["scores"]["correlation"])
             shown[BY_KEY[best].label.partition(",")[0]] = best
         there = {title: folder / f"{name}.mrc" for title, name in shown.items()}
-        volumes = {title: methods.read(path) for title, path in there.items() if path.is_file()}
-        report.save_panel(volumes, docs / f"benchmark_{case}.png")
+        picture = docs / f"benchmark_{case}.png"
+        if all(path.is_file() for path in there.values()):
+            report.save_panel({title: methods.read(path) for title, path in there.items()}, picture)
+        elif not picture.is_file():
+            continue
+        # Else the picture of an earlier work folder, whose results were taken over, is still the right one.
         captions[case] = (
-            f"Case {case}, seed {seeds[0]}, central xy (top) and xz plane (bottom): {', '.join(volumes)}. "
+            f"Case {case}, seed {seeds[0]}, central xy (top) and xz plane (bottom): {', '.join(there)}. "
             "Each with a grey scale of its own."
         )
     return captions

@@ -42,7 +42,8 @@ COLUMNS = (
 LEGEND = """\
 CC: Pearson's correlation with the noise-free reconstruction. PSNR and SSIM: after the best gain and offset. FSC 0.5:
 where the Fourier shell correlation with it falls below 0.5; "none" where it is nowhere above. s: wall time of the whole
-program, start, reading and writing included, without the runs that chose a strength. Excess: power of stripes with the
+program, start, reading and writing included, without the runs that chose a strength; none where the machine had
+other work to do. Excess: power of stripes with the
 period of the lattice over what the spectrum has nearby, 1 without stripes. Imbalance: fine detail in the strongest
 planes of the lattice over the mean, 1 if all are equal. \\*: in at least one seed the best strength was an end of its
 grid. Not run: why, in the column of the CC."""
