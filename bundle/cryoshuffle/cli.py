@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,13 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         help="bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone; tf32 rounds "
         "products on NVIDIA GPUs (default: auto)",
     )
+    group.add_argument(
+        "--memory",
+        type=_positive,
+        metavar="GIB",
+        help="the most the program may take on the CPU, GiB; volumes too large for it are worked on from files in "
+        "--report (default: a quarter of what there is, at least 2)",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -88,6 +96,9 @@ def _add_file_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files")
     group.add_argument("--overwrite", action="store_true", help="replace what is there, an unfinished fit included")
     group.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
+    group.add_argument(
+        "--fill-nan", action="store_true", help="put the mean of the others where voxels are NaN or Inf, and say where"
+    )
     group.add_argument(
         "--report", metavar="DIR", help="folder for pictures, log and checkpoints (default: beside the result)"
     )
@@ -177,7 +188,7 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--window", type=_triple, default=[48, 48, 48], metavar="Z,Y,X", help="window of a step, voxels (default: 48)"
     )
     fit.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same result (default: 0)")
-    fit.add_argument("--resume", action="store_true", help="go on with a fit that was interrupted")
+    fit.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -185,7 +196,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="cryoshuffle",
         description="Denoise one cryo-electron tomogram from that tomogram alone.",
-        epilog="Exit codes: 0 done, 2 a mistake that one sentence explains, 1 anything else.",
+        epilog="Exit codes: 0 done, 2 a mistake that one sentence explains, 3 stopped by a signal, go on with "
+        "--resume, 1 anything else.",
     )
     parser.add_argument("--version", action="version", version=f"cryoshuffle {cryoshuffle.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
@@ -206,6 +218,9 @@ def build_parser() -> argparse.ArgumentParser:
     apply.add_argument("input", metavar="IN", help="tomogram")
     apply.add_argument("output", metavar="OUT", help="the denoised tomogram")
     _add_output_options(apply, "--window", mirrors="default: off")
+    apply.add_argument(
+        "--resume", action="store_true", help="go on with the last finished window of a run that was interrupted"
+    )
 
     for command in (denoise, fit, apply):
         _add_machine_options(command)
@@ -317,9 +332,11 @@ def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any
     return {
         "output_dir": _plain(run_dir),
         "device_name": options.device,
+        "memory_gib": options.memory,
         "precision": options.precision,
         "overwrite": options.overwrite,
         "permissive": options.permissive,
+        "fill_nan": options.fill_nan,
         "quiet": options.quiet,
     }
 
@@ -327,6 +344,8 @@ def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any
 def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -> None:
     """Run configs of the bundle with settings in place of their own."""
     from monai.bundle import ConfigWorkflow
+
+    from cryoshuffle.provenance import let_go
 
     _set_logging()
     folder = cryoshuffle.config_dir()
@@ -336,8 +355,11 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
         logging_file=False,
         **settings,
     )
-    workflow.initialize()
-    workflow.run()
+    try:
+        workflow.initialize()
+        workflow.run()
+    finally:
+        let_go()
     workflow.finalize()
 
 
@@ -407,6 +429,7 @@ def _apply(options: argparse.Namespace) -> int:
         "output_dtype": options.dtype,
         "checkpoint": _plain(options.checkpoint),
         "network_def": network,
+        "resume": options.resume,
         "inference_window": options.inference_window,
         "detail": options.detail,
         **({"mirrors": True} if options.mirrors else {}),
@@ -419,8 +442,10 @@ def _apply(options: argparse.Namespace) -> int:
 
 def _noise(options: argparse.Namespace) -> int:
     from cryoshuffle.noise import (
+        LARGEST,
         Measured,
         choose_blind,
+        load_halves,
         load_mask,
         load_volume,
         noise_from_empty,
@@ -437,16 +462,16 @@ def _noise(options: argparse.Namespace) -> int:
         raise InputError("name either one tomogram, or its halves with --even and --odd")
     if options.empty is not None and options.input is None:
         raise InputError("--empty goes with one tomogram: halves need no empty region")
+    folder = Path(options.report)
     if options.empty is not None:
-        estimate = noise_from_empty(load_volume(options.input, options.permissive), load_mask(options.empty))
+        volume = load_volume(options.input, options.permissive, folder=folder)
+        estimate = noise_from_empty(volume, load_mask(options.empty, folder))
     elif options.input is not None:
-        estimate = noise_from_volume(load_volume(options.input, options.permissive))
+        estimate = noise_from_volume(load_volume(options.input, options.permissive, LARGEST))
     else:
-        even, odd = (load_volume(path, options.permissive) for path in (options.even, options.odd))
-        estimate = noise_from_halves(even, odd)
+        estimate = noise_from_halves(*load_halves((options.even, options.odd), options.permissive))
     print(f"noise autocorrelation from {estimate.source}, lags in voxels")
     print(estimate.table())
-    folder = Path(options.report)
     folder.mkdir(exist_ok=True)
     table, plot = folder / "noise.json", folder / "noise.png"
     for path in (table, plot):
@@ -603,10 +628,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "check": _check,
     }
+    before = _listen()
     try:
         return commands[options.command](options)
     except BaseException as error:
         return _report(error)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen() -> dict[int, Any]:
+    """Let Ctrl-C, and SIGTERM, which schedulers send before they kill, end a run in words.
+
+    Python's own exception for Ctrl-C would end the process by a signal, without our exit code, where an expression of
+    a config runs.
+
+    Returns:
+        what was done at these signals before; nothing where that cannot be changed, outside the main thread.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise FitInterruptedError("stopped; no result was written, what is done so far goes on with --resume")
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def _report(error: BaseException) -> int:
@@ -614,13 +661,14 @@ def _report(error: BaseException) -> int:
     if mistake is not None:
         print(f"cryoshuffle: {mistake}", file=sys.stderr)
         return 2
+    from cryoshuffle.devices import is_out_of_memory
+
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (FitInterruptedError, KeyboardInterrupt)):
-            stopped = "stopped; no result was written, a fit that had begun goes on with --resume"
-            print(f"\ncryoshuffle: {str(cause) or stopped}", file=sys.stderr)
-            return 1
-        if isinstance(cause, MemoryError) or re.search("out of memory|allocate memory", str(cause)):
+            print(f"\ncryoshuffle: {str(cause) or 'stopped'}", file=sys.stderr)
+            return 3
+        if is_out_of_memory(cause):
             print(
                 "cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu",
                 file=sys.stderr,

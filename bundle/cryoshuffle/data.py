@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import CacheDataset, MetaTensor, list_data_collate
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
@@ -84,6 +86,44 @@ def epoch_count(steps: int, steps_per_epoch: int) -> int:
 def epoch_length(steps: int, steps_per_epoch: int) -> int:
     """Optimiser steps in each epoch, so that all epochs are of one length and make at least ``steps``."""
     return math.ceil(steps / epoch_count(steps, steps_per_epoch))
+
+
+def collate_one(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of one item whose images are views of the item's, not copies; a volume on disk stays there.
+
+    Args:
+        batch: one dictionary, as MONAI's transforms leave it.
+
+    Raises:
+        SettingError: for more than one.
+    """
+    if len(batch) != 1:
+        raise SettingError(f"a batch of {len(batch)} volumes cannot be made without copies: use a batch size of 1")
+    item = dict(batch[0])
+    images = {key: value for key, value in item.items() if isinstance(value, MetaTensor)}
+    # MONAI collates what belongs to the images, of images without voxels.
+    for key, image in images.items():
+        item[key] = MetaTensor(torch.empty(0), meta=image.meta, applied_operations=image.applied_operations)
+    result: dict[str, Any] = list_data_collate([item])
+    for key, image in images.items():
+        batched = MetaTensor(image.as_tensor()[None]).copy_meta_from(result[key])
+        batched.is_batch = True
+        result[key] = batched
+    return result
+
+
+def forget(held: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Let go of the volumes of a fit that is over, in memory or on disk, before its result needs the room.
+
+    Args:
+        held: MONAI's cached datasets, and lists.
+    """
+    for volumes in held:
+        if isinstance(volumes, CacheDataset):
+            volumes.set_data([])
+        elif isinstance(volumes, list):
+            volumes.clear()
+    gc.collect()
 
 
 def seed_everything(seed: int, epoch: int) -> None:

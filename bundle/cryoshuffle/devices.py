@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # Where a container says how much memory it may use, and what is taken for there where no one says.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 UNKNOWN_MEMORY = 8 * 2**30
+# What the program takes on a CPU at least, unless it is told otherwise or there is not twice as much.
+LEAST_MEMORY = 2 * 2**30
+# What a window takes at least: smaller ones are mostly halo.
+LEAST_WINDOW = 2**28
+# What the program takes itself, libraries and all; and the share of a GPU's memory that a window may take.
+_OWN, _GPU_SHARE = int(0.7 * 2**30), 4
+_most: list[int] = []
 # Parameters of glibc's mallopt, and the values that are nearest to how it begins.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MMAP_LIMIT = 32 * 2**20
@@ -120,6 +128,53 @@ def memory_bytes(device: torch.device) -> int:
         if text.isdigit():
             known.append(int(text))
     return min(known, default=UNKNOWN_MEMORY)
+
+
+def limit_memory(gib: float | None = None) -> None:
+    """Set how much memory the program may take on the CPU, for the whole process.
+
+    Args:
+        gib: GiB (2^30 bytes); None for a quarter of what there is, but at least 2, or half
+            of what there is if that is less.
+
+    Raises:
+        SettingError: if it is not positive.
+    """
+    _most.clear()
+    if gib is not None:
+        if not gib > 0:
+            raise SettingError(f"memory is {gib} GiB: give more than 0")
+        _most.append(int(gib * 2**30))
+
+
+def most_memory_bytes() -> int:
+    """How much memory the program may take on the CPU, as :func:`limit_memory` has it."""
+    there = memory_bytes(torch.device("cpu"))
+    return _most[0] if _most else max(there // 4, min(LEAST_MEMORY, there // 2))
+
+
+def window_bytes(device: torch.device, held: int = 0) -> int:
+    """How much memory of a device the network may take for a window.
+
+    Args:
+        device: of a GPU a quarter; of the CPU what the program may take without what it takes itself.
+        held: bytes that volumes take in the memory of the CPU.
+    """
+    if device.type != "cpu":
+        return memory_bytes(device) // _GPU_SHARE
+    return max(most_memory_bytes() - _OWN - held, LEAST_WINDOW)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, of a GPU or of the system, did not suffice."""
+    return isinstance(error, MemoryError) or bool(re.search("out of memory|allocate memory", str(error)))
+
+
+def trim_memory() -> None:
+    """Give back what :func:`keep_memory` has kept so far: tensors of many sizes leave gaps that others do not fit."""
+    if _keeping:
+        libc: Any = ctypes.CDLL(None)
+        libc.malloc_trim(0)
 
 
 @contextmanager

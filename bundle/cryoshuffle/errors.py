@@ -25,7 +25,7 @@ class FileError(UserError, OSError):
 
 
 class FitInterruptedError(Exception):
-    """The fit was asked to stop and did, with its checkpoint kept; no mistake, so the exit code is 1."""
+    """The fit was asked to stop and did, with its checkpoint kept; no mistake, so it has an exit code of its own, 3."""
 
 
 def user_error(error: BaseException | None) -> UserError | None:

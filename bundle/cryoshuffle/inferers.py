@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,17 +16,22 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cryoshuffle.devices import choose_precision, keep_memory, memory_bytes, to_device
+from cryoshuffle import scratch
+from cryoshuffle.devices import choose_precision, is_out_of_memory, keep_memory, to_device, trim_memory, window_bytes
 from cryoshuffle.errors import SettingError
 from cryoshuffle.filters import gaussian, gaussian_reach
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
+from cryoshuffle.mergers import WindowMerger
 from cryoshuffle.network import unwrap
 from cryoshuffle.streaming import StreamedNetwork, can_stream
 from cryoshuffle.windows import choose_pieces, choose_window, cut_windows
 
-# Of the device's memory a window may take one part in so many; what a voxel of it takes in the package's network, bytes
-# (measured: up to 1350); planes that the layers of a streamed window hold, and that leave them with its last piece.
-SHARE, BYTES_PER_VOXEL, HELD = 4, 1500, 16
+logger = logging.getLogger("cryoshuffle")
+# What a voxel of a window takes in the package's network, bytes (measured: up to 1350, 1850 where it is streamed);
+# planes that the layers of a streamed window hold, and that leave them with its last piece.
+BYTES_PER_VOXEL, HELD = 1900, 16
+# A volume in memory is there so many times before its result is written.
+COPIES = 4
 # A volume with more voxels is faster when it is streamed, even if it is not too large.
 WHOLE = 2_500_000
 # The features of a voxel in one of its layers.
@@ -73,9 +79,9 @@ class HaloWindowInferer(PrecisionInferer):
 
     Args:
         window: side of the part kept of each window, along (Z, Y, X), voxels; None takes the whole volume, or what
-            makes for the least work of all that goes into a quarter of the device's memory with a network as wide as
-            the package's own; that one takes large volumes in pieces of about a million voxels. Where the volume is
-            streamed the first is the thickness of the pieces.
+            makes for the least work of all that goes into :func:`cryoshuffle.devices.window_bytes` with a network as
+            wide as the package's own; that one takes large volumes in pieces of about a million voxels. Where the
+            volume is streamed the first is the thickness of the pieces.
         halo: context on every side, voxels; None takes what the network sees (``receptive_radius()``). With a halo of
             its own nothing is streamed.
         precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
@@ -87,6 +93,11 @@ class HaloWindowInferer(PrecisionInferer):
         detail: share of the input mixed back into the result, 0 to 1.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
+        merger: makes what the results of a volume on disk (:mod:`cryoshuffle.scratch`) come together in, from their
+            shape, one with a journal for instance; the network has to return as many channels as it is given then.
+            None for one without.
+
+    Memory that does not suffice is not the end: windows of a quarter of the size are tried once, and it is said.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
@@ -105,9 +116,11 @@ class HaloWindowInferer(PrecisionInferer):
         blend: Mapping[str, Any] | None = None,
         detail: float = 0.0,
         mirrors: bool = False,
+        merger: Callable[..., WindowMerger] | None = None,
     ) -> None:
         super().__init__(precision)
         self.mirrors = mirrors
+        self.merger = merger
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
@@ -142,9 +155,11 @@ class HaloWindowInferer(PrecisionInferer):
             total = total + super().__call__(padded.flip(mirrored), network, *args, **kwargs).flip(mirrored)
         return total[:, :, :z, :y, :x] / len(MIRRORED)
 
-    def _plan(self, shape: Sequence[int], halo: Triple, period: Triple, most: int, core: Any) -> tuple[Triple, int]:
+    def _plan(
+        self, shape: Sequence[int], halo: Triple, period: Triple, most: int, core: Any, smaller: bool = False
+    ) -> tuple[Triple, int]:
         """The window, and the thickness of the pieces in which it is streamed; 0 for all at once."""
-        if self.window is not None:
+        if self.window is not None and not smaller:
             z, y, x = self.window
             stream = self.halo is None and shape[0] > z and can_stream(core)
             return ((shape[0], y, x), z) if stream else (self.window, 0)
@@ -180,40 +195,87 @@ class HaloWindowInferer(PrecisionInferer):
         """Run the network over the volume."""
         volume = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         core = unwrap(network) if isinstance(network, nn.Module) else network
-        period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
         device = volume.device if self.device is None else torch.device(self.device)
-        halo, shape = self._halo(core), volume.shape[2:]
-        most = memory_bytes(device) // (SHARE * BYTES_PER_VOXEL * len(volume))
-        window, thickness = self._plan(shape, halo, period, most, core)
-        trust = 1.0 if self.blend is None else float(self.blend["trust"])
-        run, thick = partial(network, *args, **kwargs) if args or kwargs else network, thickness or max(1, shape[0])
-        result: Tensor | None = None
-        bar = tqdm(total=math.prod(shape), desc="denoising", unit="voxel", unit_scale=True, disable=not self.progress)
-        with bar, keep_memory(device, FEATURE_BYTES * math.prod(shape)):
-            done = 0
-            for cut in cut_windows(shape, window, halo, period):
-                crop = volume[(slice(None), slice(None), *cut.read)]
-                made = [
-                    (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * trust),
-                    (self._filtered(crop, thick, device), (1 - self.detail) * (1 - trust)),
-                    (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
-                ]
-                rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
-                for number, (parts, share) in enumerate(made):
-                    for planes, part in parts if share else ():
-                        if result is None:
-                            result = volume.new_zeros((*part.shape[:2], *shape), dtype=part.dtype)
-                        first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
-                        kept = part[
-                            (slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])
-                        ]
-                        there = result[(slice(None), slice(None), *cut.keep)]
-                        there.narrow(2, first - rows.start, last - first).add_((share * kept).to(result.device))
-                        if thickness and number == 0:
-                            bar.update((last - first) * area / (len(MIRRORED) if self.mirrors else 1))
-                done += (rows.stop - rows.start) * area
-                bar.update(done - bar.n)
-        if result is None:
+        held = 0 if scratch.on_disk(volume) else COPIES * volume.element_size() * volume.numel()
+        most = window_bytes(device, held) // (BYTES_PER_VOXEL * len(volume))
+        run = partial(network, *args, **kwargs) if args or kwargs else network
+        merger: WindowMerger | None = None
+        if self.merger is not None and scratch.on_disk(volume):
+            merger = self.merger(tuple(volume.shape))
+        bar = tqdm(
+            total=math.prod(volume.shape[2:]),
+            desc="denoising",
+            unit="voxel",
+            unit_scale=True,
+            disable=not self.progress,
+        )
+        with bar, keep_memory(device, FEATURE_BYTES * volume[0, 0].numel()):
+            try:
+                merger = self._merge(volume, run, core, device, most, merger, bar)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.warning("out of memory on %s: once more with windows of a quarter of the size", device)
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                bar.reset()
+                merger = self._merge(volume, run, core, device, most // 4, merger, bar, smaller=True)
+        if merger is None:
             raise SettingError(f"a volume of shape {tuple(volume.shape)} has no voxels")
+        result = merger.finalize()
         # MONAI's Invertd undoes transforms on images that carry their metadata only.
         return MetaTensor(result).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else result
+
+    def _merge(
+        self,
+        volume: Tensor,
+        run: Callable[..., Tensor],
+        core: Any,
+        device: torch.device,
+        most: int,
+        merger: WindowMerger | None,
+        bar: tqdm[Any],
+        smaller: bool = False,
+    ) -> WindowMerger | None:
+        """What all windows give, in a merger; None for a volume without any."""
+        period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
+        halo, shape = self._halo(core), volume.shape[2:]
+        window, thickness = self._plan(shape, halo, period, most, core, smaller)
+        trust = 1.0 if self.blend is None else float(self.blend["trust"])
+        thick, done = thickness or max(1, shape[0]), 0
+        for cut in cut_windows(shape, window, halo, period):
+            rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
+            left = merger is None or not merger.is_done(cut.keep)
+            if left and merger is not None:
+                merger.begin(cut.keep)
+            crop = volume[(slice(None), slice(None), *cut.read)]
+            made = [
+                (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * trust),
+                (self._filtered(crop, thick, device), (1 - self.detail) * (1 - trust)),
+                (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
+            ]
+            for number, (parts, share) in enumerate(made):
+                for planes, part in parts if share and left else ():
+                    first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
+                    kept = part[
+                        (slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])
+                    ]
+                    if merger is None:
+                        merger = self._merger_like(volume, part)
+                    start = cut.keep[0].start + first - rows.start
+                    merger.aggregate(share * kept, (start, cut.keep[1].start, cut.keep[2].start))
+                    if thickness and number == 0:
+                        bar.update((last - first) * area / (len(MIRRORED) if self.mirrors else 1))
+            if left and merger is not None:
+                merger.mark(cut.keep)
+                if done + (rows.stop - rows.start) * area < math.prod(shape):
+                    trim_memory()
+            done += (rows.stop - rows.start) * area
+            bar.update(done - bar.n)
+        return merger
+
+    def _merger_like(self, volume: Tensor, part: Tensor) -> WindowMerger:
+        """A merger for results that have as many channels as one of their parts."""
+        shape = (*part.shape[:2], *volume.shape[2:])
+        values = scratch.like(volume, shape, part.dtype)
+        return WindowMerger(shape, dtype=part.dtype, device=volume.device, values=values)

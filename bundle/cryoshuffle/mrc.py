@@ -10,11 +10,17 @@ Source:
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import math
 import os
+import shutil
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mrcfile
 import numpy as np
@@ -24,8 +30,11 @@ from monai.transforms import Orientation
 from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import MetaKeys, SpaceKeys
 from mrcfile.dtypes import HEADER_DTYPE
+from mrcfile.mrcinterpreter import MrcInterpreter
 from mrcfile.mrcobject import MrcObject
+from mrcfile.utils import data_shape_from_header, dtype_from_mode, mode_from_dtype
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 
 SUFFIXES = tuple(f"{s}{c}" for s in (".mrc", ".rec", ".map", ".st") for c in ("", ".gz", ".bz2"))
@@ -33,6 +42,9 @@ AXIS_CODES = "SAR"
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 _IMOD_STAMP = 1146047817
+# Where the header says how long the extended header is, and how much smaller compression makes a file at most.
+_NSYMBT = slice(92, 96)
+_MOST_PACKED = {".gz": 1100, ".bz2": 50_000}
 
 
 def is_mrc_name(path: str | os.PathLike[str]) -> bool:
@@ -40,35 +52,37 @@ def is_mrc_name(path: str | os.PathLike[str]) -> bool:
     return str(path).lower().endswith(SUFFIXES)
 
 
-def open_mrc(path: str | os.PathLike[str], permissive: bool = False) -> MrcObject:
+def open_mrc(
+    path: str | os.PathLike[str], permissive: bool = False, folder: str | os.PathLike[str] | None = None
+) -> MrcObject:
     """Open one tomogram for reading; data are a memory map unless the file is compressed.
 
     Args:
         path: of the file.
         permissive: also take files whose header breaks the standard, an old one without the ``MAP`` stamp say.
+        folder: where a compressed file too large for memory is unpacked, for as long as it is open; None for memory.
 
     Returns:
         mrcfile's object, open; its ``data`` are three-dimensional and real.
 
     Raises:
-        FileError: if the file is missing or cannot be read.
+        FileError: if the file is missing or cannot be read, or there is no room to unpack it.
         InputError: if it is not MRC, is cut short, or holds something other than one real volume.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileError(f"{path}: there is no such file, check the path")
-    if not is_mrc_name(path):
-        raise InputError(f"{path}: not an MRC file by its name, expected one of {', '.join(SUFFIXES)}")
+    size = _unpacked_size(path, permissive)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            if path.suffix.lower() in _COMPRESSIONS:
+            if path.suffix.lower() not in _COMPRESSIONS:
+                mrc = mrcfile.mmap(path, permissive=permissive)
+            elif folder is None or size <= scratch.in_memory_bytes():
                 mrc = mrcfile.open(path, permissive=permissive)
             else:
-                mrc = mrcfile.mmap(path, permissive=permissive)
+                mrc = _unpack(path, size, Path(folder), permissive)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, OverflowError, zlib.error) as error:
         raise InputError(_why_not_mrc(path, str(error), permissive)) from error
     if mrc.data is None:
         mrc.close()
@@ -80,6 +94,91 @@ def open_mrc(path: str | os.PathLike[str], permissive: bool = False) -> MrcObjec
         mrc.close()
         raise
     return mrc
+
+
+def read_shape(path: str | os.PathLike[str], permissive: bool = False) -> tuple[int, ...]:
+    """Shape of the stored array of a tomogram, from its header; a compressed file is not unpacked for it.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not MRC, is cut short as far as can be told without unpacking it, or holds something other
+            than one real volume.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _COMPRESSIONS:
+        with open_mrc(path, permissive) as mrc:
+            return tuple(mrc.data.shape)
+    header, _ = _peek(path, permissive)
+    shape = data_shape_from_header(header)
+    _refuse_other_than_volume(path, np.broadcast_to(np.zeros((), dtype_from_mode(header.mode)), shape))
+    return tuple(shape)
+
+
+def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
+    """The header of a file, alone, and the bytes of its extended header."""
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such file, check the path")
+    if not is_mrc_name(path):
+        raise InputError(f"{path}: not an MRC file by its name, expected one of {', '.join(SUFFIXES)}")
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    try:
+        with opener(path, "rb") as file:
+            raw = bytearray(file.read(HEADER_DTYPE.itemsize))
+        extended = bytes(raw[_NSYMBT])
+        # mrcfile makes room for whatever the header says that follows, before it looks how much there is.
+        raw[_NSYMBT] = bytes(4)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = MrcInterpreter(io.BytesIO(raw), permissive, header_only=True).header
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    except (ValueError, EOFError, zlib.error) as error:
+        raise InputError(_why_not_mrc(path, str(error), permissive)) from error
+    order: Literal["big", "little"] = "big" if header.dtype["mode"].byteorder == ">" else "little"
+    return header, int.from_bytes(extended, order, signed=True)
+
+
+def _unpacked_size(path: Path, permissive: bool) -> int:
+    """Bytes of a file without compression, as its header has them; a header that says more than can be is refused."""
+    header, extended = _peek(path, permissive)
+    try:
+        shape, item = data_shape_from_header(header), dtype_from_mode(header.mode).itemsize
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(_why_not_mrc(path, str(error), permissive)) from error
+    if extended < 0 or min(shape) < 1:
+        raise InputError(_why_not_mrc(path, f"its header says shape {shape}, extended header {extended}", permissive))
+    size = HEADER_DTYPE.itemsize + extended + item * math.prod(shape)
+    there = path.stat().st_size * _MOST_PACKED.get(path.suffix.lower(), 1)
+    if size > there:
+        raise InputError(_why_not_mrc(path, f"Expected {size} bytes, there are {there} at most", permissive))
+    return size
+
+
+def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
+    """A compressed file unpacked piece by piece into one that loses its name as soon as it is open."""
+    folder.mkdir(parents=True, exist_ok=True)
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else bz2.open
+    partial = scratch.partial_path(folder / f"{path.name}.mrc")
+    try:
+        with partial.open("wb") as file:
+            try:
+                scratch.take_room(file, size)
+            except OSError as error:
+                raise FileError(
+                    f"{path}: needs {size / 2**20:.0f} MiB in {folder} to be unpacked ({error.strerror or error}), "
+                    "make room or choose another folder with --report"
+                ) from error
+            file.seek(0)
+            left = size
+            with opener(path, "rb") as packed:
+                while left and (block := packed.read(min(left, 2**22))):
+                    file.write(block)
+                    left -= len(block)
+        if left:
+            raise EOFError(f"Expected {size} bytes, there are {size - left}")
+        return mrcfile.mmap(partial, permissive=permissive)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
@@ -124,6 +223,24 @@ def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
     return size[0], size[1], size[2]
 
 
+def _read_sections(stored: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Some sections of the stored array; of a map from its file, for a map whose file fails ends the program."""
+    path = Path(stored.filename) if isinstance(stored, np.memmap) and stored.filename is not None else None
+    if path is None or not isinstance(stored, np.memmap) or not path.exists():
+        return np.asarray(stored[start:stop])
+    plane = math.prod(stored.shape[1:])
+    count, offset = (stop - start) * plane, int(stored.offset) + start * plane * stored.dtype.itemsize
+    try:
+        values = np.fromfile(path, stored.dtype, count, offset=offset)
+    except OSError as error:
+        raise FileError(
+            f"{path}: cannot be read from section {start} on ({error.strerror or error}), check the disk"
+        ) from error
+    if len(values) < count:
+        raise FileError(f"{path}: was cut short while it was read, at section {start}; copy it again")
+    return values.reshape(stop - start, *stored.shape[1:])
+
+
 class MrcReader(ImageReader):
     """Reads one real MRC volume with its whole header.
 
@@ -132,6 +249,9 @@ class MrcReader(ImageReader):
 
     Args:
         permissive: also take files whose header breaks the standard.
+        folder: where volumes too large for memory are kept while the program runs (:mod:`cryoshuffle.scratch`); None
+            for memory, however large they are.
+        largest: voxels to take along each axis, from the middle; None for all.
 
     Returns:
         ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR),
@@ -145,9 +265,13 @@ class MrcReader(ImageReader):
         UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is.
     """
 
-    def __init__(self, permissive: bool = False) -> None:
+    def __init__(
+        self, permissive: bool = False, folder: str | os.PathLike[str] | None = None, largest: int | None = None
+    ) -> None:
         super().__init__()
         self.permissive = permissive
+        self.folder = folder
+        self.largest = largest
 
     def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
         """Whether all names end like an MRC file's."""
@@ -157,7 +281,7 @@ class MrcReader(ImageReader):
     def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> list[MrcObject]:
         """Open the files; see :func:`open_mrc` for what is refused."""
         names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        files = [open_mrc(name, self.permissive) for name in names]
+        files = [open_mrc(name, self.permissive, self.folder) for name in names]
         for name, file in zip(names, files, strict=True):
             if min(voxel_size_zyx(file.header)) <= 0:
                 # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
@@ -181,10 +305,18 @@ class MrcReader(ImageReader):
         return np.stack(volumes), meta
 
     def _volume(self, file: MrcObject) -> np.ndarray:
-        data = np.asarray(file.data)
-        if _unsigned_bytes(file.header):
-            data = data.view(np.uint8)
-        return np.array(data.transpose(_axis_order(file.header)), dtype=np.float32, order="C")
+        stored = file.data
+        order, kind = _axis_order(file.header), np.uint8 if _unsigned_bytes(file.header) else stored.dtype
+        most = max(stored.shape) if self.largest is None else self.largest
+        # What is taken of each stored axis, and the volume with its axes in the order they are stored in.
+        taken = [slice(max(0, n - most) // 2, max(0, n - most) // 2 + min(n, most)) for n in stored.shape]
+        sides = [part.stop - part.start for part in taken]
+        volume = scratch.empty_volume([sides[axis] for axis in order], self.folder)
+        target, first = np.transpose(volume, np.argsort(order)), taken[0].start
+        for part in scratch.sections((sides[0], *stored.shape[1:]), 0):
+            section = _read_sections(stored, first + part.start, first + part.stop)
+            target[part] = section.view(kind)[:, taken[1], taken[2]]
+        return volume
 
     def _meta(self, file: MrcObject) -> dict[str, Any]:
         header = file.header
@@ -269,30 +401,53 @@ class MrcWriter(ImageWriter):
         """Write the file under a temporary name and move it into place."""
         super().write(filename, verbose=verbose)
         path = Path(filename)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial, packed = scratch.partial_path(path), scratch.partial_path(path, "packed.")
         source = self._source_header()
         order = _axis_order(source) if source is not None else (0, 1, 2)
-        data = self._as_dtype(np.transpose(self.data_obj, np.argsort(order)))
+        volume = np.transpose(self.data_obj, np.argsort(order))
+        needed = volume.size * self.output_dtype.itemsize
+        compression = _COMPRESSIONS.get(path.suffix.lower())
+        extended = np.frombuffer(bytes.fromhex(self.meta.get("mrc_extended_header", "")), dtype="V1")
+        mode = mode_from_dtype(self.output_dtype)
         try:
-            compression = _COMPRESSIONS.get(path.suffix.lower())
-            with mrcfile.new(partial, compression=compression, overwrite=True) as mrc:
-                extended = bytes.fromhex(self.meta.get("mrc_extended_header", ""))
-                if extended:
-                    mrc.set_extended_header(np.frombuffer(extended, dtype="V1"))
-                mrc.set_data(data)
+            with mrcfile.new_mmap(
+                partial, volume.shape, mode, overwrite=True, extended_header=extended if extended.size else None
+            ) as mrc:
+                with partial.open("r+b") as file:
+                    scratch.take_room(file, partial.stat().st_size)
+                self._fill(mrc, volume)
                 if source is None:
                     self._describe(mrc)
                 else:
                     _copy_header(source, mrc)
                 _add_label(mrc)
-            os.replace(partial, path)
+            if compression is not None:
+                _compress(partial, packed, compression)
+            os.replace(partial if compression is None else packed, path)
         except OSError as error:
             raise FileError(
-                f"{path}: cannot be written ({error.strerror or error}, {data.nbytes / 2**20:.0f} MiB needed), "
+                f"{path}: cannot be written ({error.strerror or error}, {needed / 2**20:.0f} MiB needed), "
                 "make room or choose another folder; nothing was left behind"
             ) from error
         finally:
             partial.unlink(missing_ok=True)
+            packed.unlink(missing_ok=True)
+
+    def _fill(self, mrc: MrcObject, volume: np.ndarray) -> None:
+        """Write the voxels section by section, and their statistics into the header."""
+        scratch.watch(mrc.data)
+        least, most, mean, power, count = np.inf, -np.inf, 0.0, 0.0, 0
+        for part in scratch.sections(volume.shape, 0):
+            section = self._as_dtype(volume[part])
+            mrc.data[part] = section
+            values = section.astype(np.float64)
+            least, most = min(least, values.min()), max(most, values.max())
+            # Means and squares of parts add up to those of the whole without loss (Chan et al. 1979).
+            apart, total = values.mean() - mean, count + values.size
+            power += float(np.square(values - values.mean()).sum()) + apart**2 * count * values.size / total
+            mean, count = mean + apart * values.size / total, total
+        header = mrc.header
+        header.dmin, header.dmax, header.dmean, header.rms = least, most, mean, (power / count) ** 0.5
 
     def _as_dtype(self, data: np.ndarray) -> np.ndarray:
         if np.issubdtype(self.output_dtype, np.integer):
@@ -339,6 +494,15 @@ def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
     if not same_shape:
         z, y, x = voxel_size_zyx(source)
         mrc.voxel_size = (x, y, z)
+
+
+def _compress(source: Path, target: Path, compression: str) -> None:
+    """Compress a file, piece by piece."""
+    with source.open("rb") as plain, target.open("wb") as raw:
+        # No name and no time in it: the same volume gives the same bytes.
+        packer: Any = gzip.GzipFile("", "wb", 6, raw, mtime=0) if compression == "gzip" else bz2.BZ2File(raw, "wb")
+        with packer:
+            shutil.copyfileobj(plain, packer, 2**20)
 
 
 def _add_label(mrc: MrcObject) -> None:

@@ -6,6 +6,7 @@ anything is removed at all. Axes are (Z, Y, X).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +16,13 @@ import torch
 from monai.transforms import Compose, LoadImage, Orientation
 from torch import Tensor
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.mrc import AXIS_CODES, MrcReader
 from cryoshuffle.preflight import tomogram_shape
-from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.preview import central_crop
+from cryoshuffle.transforms import FillNotFinite, StandardiseIntensity
 from cryoshuffle.whitening import Whitening
 
 LAGS = 4
@@ -28,7 +31,8 @@ CLEAN = 0.05
 TIE = 0.02
 SKEW = 0.02
 LEAST_POWER = 0.1
-_LARGEST = 192
+# Voxels along each axis, from the middle, that tell the noise.
+LARGEST = 192
 _LEAST_EMPTY = 4096
 _ADD_UP = 0.9
 _GROUPS = 8
@@ -102,8 +106,8 @@ def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     if min(volume.shape) < 2 * LAGS:
         raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, set --blind")
     for axis, side in enumerate(volume.shape):
-        if side > _LARGEST:
-            volume = volume.narrow(axis, (side - _LARGEST) // 2, _LARGEST)
+        if side > LARGEST:
+            volume = volume.narrow(axis, (side - LARGEST) // 2, LARGEST)
     volume = volume.double() - volume.double().mean()
     tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in volume.shape]
     for axis, taper in enumerate(tapers):
@@ -296,11 +300,11 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
         raise InputError(f"the mask of shape {tuple(empty.shape)} is not of a tomogram of {tuple(volume.shape)} voxels")
     # A box around the middle of what is marked is enough.
     for axis, side in enumerate(volume.shape):
-        if side > _LARGEST:
+        if side > LARGEST:
             marked = torch.nonzero(empty.movedim(axis, 0).flatten(1).any(dim=1)).flatten()
             middle = int(marked.double().mean()) if len(marked) else 0
-            start = min(max(0, middle - _LARGEST // 2), side - _LARGEST)
-            volume, empty = (v.narrow(axis, start, _LARGEST) for v in (volume, empty))
+            start = min(max(0, middle - LARGEST // 2), side - LARGEST)
+            volume, empty = (v.narrow(axis, start, LARGEST) for v in (volume, empty))
     count = int(empty.sum())
     if count < _LEAST_EMPTY:
         raise InputError(f"the mask has {count} empty voxels, measuring noise there takes {_LEAST_EMPTY}: mark more")
@@ -457,32 +461,57 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
     )
 
 
-def load_volume(path: str, permissive: bool = False) -> Tensor:
-    """A tomogram from a file, (Z, Y, X), as it is.
+def load_volume(
+    path: str,
+    permissive: bool = False,
+    largest: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    fill_nan: bool = False,
+) -> Tensor:
+    """A tomogram from a file, (Z, Y, X), standardised.
+
+    Args:
+        path: of the file.
+        permissive: also take MRC files whose header breaks the standard.
+        largest: voxels to take along each axis, from the middle; None for all.
+        folder: where a volume too large for memory is kept; None for memory.
+        fill_nan: put the mean of the others where voxels are not finite.
 
     Raises:
         FileError: if the file is missing or cannot be read.
-        InputError: if it is no tomogram, or has voxels that are not finite.
+        InputError: if it is no tomogram, or has voxels that are not finite and are not filled.
     """
+    volume = _read(path, permissive, largest, folder)
+    volume = FillNotFinite(fill_nan)(volume if largest is None else central_crop(volume, largest))
+    return StandardiseIntensity()(volume).as_tensor()[0]
+
+
+def _read(path: str, permissive: bool, largest: int | None, folder: str | os.PathLike[str] | None) -> Any:
     tomogram_shape(path, permissive)
-    chain = Compose([LoadImage(MrcReader(permissive), ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])
-    return StandardiseIntensity()(chain(path)).as_tensor()[0]
+    reader = MrcReader(permissive, folder, largest)
+    return Compose([LoadImage(reader, ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])(path)
 
 
-def load_mask(path: str) -> Tensor:
+def load_mask(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
     """A mask from a file, true where it is not 0, (Z, Y, X).
+
+    Args:
+        path: of the file.
+        folder: where a volume too large for memory is kept while it is read; None for memory.
 
     Raises:
         FileError: if the file is missing or cannot be read.
         InputError: if it is no volume.
     """
-    tomogram_shape(path, permissive=True)
-    chain = Compose([LoadImage(MrcReader(True), ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])
-    return chain(path).as_tensor()[0] != 0
+    values = _read(path, True, None, folder).as_tensor()[0]
+    mask = torch.empty(values.shape, dtype=torch.bool)
+    for part in scratch.sections(values.shape, 0):
+        mask[part] = values[part] != 0
+    return mask
 
 
 def load_halves(paths: Sequence[str], permissive: bool = False) -> tuple[Tensor, Tensor]:
-    """Even and odd half of a tomogram from files, each (Z, Y, X), standardised.
+    """The middle of even and odd half of a tomogram from files, each (Z, Y, X), standardised.
 
     Raises:
         FileError: if a file is missing or cannot be read.
@@ -490,7 +519,8 @@ def load_halves(paths: Sequence[str], permissive: bool = False) -> tuple[Tensor,
     """
     if len(paths) != 2:
         raise InputError(f"halves are {len(paths)} files: name the even and the odd one")
-    return load_volume(str(paths[0]), permissive), load_volume(str(paths[1]), permissive)
+    even, odd = (load_volume(str(path), permissive, LARGEST) for path in paths)
+    return even, odd
 
 
 @dataclass(frozen=True)
@@ -542,6 +572,8 @@ def resolve_blind(
     permissive: bool = False,
     halves: Sequence[str] | None = None,
     empty: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    fill_nan: bool = False,
 ) -> Measured:
     """The blind set of a run.
 
@@ -553,6 +585,8 @@ def resolve_blind(
         permissive: also take MRC files whose header breaks the standard.
         halves: paths of the even and the odd half of the tomogram; the noise is measured in their difference.
         empty: path of a mask, not 0 where the tomogram holds no specimen; the noise is measured there.
+        folder: where volumes too large for memory are kept while they are read; None for memory.
+        fill_nan: put the mean of the others where voxels of a tomogram are not finite.
 
     Raises:
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
@@ -571,12 +605,14 @@ def resolve_blind(
     if empty is not None and (halves is not None or len(tomograms) > 1):
         raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
     if halves is not None:
-        volume = load_volume(str(tomograms[0]), permissive)
+        volume = load_volume(str(tomograms[0]), permissive, LARGEST, fill_nan=fill_nan)
         estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive)))
     elif empty is not None:
-        estimate = noise_from_empty(load_volume(str(tomograms[0]), permissive), load_mask(empty))
+        volume = load_volume(str(tomograms[0]), permissive, folder=folder, fill_nan=fill_nan)
+        estimate = noise_from_empty(volume, load_mask(empty, folder))
     else:
-        estimate = average([noise_from_volume(load_volume(str(path), permissive)) for path in tomograms])
+        volumes = (load_volume(str(path), permissive, LARGEST, fill_nan=fill_nan) for path in tomograms)
+        estimate = average([noise_from_volume(volume) for volume in volumes])
     if blind == "auto" and radius is None:
         return Measured(choose_blind(estimate, tilt_axis), estimate)
     white = all(estimate.leftover(axis, 0) <= CLEAN for axis in AXES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from monai.data import ImageWriter, NibabelWriter
 from monai.data.folder_layout import FolderLayoutBase
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.mrc import SUFFIXES, MrcWriter, is_mrc_name
 
@@ -35,7 +37,8 @@ class WholeNiftiWriter(NibabelWriter):
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write under a temporary name and move into place."""
         path = Path(filename)
-        partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+        # nibabel tells the kind of a file by the end of its name.
+        partial = scratch.partial_path(path, ending=f".{path.name}")
         try:
             super().write(partial, verbose=verbose, **obj_kwargs)
             os.replace(partial, path)
@@ -66,6 +69,22 @@ class ExactPath(FolderLayoutBase):
     def filename(self, **kwargs: Any) -> str:
         """The path, whatever the subject is called."""
         return self.path
+
+
+def checksum(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    return digest.hexdigest()
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
-from cryoshuffle.mrc import is_mrc_name, open_mrc
+from cryoshuffle.mrc import is_mrc_name, read_shape
 from cryoshuffle.outputs import image_suffix
 from cryoshuffle.windows import HeldOutSlab, fit_window
 
@@ -29,9 +31,9 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
     if not path.is_file():
         raise FileError(f"{path}: there is no such file, check the path")
     image_suffix(path)
+    shape: Sequence[int]
     if is_mrc_name(path):
-        with open_mrc(path, permissive) as mrc:
-            shape = mrc.data.shape
+        shape = read_shape(path, permissive)
     else:
         try:
             shape = getattr(nibabel.load(path), "shape", ())[::-1]
@@ -101,7 +103,12 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
 
 
 def check_output(
-    output: str, tomogram: str, overwrite: bool = False, dtype: str = "float32", permissive: bool = False
+    output: str,
+    tomogram: str,
+    overwrite: bool = False,
+    dtype: str = "float32",
+    permissive: bool = False,
+    folder: str | None = None,
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
@@ -111,6 +118,7 @@ def check_output(
         overwrite: allow an output that exists.
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
+        folder: of the run, which takes a volume too large for memory twice while it runs; None for none.
 
     Raises:
         FileError: in each of those cases.
@@ -123,13 +131,19 @@ def check_output(
     if path.exists() and source.exists() and path.samefile(source):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
     check_new_file(path, overwrite)
-    z, y, x = tomogram_shape(tomogram, permissive)
-    needed, free = z * y * x * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise FileError(
-            f"{path}: needs {needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free, "
-            "make room or choose another folder"
-        )
+    voxels = math.prod(tomogram_shape(tomogram, permissive))
+    wanted = {path.parent: voxels * np.dtype(dtype).itemsize}
+    if folder is not None and 4 * voxels > scratch.in_memory_bytes():
+        near = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.is_dir())
+        there = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
+        wanted[there] = wanted.get(there, 0) + 8 * voxels
+    for place, needed in wanted.items():
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise FileError(
+                f"{path}: needs {needed / 2**20:.0f} MiB in {place} and {free / 2**20:.0f} MiB are free, "
+                "make room or choose another folder"
+            )
 
 
 def check_new_file(path: str | os.PathLike[str], overwrite: bool = False) -> None:

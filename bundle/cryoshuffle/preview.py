@@ -44,9 +44,9 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     if before.shape != after.shape or before.ndim != 3:
         raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
     one, two = before.detach().float().cpu().numpy(), after.detach().float().cpu().numpy()
-    volumes = (one, two, one - two)
     z, y, x = (n // 2 for n in one.shape)
-    planes = [[v[z], v[:, y], v[:, :, x].T] for v in volumes]
+    planes = [[v[z], v[:, y], v[:, :, x].T] for v in (one, two)]
+    planes.append([a - b for a, b in zip(*planes, strict=True)])
     scales = []
     for column in planes:
         values = np.concatenate([p.ravel() for p in column])

@@ -25,6 +25,8 @@ from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum, smoo
 from cryoshuffle.whitening import undo_whitening
 
 _SIDE = 128
+# Voxels that a network in training mode takes at once, in less than 1 GiB.
+_AT_ONCE = 700_000
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
 _LARGEST_ERROR = 0.12
@@ -169,17 +171,26 @@ def settle(network: nn.Module, volumes: Sequence[Mapping[str, Any]]) -> None:
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)``; of large ones the middle is taken.
     """
     was_training, device = network.training, next(network.parameters()).device
-    parts = [module for module in network.modules() if isinstance(module, DilatedChannelAttention)]
-    momenta = [part.momentum for part in parts]
+    means = [module for module in network.modules() if isinstance(module, DilatedChannelAttention)]
+    momenta = [mean.momentum for mean in means]
+    crops = [central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE) for item in volumes]
     network.train()
     with torch.no_grad():
-        for number, item in enumerate(volumes, start=1):
-            for part in parts:
-                part.momentum = 1 / number
-            network(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)[None].to(device))
-    for part, momentum in zip(parts, momenta, strict=True):
-        part.momentum = momentum
+        for number, part in enumerate((part for crop in crops for part in _halved(crop)), start=1):
+            for mean in means:
+                mean.momentum = 1 / number
+            network(part[None].to(device))
+    for mean, momentum in zip(means, momenta, strict=True):
+        mean.momentum = momentum
     network.train(was_training)
+
+
+def _halved(volume: Tensor) -> list[Tensor]:
+    """A volume ``(1, Z, Y, X)`` in equal parts small enough to go through the network at once."""
+    if volume.numel() <= _AT_ONCE:
+        return [volume]
+    longest = max((3, 2, 1), key=lambda axis: volume.shape[axis])
+    return [part for half in torch.chunk(volume, 2, longest) for part in _halved(half)]
 
 
 def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import cryoshuffle
+from cryoshuffle import scratch
 from cryoshuffle.errors import FileError
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
@@ -24,6 +25,7 @@ from cryoshuffle.preview import central_crop, save_preview
 from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
+_SIDE = 256
 
 
 class RunLog:
@@ -265,6 +267,9 @@ class ResultPreview:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         output: Any = engine.state.output
         volumes = [output[key].as_subclass(Tensor)[0] for key in ("image", "pred")]
+        if self.whitening is not None and scratch.on_disk(volumes[0]):
+            # Undone it would take room for two more.
+            volumes = [central_crop(volume, _SIDE) for volume in volumes]
         before, after = (undo_whitening(volume, self.whitening) for volume in volumes)
         save_preview(before[0], after[0], self.path)
         logger.info("picture: %s", self.path)

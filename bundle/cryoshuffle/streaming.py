@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.devices import to_device
+from cryoshuffle.devices import to_device, trim_memory
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, mean_with_before
@@ -220,6 +220,9 @@ class StreamedNetwork:
         for start in range(0, total, self.thickness):
             stop = min(start + self.thickness, total)
             first, end = (total - stop, total - start) if 2 in mirrored else (start, stop)
+            if stop == total:
+                # All that the layers hold leaves them now: tensors larger than any before.
+                trim_memory()
             piece = to_device(x[:, :, first:end], device or x.device)
             piece = F.pad(piece, [0, pads[2], 0, pads[1], 0, end - min(end, z)]).flip(tuple(mirrored))
             with within or nullcontext():

@@ -5,6 +5,7 @@ Images are channel first, ``C Z Y X``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -14,9 +15,12 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Randomizable, RandomizableTransform, Transform
 from monai.utils import ImageMetaKey, TransformBackends, convert_to_tensor
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.windows import HeldOutSlab, draw_box, fit_window
+
+logger = logging.getLogger("cryoshuffle")
 
 
 def _name(image: Any) -> str:
@@ -25,11 +29,81 @@ def _name(image: Any) -> str:
     return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the tomogram"))
 
 
+class FillNotFinite(Transform):
+    """Puts the mean of the other voxels where voxels are NaN or Inf, and says how many and where; or leaves all alone.
+
+    A volume on disk (:mod:`cryoshuffle.scratch`) is changed in place.
+
+    Args:
+        fill: whether to do anything.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, Z, Y, X)``.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, fill: bool = True) -> None:
+        self.fill = fill
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Fill an image."""
+        if not self.fill:
+            return img
+        image = convert_to_tensor(img, track_meta=True)
+        values, count, total = image.as_tensor(), 0, 0.0
+        first, last = [*values.shape[1:]], [0, 0, 0]
+        for part in scratch.sections(values.shape):
+            bad = ~torch.isfinite(values[:, part])
+            found = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0])
+            if len(found):
+                first = [min(a, int(b)) for a, b in zip(first, found.amin(dim=0), strict=True)]
+                last = [max(a, int(b)) for a, b in zip(last, found.amax(dim=0), strict=True)]
+            count += len(found)
+            total += float(values[:, part].double().nan_to_num(0.0, 0.0, 0.0).sum())
+        if count in (0, values.numel()):
+            return image
+        mean = total / (values.numel() - count)
+        filled = values if scratch.on_disk(values) else values.clone()
+        for part in scratch.sections(values.shape):
+            filled[:, part].nan_to_num_(mean, mean, mean)
+        where = ", ".join(f"{axis} {a} to {b}" for axis, a, b in zip("zyx", first, last, strict=True))
+        logger.warning(
+            "%s: %d voxels are NaN or Inf, in %s; the mean of the others, %g, takes their place",
+            _name(image), count, where, mean,
+        )  # fmt: skip
+        return MetaTensor(filled, meta=image.meta, applied_operations=image.applied_operations)
+
+
+class FillNotFinited(MapTransform):
+    """Dictionary form of :class:`FillNotFinite`.
+
+    Args:
+        keys: of the images.
+        fill: whether to do anything.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = FillNotFinite.backend
+
+    def __init__(self, keys: KeysCollection, fill: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = FillNotFinite(fill)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Fill the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+
 class StandardiseIntensity(InvertibleTransform):
     """Mean 0 and standard deviation 1, undone exactly by ``inverse``.
 
     MONAI's own normalisation cannot be undone; this one keeps mean and standard deviation with the image, computed
-    in double precision, so tiny values on a large offset survive.
+    in double precision, so tiny values on a large offset survive. A volume on disk (:mod:`cryoshuffle.scratch`) is
+    changed in place, forth and back.
 
     Shape:
         ``(C, Z, Y, X) -> (C, Z, Y, X)``; the statistics are those of the whole image.
@@ -47,23 +121,11 @@ class StandardiseIntensity(InvertibleTransform):
         """Standardise an image."""
         image = convert_to_tensor(img, track_meta=True)
         values = image.as_tensor()
-        # Section by section: a copy of a whole tomogram in double precision would be twice its size.
-        sections = [values[:, i] for i in range(values.shape[1])]
-        bad = sum(int((~torch.isfinite(s)).sum()) for s in sections)
-        if bad:
-            z = next(i for i, s in enumerate(sections) if not bool(torch.isfinite(s).all()))
-            y, x = (int(i) for i in torch.nonzero(~torch.isfinite(sections[z]))[0][1:])
-            raise InputError(
-                f"{_name(image)}: {bad} voxels are NaN or Inf, the first at (z, y, x) = {(z, y, x)}: "
-                "replace them, by the mean say, and try again"
-            )
-        mean = sum(float(s.sum(dtype=torch.float64)) for s in sections) / values.numel()
-        std = (sum(float((s.double() - mean).square_().sum()) for s in sections) / values.numel()) ** 0.5
-        if std == 0.0:
-            raise InputError(f"{_name(image)}: all voxels are {mean:g}, there is nothing to denoise")
-        standard = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-        for i, section in enumerate(sections):
-            standard[:, i] = (section.double() - mean) / std
+        mean, std = _statistics(values, _name(image))
+        standard = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        for part in scratch.sections(values.shape):
+            for z in range(part.start, part.stop):
+                standard[:, z] = (values[:, z].double() - mean) / std
         result: MetaTensor = MetaTensor(standard, meta=image.meta)
         result.applied_operations = image.applied_operations
         self.push_transform(result, extra_info={"mean": mean, "std": std})
@@ -74,12 +136,38 @@ class StandardiseIntensity(InvertibleTransform):
         image = convert_to_tensor(data, track_meta=True)
         info = self.pop_transform(image)["extra_info"]
         values = image.as_tensor()
-        restored = torch.empty(values.shape, dtype=torch.float32, device=values.device)
-        for i in range(values.shape[1]):
-            restored[:, i] = values[:, i].double() * float(info["std"]) + float(info["mean"])
+        restored = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        for part in scratch.sections(values.shape):
+            for z in range(part.start, part.stop):
+                restored[:, z] = values[:, z].double() * float(info["std"]) + float(info["mean"])
         result: MetaTensor = MetaTensor(restored, meta=image.meta)
         result.applied_operations = image.applied_operations
         return result
+
+
+def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
+    """Mean and standard deviation of an image; it is read twice, section by section."""
+    count, first, total = 0, None, 0.0
+    for part in scratch.sections(values.shape):
+        section = values[:, part]
+        bad = ~torch.isfinite(section)
+        if first is None and bool(bad.any()):
+            z, y, x = (int(i) for i in torch.nonzero(bad)[0][1:])
+            first = (part.start + z, y, x)
+        count += int(bad.sum())
+        total += float(section.sum(dtype=torch.float64))
+    if count:
+        raise InputError(
+            f"{name}: {count} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
+            "add --fill-nan to put the mean of the others in their place"
+        )
+    mean, power = total / values.numel(), 0.0
+    for part in scratch.sections(values.shape):
+        power += sum(float((values[:, z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
+    std = (power / values.numel()) ** 0.5
+    if std == 0.0:
+        raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")
+    return mean, std
 
 
 class StandardiseIntensityd(MapTransform, InvertibleTransform):
@@ -297,6 +385,7 @@ class CropHeldOutd(MapTransform):
         return result
 
 
+FillNotFiniteD = FillNotFiniteDict = FillNotFinited
 StandardiseIntensityD = StandardiseIntensityDict = StandardiseIntensityd
 RandLatticeWindowD = RandLatticeWindowDict = RandLatticeWindowd
 RandLatticeFlipD = RandLatticeFlipDict = RandLatticeFlipd

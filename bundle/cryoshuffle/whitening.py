@@ -18,6 +18,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import AXES
 
@@ -67,7 +68,8 @@ class Whitening:
 class WhitenNoise(InvertibleTransform):
     """Divides the spectrum along an axis by the square root of the noise's; ``inverse`` multiplies it back.
 
-    Gains are bounded by :data:`LARGEST_GAIN`, so the inverse is exact.
+    Gains are bounded by :data:`LARGEST_GAIN`, so the inverse is exact. A volume on disk (:mod:`cryoshuffle.scratch`)
+    is changed in place, forth and back.
 
     Args:
         axis: ``z``, ``y`` or ``x``.
@@ -82,23 +84,22 @@ class WhitenNoise(InvertibleTransform):
     def __init__(self, axis: str, autocorrelation: Sequence[float]) -> None:
         self.whitening = Whitening(axis, tuple(float(r) for r in autocorrelation))
 
-    def _filter(self, volume: Tensor, exponent: float) -> Tensor:
+    def _filter(self, volume: Tensor, exponent: float, result: Tensor) -> Tensor:
         dim = 1 + AXES.index(self.whitening.axis)
         side = volume.shape[dim]
         gain = self.whitening.spectrum(side).pow(exponent).to(volume.device, volume.dtype)
         gain = gain.reshape([-1 if d == dim else 1 for d in range(volume.ndim)])
-        result = torch.empty_like(volume)
-        # Slab by slab along another axis: a transform of the whole volume would be twice its size.
+        # Section by section along another axis: a transform of the whole volume would be twice its size.
         other = 1 if dim != 1 else 2
-        for start in range(0, volume.shape[other], 16):
-            part = volume.narrow(other, start, min(16, volume.shape[other] - start))
-            done = torch.fft.irfft(torch.fft.rfft(part, dim=dim) * gain, n=side, dim=dim)
-            result.narrow(other, start, part.shape[other]).copy_(done)
+        for part in scratch.sections(volume.shape, other):
+            section = volume.narrow(other, part.start, part.stop - part.start)
+            done = torch.fft.irfft(torch.fft.rfft(section, dim=dim) * gain, n=side, dim=dim)
+            result.narrow(other, part.start, part.stop - part.start).copy_(done)
         return result
 
     def colour(self, volume: Tensor) -> Tensor:
-        """The inverse on a plain tensor."""
-        return self._filter(volume, 0.5)
+        """The inverse on a plain tensor; one on disk stays as it is too, the result is another there."""
+        return self._filter(volume, 0.5, scratch.like(volume, volume.shape, volume.dtype))
 
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         """Whiten an image."""
@@ -112,7 +113,9 @@ class WhitenNoise(InvertibleTransform):
         image = convert_to_tensor(data, track_meta=True)
         if not keep:
             self.pop_transform(image)
-        result: MetaTensor = MetaTensor(self._filter(image.as_tensor(), exponent), meta=image.meta)
+        values = image.as_tensor()
+        filtered = self._filter(values, exponent, values if scratch.on_disk(values) else torch.empty_like(values))
+        result: MetaTensor = MetaTensor(filtered, meta=image.meta)
         result.applied_operations = image.applied_operations
         if keep:
             self.push_transform(result)

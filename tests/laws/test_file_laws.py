@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import itertools
+import os
+import resource
 from pathlib import Path
 
 import mrcfile
@@ -18,6 +20,8 @@ from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 
 import cryoshuffle.mrc
+from cryoshuffle import scratch
+from cryoshuffle.errors import FileError, InputError, UserError
 from cryoshuffle.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
 from cryoshuffle.outputs import ExactPath, image_suffix, image_writer
 
@@ -235,3 +239,110 @@ def test_registering_twice_changes_nothing():
     cryoshuffle.mrc.register_mrc()
     assert next(iter(resolve_writer("mrc"))) is MrcWriter
     assert before[0] is MrcWriter
+
+
+def _damaged(whole: bytes, random: np.random.Generator) -> bytes:
+    """A file with some bytes of its header changed, or an end too many or too few."""
+    content = bytearray(whole)
+    kind = random.integers(4)
+    if kind == 0:
+        for place in random.integers(0, 256, random.integers(1, 9)):
+            content[place] = random.integers(256)
+    elif kind == 1:
+        word = 4 * int(random.integers(0, 56))
+        value = (0, -1, 1, 65536, 2**20, 2**31 - 1, -(2**31))[random.integers(7)]
+        content[word : word + 4] = value.to_bytes(4, "little", signed=True)
+    elif kind == 2:
+        del content[random.integers(len(content)) :]
+    else:
+        for place in random.integers(0, 1024, random.integers(1, 5)):
+            content[place] = random.integers(256)
+        content += bytes(int(random.integers(5000)))
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("suffix", "count"), [(".mrc", 10_000), (".mrc.gz", 1000), (".mrc.bz2", 1000)])
+def test_a_damaged_file_is_read_or_refused_in_one_sentence(tmp_path, suffix, count):
+    """Neither another error nor a hang, nor memory for what a header merely claims."""
+    random = np.random.default_rng(0)
+    whole = write_mrc(tmp_path / "whole.mrc", random.standard_normal((6, 7, 8)).astype(np.float32)).read_bytes()
+    packed = {".gz": lambda c: gzip.compress(c, 1), ".bz2": bz2.compress}.get(Path(suffix).suffix, bytes)
+    path, readers = tmp_path / f"damaged{suffix}", (MrcReader(), MrcReader(permissive=True))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused: list[str] = []
+    for number in range(count):
+        path.write_bytes(packed(_damaged(whole, random)))
+        reader = readers[number % 2]
+        try:
+            volume, _ = reader.get_data(reader.read(path))
+        except UserError as error:
+            refused.append(str(error))
+        else:
+            assert volume.nbytes < 10 * len(whole)
+    assert all(str(path) in said and "\n" not in said and len(said) < 500 for said in refused)
+    assert count / 4 < len(refused) < 3 * count / 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most < 2**18, "KiB"
+
+
+@pytest.mark.parametrize("suffix", [".mrc.gz", ".mrc.bz2"])
+def test_a_large_compressed_file_is_unpacked_to_disk(tmp_path, suffix, monkeypatch):
+    """The same voxels, nothing left behind; the room is looked at first; one cut short is refused."""
+    monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
+    volume = np.random.default_rng(0).standard_normal((12, 13, 14)).astype(np.float32)
+    whole = write_mrc(tmp_path / "whole.mrc", volume).read_bytes()
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}[Path(suffix).suffix]
+    path, folder = tmp_path / f"in{suffix}", tmp_path / "run"
+    path.write_bytes(pack(whole))
+    reader = MrcReader(folder=folder)
+    found, _ = reader.get_data(reader.read(path))
+    assert np.array_equal(found, volume)
+    assert list(folder.iterdir()) == []
+    path.write_bytes(pack(whole[:-100]))
+    with pytest.raises(InputError, match=r"is cut short .*copy it again"):
+        reader.read(path)
+
+    def full(number: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(FileError, match=r"to be unpacked .*make room"):
+        reader.read(path)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_is_written_section_by_section_with_the_statistics_of_the_whole(tmp_path, monkeypatch):
+    """Whatever the sections, of values on a large offset too."""
+    volume = (1e5 + np.random.default_rng(0).standard_normal((9, 10, 11))).astype(np.float32)
+    monkeypatch.setattr(scratch, "SECTION", 1000)
+    writer = MrcWriter()
+    writer.set_data_array(volume, channel_dim=None)
+    writer.set_metadata(None)
+    writer.write(tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert np.array_equal(mrc.data, volume)
+        exact = volume.astype(np.float64)
+        assert float(mrc.header.dmin) == exact.min()
+        assert float(mrc.header.dmax) == exact.max()
+        assert float(mrc.header.dmean) == pytest.approx(exact.mean(), rel=1e-7)
+        assert float(mrc.header.rms) == pytest.approx(exact.std(), rel=1e-5)
+
+
+def test_a_file_that_is_cut_or_fails_while_it_is_read_is_named(tmp_path, monkeypatch):
+    """A memory map of such a file would end the program by a signal."""
+    path = write_mrc(tmp_path / "in.mrc", np.zeros((8, 9, 10), np.float32))
+    reader = MrcReader()
+    files = reader.read(path)
+    with path.open("r+b") as file:
+        file.truncate(1500)
+    with pytest.raises(FileError, match=r"in\.mrc: was cut short while it was read, at section 0"):
+        reader.get_data(files)
+    write_mrc(path, np.zeros((8, 9, 10), np.float32))
+    files = reader.read(path)
+
+    def failing(*args: object, **kwargs: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np, "fromfile", failing)
+    with pytest.raises(FileError, match=r"in\.mrc: cannot be read from section 0 on \(Input/output error\)"):
+        reader.get_data(files)

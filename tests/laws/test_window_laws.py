@@ -149,8 +149,8 @@ def test_less_memory_means_smaller_windows_and_the_same_result(net, monkeypatch)
     """Without a window the memory of the device decides."""
     x, net = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64), _Opaque(net)
     reads = {}
-    for gib in (64.0, 0.09):
-        monkeypatch.setattr(inferers, "memory_bytes", lambda device, gib=gib: int(gib * 2**30))
+    for gib in (64.0, 0.0225):
+        monkeypatch.setattr(inferers, "window_bytes", lambda device, held, gib=gib: int(gib * 2**30))
         seen: list[int] = []
         hook = net.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0].numel()))
         with torch.no_grad():
@@ -159,8 +159,8 @@ def test_less_memory_means_smaller_windows_and_the_same_result(net, monkeypatch)
         reads[gib] = seen
         assert (result - net(x)).abs().max() < 1e-12
     assert reads[64.0] == [x.numel()]
-    assert len(reads[0.09]) > 1
-    assert max(reads[0.09]) * inferers.BYTES_PER_VOXEL * inferers.SHARE <= 0.09 * 2**30
+    assert len(reads[0.0225]) > 1
+    assert max(reads[0.0225]) * inferers.BYTES_PER_VOXEL <= 0.0225 * 2**30
 
 
 def test_a_volume_too_large_for_one_window_is_streamed_with_the_same_result(net, monkeypatch):
@@ -175,9 +175,9 @@ def test_a_volume_too_large_for_one_window_is_streamed_with_the_same_result(net,
 
     monkeypatch.setattr(StreamedNetwork, "pieces", noted)
     counts = []
-    for gib in (64.0, 0.08, 0.04):
+    for gib in (64.0, 0.026, 0.013):
         pieces.clear()
-        monkeypatch.setattr(inferers, "memory_bytes", lambda device, gib=gib: int(gib * 2**30))
+        monkeypatch.setattr(inferers, "window_bytes", lambda device, held, gib=gib: int(gib * 2**30))
         blend = {"trust": 0.6, "sigma": [2.0, 1.0, 0.5], "gain": 0.7}
         for more in ({}, {"mirrors": True}, {"blend": blend, "detail": 0.2}):
             whole = HaloWindowInferer(99, precision="fp32", **more)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from ignite.exceptions import NotComputableError
+from monai.data import CacheDataset, MetaTensor, decollate_batch, list_data_collate
 from monai.engines import SupervisedTrainer
 from monai.networks.layers.factories import Act, Norm
 from monai.transforms import Compose
@@ -23,8 +24,28 @@ from PIL import Image
 import cryoshuffle
 from cryoshuffle import devices
 from cryoshuffle.checkpoints import is_as_good
-from cryoshuffle.data import WindowDataset, choose_preset, epoch_count, epoch_length, seed_everything
-from cryoshuffle.devices import allow_tf32, choose_device, choose_precision, memory_bytes, to_device
+from cryoshuffle.data import (
+    WindowDataset,
+    choose_preset,
+    collate_one,
+    epoch_count,
+    epoch_length,
+    forget,
+    seed_everything,
+)
+from cryoshuffle.devices import (
+    allow_tf32,
+    choose_device,
+    choose_precision,
+    is_out_of_memory,
+    keep_memory,
+    limit_memory,
+    memory_bytes,
+    most_memory_bytes,
+    to_device,
+    trim_memory,
+    window_bytes,
+)
 from cryoshuffle.errors import FileError, InputError, SettingError, user_error
 from cryoshuffle.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
 from cryoshuffle.inferers import PrecisionInferer
@@ -42,7 +63,7 @@ from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preflight import check_halves
 from cryoshuffle.preview import central_crop, preview_image, save_preview
-from cryoshuffle.transforms import RandLatticeWindowd
+from cryoshuffle.transforms import RandLatticeWindowd, StandardiseIntensityd
 
 
 def test_a_mistake_is_found_behind_any_wrapping():
@@ -188,6 +209,64 @@ def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
         (tmp_path / "limit").write_text(text)
         monkeypatch.setattr(devices, "LIMITS", (str(tmp_path / "absent"), str(tmp_path / "limit")))
         assert memory_bytes(cpu) == expected
+
+
+def test_the_memory_of_the_program_follows_from_what_there_is_unless_it_is_said(monkeypatch):
+    """A quarter of what there is, at least 2 GiB, at most half; windows get what is left, but never next to nothing."""
+    cpu, gib = torch.device("cpu"), 2**30
+    try:
+        for there, most in ((64, 16), (8, 2), (4, 2), (2, 1)):
+            monkeypatch.setattr(devices, "memory_bytes", lambda device, there=there: there * gib)
+            assert most_memory_bytes() == most * gib
+        limit_memory(3.0)
+        assert most_memory_bytes() == 3 * gib
+        assert 2.2 * gib < window_bytes(cpu) < 2.4 * gib
+        assert window_bytes(cpu) - window_bytes(cpu, gib) == gib
+        assert window_bytes(cpu, 5 * gib) == devices.LEAST_WINDOW
+        assert window_bytes(torch.device("meta")) == 2 * gib // 4
+        with pytest.raises(SettingError, match="memory is 0 GiB: give more than 0"):
+            limit_memory(0)
+    finally:
+        limit_memory(None)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    """As torch says it on a GPU and on a CPU, and as Python does."""
+    said = [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    assert all(map(is_out_of_memory, [*said, MemoryError()]))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_memory_is_trimmed_only_while_it_is_kept():
+    """Either way nothing is lost."""
+    x = torch.ones(10)
+    trim_memory()
+    with keep_memory(torch.device("cpu")):
+        trim_memory()
+    assert bool((x == 1).all())
+
+
+def test_a_batch_of_one_is_a_view():
+    """What MONAI's own collation gives, without its copy; more than one is refused."""
+    image = MetaTensor(torch.randn(1, 4, 5, 6), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+    item = {"image": StandardiseIntensityd("image")({"image": image})["image"], "number": 3}
+    batch, usual = collate_one([item]), list_data_collate([item])
+    assert torch.equal(batch["image"].as_tensor(), usual["image"].as_tensor())
+    assert batch["image"].data_ptr() == item["image"].data_ptr()
+    assert batch["image"].is_batch
+    assert torch.equal(batch["image"].affine, usual["image"].affine)
+    assert torch.equal(batch["number"], usual["number"])
+    one, other = (decollate_batch(b)[0]["image"] for b in (batch, usual))
+    assert one.applied_operations[0]["class"] == other.applied_operations[0]["class"]
+    with pytest.raises(SettingError, match="use a batch size of 1"):
+        collate_one([item, item])
+
+
+def test_volumes_of_a_fit_are_forgotten():
+    """Cached datasets and lists alike."""
+    cached, listed = CacheDataset([{"image": 1}], Compose([]), progress=False), [{"image": 2}]
+    forget([cached, listed])
+    assert len(cached) == len(listed) == 0
 
 
 def test_a_preset_that_is_not_there_is_refused_in_words():

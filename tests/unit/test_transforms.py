@@ -11,9 +11,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 
 import cryoshuffle.transforms as transforms
+from cryoshuffle import scratch
+from cryoshuffle.errors import InputError
 from cryoshuffle.transforms import (
     CropHeldOut,
     CropHeldOutd,
+    FillNotFinite,
+    FillNotFinited,
     RandLatticeFlip,
     RandLatticeFlipd,
     RandLatticeWindow,
@@ -113,3 +117,22 @@ def test_the_held_out_crop_scores_the_slab_only():
     data = CropHeldOutd("image", slab)({"image": volume})
     assert torch.equal(data["image"], crop)
     assert torch.equal(torch.isnan(data["label"]), torch.isnan(scored))
+
+
+def test_voxels_that_are_not_finite_are_filled_and_listed(caplog, monkeypatch):
+    """The mean of the others; what is finite stays as it is, the image given too; without leave nothing is done."""
+    monkeypatch.setattr(scratch, "SECTION", 400)
+    values = torch.randn(1, 6, 7, 8)
+    values[0, 2, 3, 4], values[0, 4, 3, 5], values[0, 4, 1, 5] = float("nan"), float("inf"), -float("inf")
+    bad = ~torch.isfinite(values)
+    image = MetaTensor(values.clone(), meta={"filename_or_obj": "t.mrc"})
+    filled = FillNotFinited("image")({"image": image})["image"]
+    assert torch.equal(filled[~bad].as_tensor(), values[~bad])
+    assert torch.allclose(filled[bad].as_tensor(), values[~bad].mean())
+    assert not bool(torch.isfinite(image).all())
+    assert "t.mrc: 3 voxels are NaN or Inf, in z 2 to 4, y 1 to 3, x 4 to 5; the mean of the others" in caplog.text
+    assert FillNotFinite(False)(image) is image
+    finite = MetaTensor(torch.ones(1, 2, 2, 2))
+    assert torch.equal(FillNotFinite()(finite).as_tensor(), finite.as_tensor())
+    with pytest.raises(InputError, match="8 voxels are NaN or Inf"):
+        StandardiseIntensity()(FillNotFinite()(MetaTensor(torch.full((1, 2, 2, 2), float("nan")))))

@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Runs what no test has the time for: a tomogram larger than the memory, and kills at random moments.
+
+    scripts/check_faults.py memory --gib 2          # peak memory of a whole run on a tomogram of so many GiB
+    scripts/check_faults.py kills --count 20        # SIGKILL in fit and denoising, --resume each time
+
+Each writes its finding into ``docs/robustness.json`` and ends with 1 if a promise is broken. Takes minutes to hours
+and, for a tomogram of n GiB, 4 n GiB of disk in ``--work``. Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+from bench_report import commit, machine
+
+from cryoshuffle.outputs import write_json
+from cryoshuffle.simulation import simulate
+
+ROOT = Path(__file__).resolve().parent.parent
+FINDINGS = ROOT / "docs" / "robustness.json"
+COMMAND = [sys.executable, "-m", "cryoshuffle.cli", "denoise"]
+
+
+def write_large(path: Path, side: int) -> None:
+    """A cube of copies of one simulated tomogram, written plane by plane."""
+    tile = simulate("wbp", (80, 144, 144), 0.061, 0).tomogram.numpy()
+    times = -(-side // tile.shape[1])
+    with mrcfile.new_mmap(path, (side, side, side), 2, overwrite=True) as mrc:
+        for z in range(side):
+            mrc.data[z] = np.tile(tile[z % len(tile)], (times, times))[:side, :side]
+        mrc.voxel_size = 10.0
+
+
+def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The peak of the resident memory of a whole run."""
+    side = round((options.gib * 2**30 / 4) ** (1 / 3))
+    source, out = work / "large.mrc", work / "out.mrc"
+    write_large(source, side)
+    began = time.monotonic()
+    memory = ["--memory", str(options.memory)]
+    subprocess.run([*COMMAND, str(source), str(out), "--effort", options.effort, "--quiet", *memory], check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
+    return {
+        "tomogram_gib": source.stat().st_size / 2**30,
+        "side_voxels": side,
+        "effort": options.effort,
+        "memory_asked_gib": options.memory,
+        "peak_resident_gib": peak,
+        "seconds": time.monotonic() - began,
+        "kept": peak <= options.memory,
+    }
+
+
+def check_kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The result of a run killed again and again, beside that of one that was left alone."""
+    source = work / "in.mrc"
+    write_large(source, 96)
+    more = ["--steps", str(options.steps), "--quiet", "--memory", "0.01", "--inference-window", "16,48,48"]
+    began = time.monotonic()
+    subprocess.run([*COMMAND, str(source), str(work / "whole.mrc"), *more], check=True)
+    whole_s = time.monotonic() - began
+    draw, moments, early = random.Random(options.seed), [], False
+    cut = work / "cut.mrc"
+    while len(moments) < options.count and not cut.exists():
+        process = subprocess.Popen([*COMMAND, str(source), str(cut), *more, *(["--resume"] if moments else [])])
+        wait_s = draw.uniform(0, options.longest * whole_s)
+        try:
+            process.wait(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            moments.append(round(wait_s, 1))
+            early = early or (cut.exists() and not mrcfile.validate(cut))
+    if not cut.exists():
+        subprocess.run([*COMMAND, str(source), str(cut), *more, "--resume"], check=True)
+    left = [
+        str(path.relative_to(work)) for path in work.rglob("*") if path.name.startswith(".") or "partial" in path.name
+    ]
+    same = bool(np.array_equal(mrcfile.read(work / "whole.mrc"), mrcfile.read(cut)))
+    return {
+        "kills": len(moments),
+        "seconds_until_each": moments,
+        "seconds_of_a_whole_run": whole_s,
+        "same_bits": same,
+        "partial_file_under_the_final_name": early,
+        "left_behind": left,
+        "kept": same and not early and not left,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one check and write its finding."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="check", required=True)
+    memory = commands.add_parser("memory", help="peak memory of a large tomogram")
+    memory.add_argument("--gib", type=float, default=2.0, help="of the tomogram (default: 2)")
+    memory.add_argument("--memory", type=float, default=2.0, help="the program may take, GiB (default: 2)")
+    memory.add_argument("--effort", default="fast", choices=["fast", "standard"], help="default: fast")
+    kills = commands.add_parser("kills", help="SIGKILL at random moments")
+    kills.add_argument("--count", type=int, default=20, help="at most (default: 20)")
+    kills.add_argument("--steps", type=int, default=120, help="of the fit (default: 120)")
+    kills.add_argument("--longest", type=float, default=0.4, help="share of a whole run between kills (default: 0.4)")
+    kills.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    for command in (memory, kills):
+        command.add_argument("--work", type=Path, help="folder for the tomograms (default: a temporary one)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        found = {memory: check_memory, kills: check_kills}[commands.choices[options.check]](Path(folder), options)
+    found |= {"machine": machine(), "commit": commit(ROOT)}
+    known = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
+    name = f"memory, {options.gib:g} GiB" if options.check == "memory" else "kills"
+    write_json({**known, name: found}, FINDINGS)
+    print(json.dumps(found, indent=2))
+    return 0 if found["kept"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

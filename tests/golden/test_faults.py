@@ -1,0 +1,272 @@
+"""What goes wrong over night: kills, full disks, files that change, two runs at once. Real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from phantoms import small_tomogram, write_mrc
+
+from cryoshuffle import devices, scratch
+from cryoshuffle.checkpoints import load_plain
+from cryoshuffle.cli import main
+from cryoshuffle.mergers import JOURNAL
+from cryoshuffle.outputs import checksum
+from cryoshuffle.provenance import hold, let_go
+
+COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
+# So little memory that the volume goes to disk, and windows so small that there are many.
+ON_DISK = ["--memory", "0.0001", "--window", "8,24,24", "--quiet"]
+QUICK = ["--effort", "fast", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> tuple[Path, Path]:
+    """A tomogram and a network for it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    tomogram = small_tomogram(folder / "in.mrc", (24, 72, 72))
+    assert main(["fit", str(tomogram), "--checkpoint", str(folder / "c.pt"), *QUICK]) == 0
+    return tomogram, folder / "c.pt"
+
+
+@pytest.fixture(autouse=True)
+def _usual_memory():
+    yield
+    devices.limit_memory(None)
+
+
+def apply(checkpoint: Path, tomogram: Path, out: Path, *more: str) -> list[str]:
+    return [*COMMAND, "apply", str(checkpoint), str(tomogram), str(out), *ON_DISK, *more]
+
+
+def wait_for_windows(process: subprocess.Popen[str], journal: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if journal.exists() and len(json.loads(journal.read_text())["done"]) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError("no window ended in two minutes")
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(str(path) for path in folder.rglob("*") if path.name.startswith(".") or "partial" in path.name)
+
+
+def test_a_killed_denoising_goes_on_after_its_last_window(tmp_path, fitted):
+    """SIGKILL twice, --resume each time: the bits of a run that was never interrupted, and of one in memory."""
+    tomogram, checkpoint = fitted
+    subprocess.run(apply(checkpoint, tomogram, tmp_path / "whole.mrc"), check=True)
+    journal = tmp_path / "cut_run" / JOURNAL
+    for number, more in enumerate([(), ("--resume",)], start=1):
+        process = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "cut.mrc", *more), text=True, stderr=-1)
+        wait_for_windows(process, journal, 3 * number)
+        process.kill()
+        process.communicate()
+        assert not (tmp_path / "cut.mrc").exists(), "never a partial file under the final name"
+    refused = subprocess.run(apply(checkpoint, tomogram, tmp_path / "cut.mrc"), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "holds an unfinished result, add --resume to go on with it or --overwrite" in refused.stderr
+    subprocess.run(apply(checkpoint, tomogram, tmp_path / "cut.mrc", "--resume"), check=True)
+    assert "windows are done" in (tmp_path / "cut_run" / "run.log").read_text()
+    in_memory = [*COMMAND, "apply", str(checkpoint), str(tomogram), str(tmp_path / "memory.mrc"), "--quiet"]
+    subprocess.run([*in_memory, "--window", "8,24,24"], check=True)
+    results = [mrcfile.read(tmp_path / f"{name}.mrc") for name in ("whole", "cut", "memory")]
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+    assert left_behind(tmp_path) == []
+    assert not journal.exists()
+
+
+def test_other_windows_on_disk_differ_by_rounding(tmp_path, fitted):
+    """Two windows, and the plan that follows from the memory: one result."""
+    tomogram, checkpoint = fitted
+    results = []
+    for number, window in enumerate((["--window", "8,24,24"], ["--window", "24,40,72"], [])):
+        out = tmp_path / f"{number}.mrc"
+        command = ["apply", str(checkpoint), str(tomogram), str(out), "--memory", "0.0001", "--quiet", *window]
+        assert main(command) == 0
+        results.append(mrcfile.read(out))
+    assert max(np.abs(result - results[0]).max() for result in results) < 1e-5 * results[0].std() + 1e-5 * 110
+
+
+def test_what_has_changed_since_is_named(tmp_path, fitted):
+    """Another tomogram under the same name, or other options: neither fit nor result is gone on with."""
+    _, checkpoint = fitted
+    tomogram = small_tomogram(tmp_path / "in.mrc", (24, 72, 72), seed=5)
+    process = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "out.mrc"), text=True, stderr=-1)
+    wait_for_windows(process, tmp_path / "out_run" / JOURNAL, 3)
+    process.kill()
+    process.communicate()
+    small_tomogram(tmp_path / "in.mrc", seed=6)
+    for more, words in (((), "tomogram was"), (("--detail", "0.5"), "detail was 0.0 and is 0.5")):
+        command = apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume", *more)
+        said = subprocess.run(command, capture_output=True, text=True)
+        assert said.returncode == 2
+        assert words in said.stderr
+        assert said.stderr.count("\n") == 1
+    fit = ["fit", str(tomogram), "--checkpoint", str(tmp_path / "c.pt"), *QUICK]
+    assert main(fit) == 0
+    small_tomogram(tmp_path / "in.mrc", seed=7)
+    said = subprocess.run([*COMMAND, *fit, "--resume"], capture_output=True, text=True)
+    assert said.returncode == 2
+    assert "content was" in said.stderr
+
+
+def test_a_finished_fit_is_not_repeated_after_the_result_was_interrupted(tmp_path, fitted):
+    """SIGTERM while a tomogram is denoised after its fit: exit code 3, a sentence, and --resume takes it up."""
+    tomogram, _ = fitted
+    command = [*COMMAND, "denoise", str(tomogram), str(tmp_path / "out.mrc"), *QUICK, "--memory", "0.0001"]
+    command += ["--inference-window", "8,24,24"]
+    process = subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
+    wait_for_windows(process, tmp_path / "out_run" / JOURNAL, 2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "goes on with --resume" in said
+    assert "Traceback" not in said
+    subprocess.run([*command, "--resume"], check=True)
+    whole = [part.replace("out.mrc", "whole.mrc") for part in command]
+    subprocess.run(whole, check=True)
+    assert np.array_equal(mrcfile.read(tmp_path / "out.mrc"), mrcfile.read(tmp_path / "whole.mrc"))
+    assert left_behind(tmp_path) == []
+
+
+def test_a_full_disk_costs_nothing_but_time(tmp_path, fitted):
+    """A limit on the size of files stands for the disk: one sentence, and after it is lifted --resume goes on."""
+    tomogram, checkpoint = fitted
+
+    def limit(most: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
+        )  # fmt: skip
+
+    size = tomogram.stat().st_size
+    for most, words in ((size // 2, "no room for a volume"), (size - 500, "cannot be written")):
+        said = limit(most)
+        assert said.returncode == 2, said.stderr
+        assert words in said.stderr
+        assert "make room" in said.stderr
+        assert not (tmp_path / "out.mrc").exists()
+        assert left_behind(tmp_path) == []
+    subprocess.run(apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), check=True)
+    assert (tmp_path / "out.mrc").exists()
+
+
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, fitted, monkeypatch, capsys):
+    """Nothing is written, and the sentence names the file."""
+    _, checkpoint = fitted
+    tomogram = small_tomogram(tmp_path / "in.mrc")
+    from cryoshuffle.checkpoints import ModelLoader
+
+    original = ModelLoader.__call__
+
+    def replaced(self: ModelLoader, engine: object) -> None:
+        original(self, engine)
+        os.utime(tomogram, ns=(1, 1))
+
+    monkeypatch.setattr(ModelLoader, "__call__", replaced)
+    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 2
+    assert f"{tomogram}: was changed while it was being denoised" in capsys.readouterr().err
+    assert not (tmp_path / "out.mrc").exists()
+    assert left_behind(tmp_path) == []
+
+
+def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted):
+    """The second is refused while the first lives; the system forgets the lock of a run that was killed."""
+    tomogram, checkpoint = fitted
+    first = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "out.mrc"), text=True, stderr=-1)
+    wait_for_windows(first, tmp_path / "out_run" / JOURNAL, 1)
+    second = subprocess.run(
+        apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True
+    )
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert "another run is at work there" in second.stderr
+    hold(tmp_path / "out_run")
+    hold(tmp_path / "out_run")
+    let_go()
+
+
+def test_a_result_says_what_it_was_made_of(tmp_path, fitted):
+    """Checksums of input, network and output, settings, noise, device and times."""
+    tomogram, _ = fitted
+    out = tmp_path / "out.mrc"
+    assert main(["denoise", str(tomogram), str(out), *QUICK, "--seed", "3"]) == 0
+    said = json.loads((tmp_path / "out_run" / "provenance.json").read_text())
+    assert said["input"] == {"path": str(tomogram), "sha256": checksum(tomogram)}
+    assert said["output"] == {"path": str(out), "sha256": checksum(out)}
+    assert said["network"]["sha256"] == checksum(tmp_path / "out_run" / "model.pt")
+    assert said["settings"]["seed"] == 3
+    assert said["settings"]["effort"] == "fast"
+    assert said["noise"]["blind"] == load_plain(tmp_path / "out_run" / "blind.pt")["lattice"]["blind_set"]["shape"]
+    assert said["began"] <= said["ended"]
+    assert torch.__version__ == said["torch"]
+
+
+def test_nothing_is_fetched_or_sent_at_run_time(tmp_path, fitted, monkeypatch):
+    """A run with sockets forbidden ends like any other."""
+    tomogram, _ = fitted
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError("the network was used")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    assert main(["denoise", str(tomogram), str(tmp_path / "out.mrc"), *QUICK]) == 0
+
+
+def test_a_gain_and_an_offset_of_the_input_are_those_of_the_result(tmp_path, fitted):
+    """From 1e-6 to 1e6, and on an offset a thousand times the scale: to 1e-4 of the scale."""
+    tomogram, checkpoint = fitted
+    values = mrcfile.read(tomogram).astype(np.float64)
+    results = {}
+    for gain, offset in ((1.0, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 1e3 * values.std())):
+        source, out = tmp_path / "in.mrc", tmp_path / "out.mrc"
+        with mrcfile.new(source, overwrite=True) as mrc:
+            mrc.set_data(((values - values.mean()) * gain + offset).astype(np.float32))
+        assert main(["apply", str(checkpoint), str(source), str(out), "--quiet", "--overwrite"]) == 0
+        results[gain, offset] = (mrcfile.read(out).astype(np.float64) - offset) / gain
+    first = results[1.0, 0.0]
+    for result in results.values():
+        assert np.abs(result - first).max() < 1e-4 * np.abs(first).max() + 3e-4 * values.std()
+
+
+def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, monkeypatch, capsys):
+    """The result, and twice the volume while the program runs."""
+    tomogram, checkpoint = fitted
+    size = tomogram.stat().st_size
+    monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
+    usage = type("Usage", (), {"free": int(2.5 * size)})()
+    monkeypatch.setattr("cryoshuffle.preflight.shutil.disk_usage", lambda path: usage)
+    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 2
+    assert "make room or choose another folder" in capsys.readouterr().err
+    usage.free = int(3.5 * size)
+    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_islands_of_nan_are_filled_where_it_is_asked_for(tmp_path, fitted, capsys):
+    """Refused with the way out; with it the result is finite, and the log says where they were."""
+    values = mrcfile.read(fitted[0]).copy()
+    values[5:8, 10:14, 20:22] = np.nan
+    source, out = write_mrc(tmp_path / "in.mrc", values), tmp_path / "out.mrc"
+    assert main(["denoise", str(source), str(out), *QUICK]) == 2
+    assert "add --fill-nan" in capsys.readouterr().err
+    assert main(["denoise", str(source), str(out), *QUICK, "--fill-nan"]) == 0
+    assert bool(np.isfinite(mrcfile.read(out)).all())
+    assert "24 voxels are NaN or Inf, in z 5 to 7, y 10 to 13, x 20 to 21" in (tmp_path / "out_run/run.log").read_text()

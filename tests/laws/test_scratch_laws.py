@@ -1,0 +1,263 @@
+"""Laws of volumes on disk: what a run makes of them is what it makes of volumes in memory, and nothing stays behind."""
+
+from __future__ import annotations
+
+import gc
+import json
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.inferers import PatchInferer, SlidingWindowSplitter
+from phantoms import REAL_TOMOGRAM
+from torch import nn
+
+from cryoshuffle import devices, inferers, scratch
+from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.mergers import JOURNAL, VALUES, WindowMerger
+from cryoshuffle.mrc import MrcReader
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.whitening import WhitenNoise
+
+
+@pytest.fixture(autouse=True)
+def _usual_memory():
+    yield
+    devices.limit_memory(None)
+
+
+@pytest.fixture
+def little():
+    """So little memory that every volume of the tests goes to disk."""
+    devices.limit_memory(1e-6)
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    body = ShuffleUNet(8, 1, channels=(8, 8), blocks=1, factors=(2,))
+    return BlindSpotNet(Lattice(blind_set=BlindSet("none")), body, stem_channels=8).eval()
+
+
+def on_disk(values: torch.Tensor, folder: Path) -> torch.Tensor:
+    volume = torch.from_numpy(scratch.empty_volume(values.shape, folder))
+    assert scratch.on_disk(volume)
+    return volume.copy_(values)
+
+
+def test_a_volume_on_disk_is_a_tensor_like_any_other(tmp_path, little):
+    """What is written is read again after it was let go of; views know where they come from; the file has no name."""
+    values = torch.randn(1, 5, 6, 7)
+    volume = on_disk(values, tmp_path / "new")
+    scratch.release()
+    assert torch.equal(volume, values)
+    assert scratch.on_disk(volume[:, 1:, ::2].flip(1)[0]) is False, "a flip is a copy"
+    assert scratch.on_disk(MetaTensor(volume)[0, 1:, ::2])
+    assert not scratch.on_disk(values)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_small_volumes_and_those_without_a_folder_stay_in_memory(tmp_path):
+    """A volume goes to disk from a sixteenth of the memory on."""
+    devices.limit_memory(2**20 / 2**30)
+    assert not scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**14,), tmp_path)))
+    assert scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**14 + 1,), tmp_path)))
+    assert not scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**20,), None)))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="this system does not let go of pages")
+def test_what_is_let_go_of_is_not_memory_of_the_program(tmp_path, little):
+    """Pages of a map are counted until they are released."""
+
+    def mapped() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssFile", "RssShmem")))
+
+    volume = torch.from_numpy(scratch.empty_volume((16, 2**20), tmp_path))
+    volume.fill_(1.0)
+    full = mapped()
+    scratch.release()
+    assert full - mapped() > 60_000
+    for part in scratch.sections(volume.shape, 0):
+        assert bool((volume[part] == 1.0).all())
+    assert full - mapped() > 60_000
+
+
+def test_files_vanish_with_their_tensors(tmp_path, little):
+    """Room on the disk is given back when nothing refers to a volume any more."""
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    known = len(scratch._maps)
+    volumes = [torch.from_numpy(scratch.empty_volume((64, 64, 64), tmp_path)) for _ in range(3)]
+    assert len(scratch._maps) == known + 3
+    del volumes
+    gc.collect()
+    assert len(scratch._maps) == known
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_full_disk_is_said_before_the_work_begins(tmp_path, little, monkeypatch):
+    """Room is taken at once; a map without it would be killed by a signal when its pages are written."""
+
+    def full(number: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(FileError, match=r"no room for a volume of 1 MiB \(No space left on device; .*make room"):
+        scratch.empty_volume((64, 64, 64), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_transforms_change_a_volume_on_disk_in_place_with_the_same_result(tmp_path, little, axis, monkeypatch):
+    """Bit for bit what they make of one in memory, forth and back, whatever the sections."""
+    monkeypatch.setattr(scratch, "SECTION", 2**12)
+    values = 1e4 + torch.randn(1, 20, 21, 22)
+    volume = on_disk(values, tmp_path)
+    for transform in (StandardiseIntensity(), WhitenNoise(axis, [0.3, 0.1])):
+        there, here = transform(MetaTensor(volume)), transform(MetaTensor(values))
+        assert there.untyped_storage().data_ptr() == volume.untyped_storage().data_ptr()
+        assert torch.equal(there.as_tensor(), here.as_tensor())
+        back, again = transform.inverse(there), transform.inverse(here)
+        assert back.untyped_storage().data_ptr() == volume.untyped_storage().data_ptr()
+        assert torch.equal(back.as_tensor(), again.as_tensor())
+    colour = WhitenNoise(axis, [0.3]).colour(volume)
+    assert scratch.on_disk(colour)
+    assert colour.untyped_storage().data_ptr() != volume.untyped_storage().data_ptr()
+
+
+def test_the_reader_takes_a_large_volume_to_disk_and_the_middle_of_one(tmp_path, little):
+    """The same voxels as in memory."""
+    plain, mapped = MrcReader(), MrcReader(folder=tmp_path)
+    here, _ = plain.get_data(plain.read(REAL_TOMOGRAM))
+    there, _ = mapped.get_data(mapped.read(REAL_TOMOGRAM))
+    assert scratch.on_disk(torch.from_numpy(there))
+    assert np.array_equal(here, there)
+    middle = MrcReader(largest=31)
+    found, _ = middle.get_data(middle.read(REAL_TOMOGRAM))
+    z, y, x = ((n - 31) // 2 for n in here.shape)
+    assert np.array_equal(found, here[z : z + 31, y : y + 31, x : x + 31])
+
+
+def test_a_result_on_disk_is_that_in_memory(tmp_path, net):
+    """The same windows give the same bits; other windows differ by rounding."""
+    x = torch.randn(1, 1, 21, 35, 26)
+    blend = {"trust": 0.6, "sigma": [2.0, 1.0, 0.5], "gain": 0.7}
+    with torch.no_grad():
+        for more in ({}, {"blend": blend, "detail": 0.2}):
+            whole = HaloWindowInferer(99, precision="fp32", **more)(x, net)
+            for window in ((8, 12, 12), (8, 36, 28)):
+                here = HaloWindowInferer(window, precision="fp32", **more)(x, net)
+                devices.limit_memory(1e-6)
+                there = HaloWindowInferer(window, precision="fp32", **more)(on_disk(x, tmp_path), net)
+                devices.limit_memory(None)
+                assert scratch.on_disk(there)
+                assert torch.equal(here, there)
+                assert (there - whole).abs().max() < 1e-5
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Stops(nn.Module):
+    """A network that fails in its n-th window."""
+
+    def __init__(self, network: nn.Module, after: int, error: Exception) -> None:
+        super().__init__()
+        self.network, self.after, self.error, self.count = network, after, error, 0
+        self.period = network.period
+
+    def receptive_radius(self) -> tuple[int, int, int]:
+        return self.network.receptive_radius()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count == self.after:
+            raise self.error
+        return self.network(x)
+
+
+def _journalled(folder: Path, **more: object) -> HaloWindowInferer:
+    identity = {"tomogram": more.pop("tomogram", "one"), "version": "1"}
+
+    def merger(shape: tuple[int, ...]) -> WindowMerger:
+        return WindowMerger(shape, folder=folder, identity=identity, **more)
+
+    return HaloWindowInferer((8, 12, 12), precision="fp32", halo=4, merger=merger)
+
+
+def test_a_result_is_gone_on_with_after_its_last_finished_window(tmp_path, net, little):
+    """Not one window is computed twice, and the result has the bits of a run that was not interrupted."""
+    x = on_disk(torch.randn(1, 1, 21, 35, 26), tmp_path)
+    never = _Stops(net, 0, ValueError())
+    with torch.no_grad():
+        whole = _journalled(tmp_path)(x, never)
+        count = never.count
+        with pytest.raises(ValueError, match="power"):
+            _journalled(tmp_path)(x, _Stops(net, 6, ValueError("power cut")))
+        assert len(json.loads((tmp_path / JOURNAL).read_text())["done"]) == 5
+        with pytest.raises(SettingError, match="unfinished result, add --resume"):
+            _journalled(tmp_path)(x, net)
+        with pytest.raises(SettingError, match="tomogram was one and is two"):
+            _journalled(tmp_path, resume=True, tomogram="two")(x, net)
+        rest = _Stops(net, 0, ValueError())
+        again = _journalled(tmp_path, resume=True)(x, rest)
+        assert rest.count == count - 5
+        assert torch.equal(again, whole)
+        assert list(tmp_path.iterdir()) == [], "the journal goes with the result"
+        (tmp_path / JOURNAL).write_text("{}")
+        with pytest.raises(InputError, match="is damaged, add --overwrite"):
+            _journalled(tmp_path, resume=True)(x, net)
+        assert torch.equal(_journalled(tmp_path, overwrite=True)(x, net), whole)
+    assert not (tmp_path / VALUES).exists()
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+def test_memory_that_does_not_suffice_is_tried_once_more_with_less(tmp_path, net, place, monkeypatch, caplog):
+    """The same result, and it is said; the second time it is an error."""
+    monkeypatch.setattr(inferers, "window_bytes", lambda device, held: 6000 * inferers.BYTES_PER_VOXEL)
+    x = torch.randn(1, 1, 21, 35, 26)
+    opaque = _Stops(net, 0, ValueError())
+    with torch.no_grad():
+        whole = HaloWindowInferer(precision="fp32")(x, opaque)
+        if place == "disk":
+            devices.limit_memory(1e-6)
+            x = on_disk(x, tmp_path)
+        failing = _Stops(net, 3, MemoryError())
+        again = HaloWindowInferer(precision="fp32")(x, failing)
+        assert "once more with windows of a quarter of the size" in caplog.text
+        assert (again - whole).abs().max() < 1e-5
+        assert failing.count > opaque.count
+        failing.error, failing.after = RuntimeError("can't allocate memory"), failing.count + 1
+        other = HaloWindowInferer(precision="fp32")
+        monkeypatch.setattr(failing, "forward", lambda x: (_ for _ in ()).throw(failing.error))
+        with pytest.raises(RuntimeError, match="allocate"):
+            other(x, failing)
+
+
+def test_monais_patch_inferer_can_use_the_merger(net):
+    """The contract of MONAI's mergers: windows that do not overlap come together."""
+    x = torch.randn(1, 1, 16, 24, 8)
+    splitter = SlidingWindowSplitter(patch_size=(8, 8, 8), overlap=0.0)
+    with torch.no_grad():
+        found = PatchInferer(splitter, WindowMerger)(x, nn.Identity())
+    assert torch.equal(found, x)
+
+
+def test_partial_files_of_dead_processes_are_removed(tmp_path):
+    """Those of living ones, and of other machines and files, are not."""
+    path = tmp_path / "out.mrc"
+    own = scratch.partial_path(path)
+    dead = own.with_name(own.name.replace(str(os.getpid()), str(2**22 - 1)))
+    other = own.with_name(own.name.replace(f".{os.getpid()}.", f".elsewhere.{2**22 - 1}."))
+    for name in (own, dead, other):
+        name.touch()
+    assert scratch.partial_path(path) == own
+    assert own.exists()
+    assert other.exists()
+    assert not dead.exists()
