@@ -210,11 +210,15 @@ class HaloWindowInferer(PrecisionInferer):
             disable=not self.progress,
         )
         with bar, keep_memory(device, FEATURE_BYTES * volume[0, 0].numel()):
+            enough = True
             try:
                 merger = self._merge(volume, run, core, device, most, merger, bar)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                enough = False
+            # Not before the exception is gone, which holds all that took the memory.
+            if not enough:
                 logger.warning("out of memory on %s: once more with windows of a quarter of the size", device)
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
