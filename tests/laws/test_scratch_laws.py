@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,8 +219,10 @@ def test_a_result_is_gone_on_with_after_its_last_finished_window(tmp_path, net, 
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_memory_that_does_not_suffice_is_tried_once_more_with_less(tmp_path, net, place, monkeypatch, caplog):
+def test_memory_that_does_not_suffice_is_tried_once_more_with_less(tmp_path, place, monkeypatch, caplog):
     """The same result, and it is said; the second time it is an error."""
+    net: Any = nn.Conv3d(1, 1, 3, padding=1)
+    net.period, net.receptive_radius = (1, 1, 1), lambda: (1, 1, 1)
     monkeypatch.setattr(inferers, "window_bytes", lambda device, held: 6000 * inferers.BYTES_PER_VOXEL)
     x = torch.randn(1, 1, 21, 35, 26)
     opaque = _Stops(net, 0, ValueError())
