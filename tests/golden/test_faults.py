@@ -189,6 +189,8 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted):
     tomogram, checkpoint = fitted
     first = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "out.mrc"), text=True, stderr=-1)
     wait_for_windows(first, tmp_path / "out_run" / JOURNAL, 1)
+    # It would be done before the second has begun.
+    first.send_signal(signal.SIGSTOP)
     second = subprocess.run(
         apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True
     )
