@@ -119,6 +119,7 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: s
         choices=["float32", "float16", "int8", "int16", "uint16"],
         help="of the result (default: float32, MRC mode 2)",
     )
+    parser.add_argument("--residual", metavar="FILE", help="also write what was taken away, IN minus OUT, float32")
     parser.add_argument(
         "--detail",
         type=_share,
@@ -154,6 +155,10 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--empty", metavar="MASK", help="MRC or NIfTI, not 0 where there is no specimen; the noise is measured there"
     )
     fit = parser.add_argument_group("fit")
+    fit.add_argument(
+        "--mask",
+        help="MRC, NIfTI or Zarr, not 0 where the specimen is, a lamella say; the fit looks there, all is denoised",
+    )
     fit.add_argument(
         "--preset",
         default="unbiased",
@@ -203,7 +208,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     denoise = commands.add_parser("denoise", help="fit to this tomogram, then denoise it: the daily command")
-    denoise.add_argument("input", metavar="IN", help="tomogram: .mrc .rec .map .st, also .gz .bz2, or .nii .nii.gz")
+    denoise.add_argument(
+        "input", metavar="IN", help="tomogram: .mrc .rec .map .st, also .gz .bz2, .zarr, or .nii .nii.gz"
+    )
     denoise.add_argument("output", metavar="OUT", help="the denoised tomogram")
     _add_fit_options(denoise)
     _add_output_options(denoise, "--inference-window", mirrors="default: with --effort best")
@@ -274,10 +281,10 @@ def _run_dir(options: argparse.Namespace, result: str) -> str:
     """The folder of a run: as asked for, or ``<result>_run`` beside the result."""
     if options.report:
         return str(options.report)
-    from cryoshuffle.outputs import NIFTI_SUFFIXES, SUFFIXES
+    from cryoshuffle.outputs import SUFFIXES
 
     path = Path(result)
-    suffixes = sorted((*SUFFIXES, *NIFTI_SUFFIXES, path.suffix), key=len, reverse=True)
+    suffixes = sorted((*SUFFIXES, path.suffix), key=len, reverse=True)
     suffix = next(s for s in suffixes if path.name.lower().endswith(s.lower()))
     return str(path.with_name(path.name[: len(path.name) - len(suffix)] + "_run"))
 
@@ -306,6 +313,7 @@ def _fit_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
         "resume": options.resume,
         "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
         "empty": None if options.empty is None else _plain(options.empty),
+        "mask": None if options.mask is None else _plain(options.mask),
         **_start(options, run_dir),
     }
 
@@ -382,6 +390,7 @@ def _denoise(options: argparse.Namespace) -> int:
         "tomogram": _plain(options.input),
         "output": _plain(options.output),
         "output_dtype": options.dtype,
+        "residual": None if options.residual is None else _plain(options.residual),
         "checkpoint": _plain(Path(run_dir) / "model.pt"),
         "inference_window": options.inference_window,
         "detail": options.detail,
@@ -390,7 +399,7 @@ def _denoise(options: argparse.Namespace) -> int:
         **_shared_settings(options, run_dir),
     }
     _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings)
-    _say(result=options.output, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
+    _say_result(options, run_dir)
     return 0
 
 
@@ -427,6 +436,7 @@ def _apply(options: argparse.Namespace) -> int:
         "tomogram": _plain(options.input),
         "output": _plain(options.output),
         "output_dtype": options.dtype,
+        "residual": None if options.residual is None else _plain(options.residual),
         "checkpoint": _plain(options.checkpoint),
         "network_def": network,
         "resume": options.resume,
@@ -436,7 +446,7 @@ def _apply(options: argparse.Namespace) -> int:
         **_shared_settings(options, run_dir),
     }
     _run(["inference.json"], "infer", settings)
-    _say(result=options.output, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
+    _say_result(options, run_dir)
     return 0
 
 
@@ -589,6 +599,11 @@ def _check_run_dir(path: str) -> None:
         raise FileError(f"{folder}: is a file where the folder of the run should be, choose another with --report")
     if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         raise FileError(f"{folder}: the folder cannot be written, choose another with --report")
+
+
+def _say_result(options: argparse.Namespace, run_dir: str) -> None:
+    residual = {} if options.residual is None else {"residual": options.residual}
+    _say(result=options.output, **residual, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
 
 
 def _say(**paths: Any) -> None:

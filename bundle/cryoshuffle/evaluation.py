@@ -12,7 +12,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai.transforms import Compose, LoadImage, Orientation
 from torch import Tensor
 
 from cryoshuffle.artefacts import (
@@ -24,11 +23,10 @@ from cryoshuffle.artefacts import (
     seam_metric,
 )
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lattice import AXES, Triple, as_triple
 from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
-from cryoshuffle.mrc import AXIS_CODES, MrcReader
 from cryoshuffle.noise import noise_from_halves
-from cryoshuffle.preflight import tomogram_shape
 from cryoshuffle.shells import crossing, fourier_shell_correlation
 
 TRUTH_THRESHOLD = 0.5
@@ -190,11 +188,9 @@ def evaluate_files(
     paths = {"result": result, "truth": truth, "noisy": noisy, "other_half": other_half}
     volumes: dict[str, Tensor] = {}
     voxel_size = None
-    chain = Compose([LoadImage(MrcReader(permissive), ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])
     for name, path in paths.items():
         if path is not None:
-            tomogram_shape(path, permissive)
-            image = chain(str(path))
+            image = load_tomogram(path, permissive)
             volumes[name] = image.as_tensor()[0]
             if name == "result":
                 # An anisotropic grid has no one voxel size, and a header may hold 0; a NIfTI does not tell Å.

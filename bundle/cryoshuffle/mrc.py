@@ -320,45 +320,53 @@ class MrcReader(ImageReader):
 
     def _meta(self, file: MrcObject) -> dict[str, Any]:
         header = file.header
-        size = voxel_size_zyx(header)
-        affine = np.zeros((4, 4))
-        for row, (axis, name) in enumerate(((2, "x"), (1, "y"), (0, "z"))):
-            affine[row, axis] = size[axis] if size[axis] > 0 else 1.0
-            affine[row, 3] = float(header["origin"][name])
-        affine[3, 3] = 1.0
         order = ">" if header.dtype["mode"].byteorder == ">" else "<"
-        shape = np.array(file.data.shape)[list(_axis_order(header))]
+        shape = [file.data.shape[axis] for axis in _axis_order(header)]
+        origin = [float(header["origin"][name]) for name in ("z", "y", "x")]
         return {
-            MetaKeys.AFFINE: affine,
-            MetaKeys.ORIGINAL_AFFINE: affine.copy(),
-            MetaKeys.SPACE: SpaceKeys.RAS,
-            MetaKeys.SPATIAL_SHAPE: shape,
-            "voxel_size_zyx": list(size),
+            **volume_meta(shape, voxel_size_zyx(header), origin),
             "mrc_header": order + header.tobytes().hex(),
             "mrc_extended_header": np.asarray(file.extended_header).tobytes().hex(),
         }
 
 
-class MrcWriter(ImageWriter):
-    """Writes one volume as MRC2014, with the header it was read with.
-
-    Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
-    new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
-    taken). The file appears under its name only when it is complete.
+def volume_meta(shape: Sequence[int], size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> dict[str, Any]:
+    """What MONAI keeps with an image, for a volume with axes (Z, Y, X).
 
     Args:
-        output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
-            numbers are rounded and clipped.
+        shape: of the volume.
+        size_zyx: of a voxel, Å; 0 where it is not known, and the affine takes 1 Å.
+        origin_zyx: of the volume, Å.
+    """
+    affine = np.zeros((4, 4))
+    for row, axis in enumerate((2, 1, 0)):
+        affine[row, axis] = size_zyx[axis] if size_zyx[axis] > 0 else 1.0
+        affine[row, 3] = origin_zyx[axis]
+    affine[3, 3] = 1.0
+    return {
+        MetaKeys.AFFINE: affine,
+        MetaKeys.ORIGINAL_AFFINE: affine.copy(),
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.array(shape),
+        "voxel_size_zyx": list(size_zyx),
+    }
+
+
+class VolumeWriter(ImageWriter):
+    """What writers of volumes with axes (Z, Y, X) have in common: they take one volume, turn it, and round it.
+
+    Args:
+        output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
+            clipped.
 
     Raises:
-        InputError: for several channels or fewer than three dimensions.
-        FileError: if the file cannot be written; nothing is left behind then.
+        InputError: for another type, several channels or fewer than three dimensions.
     """
 
     def __init__(self, output_dtype: Any = np.float32, **kwargs: Any) -> None:
         name = np.dtype(np.float32 if output_dtype is None else output_dtype).name
         if name not in _DTYPES:
-            raise InputError(f"MRC has no mode for {name}: choose one of {', '.join(_DTYPES)}")
+            raise InputError(f"a tomogram cannot be written as {name}: choose one of {', '.join(_DTYPES)}")
         super().__init__()
         self.output_dtype = np.dtype(_DTYPES[name])
         self.meta: dict[str, Any] = {}
@@ -374,10 +382,10 @@ class MrcWriter(ImageWriter):
         array = data_array.detach().cpu().numpy() if isinstance(data_array, torch.Tensor) else np.asarray(data_array)
         if channel_dim is not None and array.ndim > 3:
             if array.shape[channel_dim] != 1:
-                raise InputError(f"{array.shape[channel_dim]} channels cannot be written as one MRC volume, save each")
+                raise InputError(f"{array.shape[channel_dim]} channels cannot be written as one volume, save each")
             array = np.squeeze(array, axis=channel_dim)
         if array.ndim != 3:
-            raise InputError(f"an array of shape {array.shape} is not a volume and cannot be written as MRC")
+            raise InputError(f"an array of shape {array.shape} is not a volume and cannot be written as one")
         self.data_obj = array
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = False, **options: Any) -> None:
@@ -393,9 +401,34 @@ class MrcWriter(ImageWriter):
         if affine is None or np.allclose(np.asarray(affine), np.eye(4)):
             return
         image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=torch.as_tensor(affine))
-        turned = MetaTensor(Orientation(axcodes=AXIS_CODES)(image))
+        turned = MetaTensor(Orientation(axcodes=AXIS_CODES, labels=None)(image))
         self.data_obj = turned.as_tensor()[0].numpy()
         self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)
+
+    def _as_dtype(self, data: np.ndarray) -> np.ndarray:
+        if np.issubdtype(self.output_dtype, np.integer):
+            limits = np.iinfo(self.output_dtype.name)
+            data = np.clip(np.rint(data), limits.min, limits.max)
+        elif self.output_dtype == np.float16 and float(np.abs(data).max(initial=0.0)) > float(np.finfo(np.float16).max):
+            raise InputError("grey values beyond 65504 do not fit into float16, use float32")
+        return np.ascontiguousarray(data, dtype=self.output_dtype)
+
+
+class MrcWriter(VolumeWriter):
+    """Writes one volume as MRC2014, with the header it was read with.
+
+    Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
+    new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
+    taken). The file appears under its name only when it is complete.
+
+    Args:
+        output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
+            numbers are rounded and clipped.
+
+    Raises:
+        FileError: if the file cannot be written; nothing is left behind then.
+        InputError: see :class:`VolumeWriter`.
+    """
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file under a temporary name and move it into place."""
@@ -448,14 +481,6 @@ class MrcWriter(ImageWriter):
             mean, count = mean + apart * values.size / total, total
         header = mrc.header
         header.dmin, header.dmax, header.dmean, header.rms = least, most, mean, (power / count) ** 0.5
-
-    def _as_dtype(self, data: np.ndarray) -> np.ndarray:
-        if np.issubdtype(self.output_dtype, np.integer):
-            limits = np.iinfo(self.output_dtype.name)
-            data = np.clip(np.rint(data), limits.min, limits.max)
-        elif self.output_dtype == np.float16 and float(np.abs(data).max(initial=0.0)) > float(np.finfo(np.float16).max):
-            raise InputError("grey values beyond 65504 do not fit into float16, use float32")
-        return np.ascontiguousarray(data, dtype=self.output_dtype)
 
     def _source_header(self) -> np.ndarray | None:
         text = self.meta.get("mrc_header")

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import Compose, LoadImage, Orientation
 from torch import Tensor
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.mrc import AXIS_CODES, MrcReader
-from cryoshuffle.preflight import tomogram_shape
 from cryoshuffle.preview import central_crop
+from cryoshuffle.sampling import mask_region, mask_weights
 from cryoshuffle.transforms import FillNotFinite, StandardiseIntensity
 from cryoshuffle.whitening import Whitening
 
@@ -467,6 +466,7 @@ def load_volume(
     largest: int | None = None,
     folder: str | os.PathLike[str] | None = None,
     fill_nan: bool = False,
+    mask: str | None = None,
 ) -> Tensor:
     """A tomogram from a file, (Z, Y, X), standardised.
 
@@ -476,20 +476,17 @@ def load_volume(
         largest: voxels to take along each axis, from the middle; None for all.
         folder: where a volume too large for memory is kept; None for memory.
         fill_nan: put the mean of the others where voxels are not finite.
+        mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
 
     Raises:
         FileError: if the file is missing or cannot be read.
         InputError: if it is no tomogram, or has voxels that are not finite and are not filled.
     """
-    volume = _read(path, permissive, largest, folder)
+    volume: Any = load_tomogram(path, permissive, folder, None if mask is not None else largest)
+    if mask is not None:
+        volume = volume[(slice(None), *mask_region(mask_weights(mask, folder), tuple(volume.shape[1:])))]
     volume = FillNotFinite(fill_nan)(volume if largest is None else central_crop(volume, largest))
     return StandardiseIntensity()(volume).as_tensor()[0]
-
-
-def _read(path: str, permissive: bool, largest: int | None, folder: str | os.PathLike[str] | None) -> Any:
-    tomogram_shape(path, permissive)
-    reader = MrcReader(permissive, folder, largest)
-    return Compose([LoadImage(reader, ensure_channel_first=True), Orientation(AXIS_CODES, labels=None)])(path)
 
 
 def load_mask(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
@@ -503,15 +500,20 @@ def load_mask(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor
         FileError: if the file is missing or cannot be read.
         InputError: if it is no volume.
     """
-    values = _read(path, True, None, folder).as_tensor()[0]
+    values = load_tomogram(path, True, folder).as_tensor()[0]
     mask = torch.empty(values.shape, dtype=torch.bool)
     for part in scratch.sections(values.shape, 0):
         mask[part] = values[part] != 0
     return mask
 
 
-def load_halves(paths: Sequence[str], permissive: bool = False) -> tuple[Tensor, Tensor]:
+def load_halves(paths: Sequence[str], permissive: bool = False, mask: str | None = None) -> tuple[Tensor, Tensor]:
     """The middle of even and odd half of a tomogram from files, each (Z, Y, X), standardised.
+
+    Args:
+        paths: of the two.
+        permissive: also take MRC files whose header breaks the standard.
+        mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
 
     Raises:
         FileError: if a file is missing or cannot be read.
@@ -519,7 +521,7 @@ def load_halves(paths: Sequence[str], permissive: bool = False) -> tuple[Tensor,
     """
     if len(paths) != 2:
         raise InputError(f"halves are {len(paths)} files: name the even and the odd one")
-    even, odd = (load_volume(str(path), permissive, LARGEST) for path in paths)
+    even, odd = (load_volume(str(path), permissive, LARGEST, mask=mask) for path in paths)
     return even, odd
 
 
@@ -574,6 +576,7 @@ def resolve_blind(
     empty: str | None = None,
     folder: str | os.PathLike[str] | None = None,
     fill_nan: bool = False,
+    mask: str | None = None,
 ) -> Measured:
     """The blind set of a run.
 
@@ -587,6 +590,8 @@ def resolve_blind(
         empty: path of a mask, not 0 where the tomogram holds no specimen; the noise is measured there.
         folder: where volumes too large for memory are kept while they are read; None for memory.
         fill_nan: put the mean of the others where voxels of a tomogram are not finite.
+        mask: path of a mask of the specimen; the noise is measured in the middle of the box around it. None for the
+            middle of the volume.
 
     Raises:
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
@@ -605,13 +610,13 @@ def resolve_blind(
     if empty is not None and (halves is not None or len(tomograms) > 1):
         raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
     if halves is not None:
-        volume = load_volume(str(tomograms[0]), permissive, LARGEST, fill_nan=fill_nan)
-        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive)))
+        volume = load_volume(str(tomograms[0]), permissive, LARGEST, folder, fill_nan, mask)
+        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask)))
     elif empty is not None:
         volume = load_volume(str(tomograms[0]), permissive, folder=folder, fill_nan=fill_nan)
         estimate = noise_from_empty(volume, load_mask(empty, folder))
     else:
-        volumes = (load_volume(str(path), permissive, LARGEST, fill_nan=fill_nan) for path in tomograms)
+        volumes = (load_volume(str(path), permissive, LARGEST, folder, fill_nan, mask) for path in tomograms)
         estimate = average([noise_from_volume(volume) for volume in volumes])
     if blind == "auto" and radius is None:
         return Measured(choose_blind(estimate, tilt_axis), estimate)

@@ -11,24 +11,25 @@ from typing import Any
 from monai.data import ImageWriter, NibabelWriter
 from monai.data.folder_layout import FolderLayoutBase
 
-from cryoshuffle import scratch
+from cryoshuffle import omezarr, scratch
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.mrc import SUFFIXES, MrcWriter, is_mrc_name
+from cryoshuffle.mrc import SUFFIXES as MRC_SUFFIXES
+from cryoshuffle.mrc import MrcWriter, is_mrc_name
 
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (*MRC_SUFFIXES, *omezarr.SUFFIXES, ".nii", ".nii.gz")
 
 
 def image_suffix(path: str | os.PathLike[str]) -> str:
     """The suffix of a tomogram's name, compression included.
 
     Raises:
-        InputError: if it is neither MRC nor NIfTI.
+        InputError: if it is none of MRC, OME-Zarr and NIfTI.
     """
-    name = str(path).lower()
-    for suffix in sorted((*SUFFIXES, *NIFTI_SUFFIXES), key=len, reverse=True):
+    name = Path(path).name.lower()
+    for suffix in sorted(SUFFIXES, key=len, reverse=True):
         if name.endswith(suffix):
             return suffix
-    raise InputError(f"{path}: unknown kind of file, use a name that ends in {', '.join((*SUFFIXES, *NIFTI_SUFFIXES))}")
+    raise InputError(f"{path}: unknown kind of file, use a name that ends in {', '.join(SUFFIXES)}")
 
 
 class WholeNiftiWriter(NibabelWriter):
@@ -53,7 +54,9 @@ class WholeNiftiWriter(NibabelWriter):
 
 def image_writer(path: str | os.PathLike[str]) -> type[ImageWriter]:
     """The writer for a file name, for MONAI's ``SaveImage``."""
-    return MrcWriter if is_mrc_name(path) else WholeNiftiWriter
+    if is_mrc_name(path):
+        return MrcWriter
+    return omezarr.OmeZarrWriter if image_suffix(path) in omezarr.SUFFIXES else WholeNiftiWriter
 
 
 class ExactPath(FolderLayoutBase):
@@ -72,16 +75,19 @@ class ExactPath(FolderLayoutBase):
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """SHA-256 of a file, in hexadecimal; of a folder, of the names and the content of all its files.
 
     Raises:
         FileError: if it cannot be read.
     """
-    digest = hashlib.sha256()
+    digest, whole = hashlib.sha256(), Path(path)
     try:
-        with open(path, "rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
+        for one in sorted(part for part in whole.rglob("*") if part.is_file()) if whole.is_dir() else [whole]:
+            if one != whole:
+                digest.update(one.relative_to(whole).as_posix().encode() + b"\0")
+            with one.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
     return digest.hexdigest()

@@ -16,6 +16,8 @@ from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
 from cryoshuffle.mrc import is_mrc_name, read_shape
+from cryoshuffle.omezarr import SUFFIXES as ZARR_SUFFIXES
+from cryoshuffle.omezarr import is_zarr_name, open_zarr
 from cryoshuffle.outputs import image_suffix
 from cryoshuffle.windows import HeldOutSlab, fit_window
 
@@ -25,9 +27,11 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
 
     Raises:
         FileError: if the file is missing or cannot be read.
-        InputError: if it is not one real volume in MRC or NIfTI.
+        InputError: if it is not one real volume in MRC, OME-Zarr or NIfTI.
     """
     path = Path(path)
+    if is_zarr_name(path):
+        return open_zarr(path).shape
     if not path.is_file():
         raise FileError(f"{path}: there is no such file, check the path")
     image_suffix(path)
@@ -102,6 +106,27 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
             raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
 
 
+def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = False) -> None:
+    """Refuse a mask that cannot be one of a tomogram, as far as names and headers tell.
+
+    Args:
+        mask: path; None for none.
+        tomograms: paths.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: if there are several tomograms, or the mask is of another shape.
+    """
+    if mask is None:
+        return
+    if len(tomograms) > 1:
+        raise InputError(f"{mask}: a mask goes with one tomogram, not with {len(tomograms)}: fit them one by one")
+    shape, own = tomogram_shape(tomograms[0], permissive), tomogram_shape(mask, True)
+    if own != shape:
+        raise InputError(f"{mask}: is of {own} voxels, the tomogram of {shape}; give a mask of its voxels")
+
+
 def check_output(
     output: str,
     tomogram: str,
@@ -109,6 +134,7 @@ def check_output(
     dtype: str = "float32",
     permissive: bool = False,
     folder: str | None = None,
+    residual: str | None = None,
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
@@ -119,18 +145,23 @@ def check_output(
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
         folder: of the run, which takes a volume too large for memory twice while it runs; None for none.
+        residual: path of what is taken away, looked at likewise; None for none.
 
     Raises:
         FileError: in each of those cases.
-        InputError: for a name that is neither MRC nor NIfTI, or a NIfTI of another type than float32.
+        InputError: for a name that is none of MRC, OME-Zarr and NIfTI, or a NIfTI of another type than float32.
     """
     path, source = Path(output), Path(tomogram)
-    image_suffix(path)
-    if not is_mrc_name(path) and dtype != "float32":
+    suffix = image_suffix(path)
+    if suffix.startswith(".nii") and dtype != "float32":
         raise InputError(f"{path}: a NIfTI is written as float32, not as {dtype}; leave the type out or write MRC")
-    if path.exists() and source.exists() and path.samefile(source):
+    if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
-    check_new_file(path, overwrite)
+    check_new_file(path, overwrite, folder=suffix in ZARR_SUFFIXES)
+    if residual is not None:
+        if Path(residual).resolve() == path.resolve():
+            raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
+        check_output(residual, tomogram, overwrite, permissive=permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     wanted = {path.parent: voxels * np.dtype(dtype).itemsize}
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
@@ -146,15 +177,20 @@ def check_output(
             )
 
 
-def check_new_file(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_new_file(path: str | os.PathLike[str], overwrite: bool = False, folder: bool = False) -> None:
     """Refuse a file that exists or whose folder cannot be written.
+
+    Args:
+        path: of the file.
+        overwrite: allow one that exists.
+        folder: whether what is to be written is a folder itself, an OME-Zarr.
 
     Raises:
         FileError: in either case.
     """
     path = Path(path)
-    if path.is_dir():
-        raise FileError(f"{path}: is a folder, name a file")
+    if path.is_dir() and not (folder and any((path / name).exists() for name in (".zattrs", ".zgroup", "zarr.json"))):
+        raise FileError(f"{path}: is a folder, name a file" if not folder else f"{path}: is a folder, but no Zarr")
     if path.exists() and not overwrite:
         raise FileError(f"{path}: exists already, add --overwrite or choose another name")
     if not path.parent.is_dir():

@@ -30,10 +30,12 @@ def checksums(paths: Sequence[str | os.PathLike[str]] | None) -> list[str]:
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:
     try:
-        found = os.stat(path)
+        found, within = os.stat(path), Path(path)
+        files = [one.stat() for one in within.rglob("*")] if within.is_dir() else []
     except OSError as error:
         raise FileError(f"{path}: is gone, it was there when the run began; start again") from error
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    sizes, newest = sum(one.st_size for one in files), max((one.st_mtime_ns for one in files), default=0)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, len(files), sizes, newest
 
 
 class Beginning:
@@ -73,6 +75,7 @@ class Provenance:
         measured: noise and blind set; None where they came with the checkpoint.
         checkpoint: path of the network.
         device: that computed.
+        residual: path of what was taken away; None if it was not asked for.
 
     Raises:
         FileError: from the engine, if the input was replaced or changed since the beginning.
@@ -87,7 +90,9 @@ class Provenance:
         measured: Measured | None = None,
         checkpoint: str | None = None,
         device: torch.device | str = "cpu",
+        residual: str | None = None,
     ) -> None:
+        self.residual = residual
         self.path, self.beginning, self.output = Path(path), beginning, output
         self.settings, self.measured, self.checkpoint = dict(settings), measured, checkpoint
         self.device = torch.device(device)
@@ -105,6 +110,7 @@ class Provenance:
         began, ended = (
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) for seconds in (self.beginning.time, time.time())
         )
+        files = {"output": self.output, "residual": self.residual, "network": self.checkpoint}
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         write_json(
             {
@@ -115,12 +121,9 @@ class Provenance:
                 "began": began,
                 "ended": ended,
                 "input": {"path": str(self.beginning.tomogram), "sha256": checksum(self.beginning.tomogram)},
-                "output": {"path": str(self.output), "sha256": checksum(self.output)},
-                "network": None
-                if self.checkpoint is None
-                else {
-                    "path": str(self.checkpoint),
-                    "sha256": checksum(self.checkpoint),
+                **{
+                    name: None if file is None else {"path": str(file), "sha256": checksum(file)}
+                    for name, file in files.items()
                 },
                 "settings": {name: _plain(value) for name, value in self.settings.items()},
                 "noise": None if self.measured is None else self.measured.report(),

@@ -60,6 +60,7 @@ def measure_refinement(
     halves: Sequence[str] | None = None,
     permissive: bool = False,
     start: nn.Module | None = None,
+    mask: str | None = None,
 ) -> Refinement:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -77,6 +78,7 @@ def measure_refinement(
         permissive: also take MRC files whose header breaks the standard.
         start: the trained network that the second stage begins with; a copy of it, settled on each volume, tells signal
             that the blind network could not. None for random weights.
+        mask: path of the mask that the volume was cropped with, for the halves; None for the whole volume.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -98,7 +100,7 @@ def measure_refinement(
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
         crops.append(before)
         if halves is not None:
-            even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive)))
+            even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive, mask)))
             spectra.append(smooth_spectrum(even - odd))
             continue
         denoised = None

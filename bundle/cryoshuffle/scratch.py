@@ -89,8 +89,16 @@ def partial_path(path: str | os.PathLike[str], kind: str = "", ending: str = "")
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial{glob.escape(ending)}"):
         found = re.search(rf"\.{re.escape(host)}\.(\d+)\.partial{re.escape(ending)}$", left.name)
         if found and not _lives(int(found[1])):
-            left.unlink(missing_ok=True)
+            remove(left)
     return path.with_name(f".{path.name}.{kind}{host}.{os.getpid()}.partial{ending}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

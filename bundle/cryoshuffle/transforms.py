@@ -18,6 +18,7 @@ from monai.utils import ImageMetaKey, TransformBackends, convert_to_tensor
 from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.sampling import BLOCK, draw_by_worth
 from cryoshuffle.windows import HeldOutSlab, draw_box, fit_window
 
 logger = logging.getLogger("cryoshuffle")
@@ -206,16 +207,21 @@ class _AlikeForAllKeys(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Apply the transform to the images under the keys."""
+        return self._apply(data)
+
+    def _apply(self, data: Mapping[Hashable, NdarrayOrTensor], **more: Any) -> dict[Hashable, Any]:
         result: dict[Hashable, Any] = dict(data)
         seed = int(self.R.randint(2**31))
         for key in self.key_iterator(result):
             self.transform.set_random_state(seed=seed)
-            result[key] = self.transform(result[key])
+            result[key] = self.transform(result[key], **more)
         return result
 
 
 class RandLatticeWindow(Randomizable, Transform):
     """A window of whole lattice periods at a random place outside the held-out slab.
+
+    Where weights are given a window is drawn as often as its blocks are worth on average.
 
     Args:
         window: asked for, along (Z, Y, X), voxels; shrunk to whole periods that fit.
@@ -238,14 +244,22 @@ class RandLatticeWindow(Randomizable, Transform):
         self.period = as_triple(period, "lattice period", smallest=1)
         self.held_out = held_out
 
-    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
-        """Cut a window."""
+    def __call__(self, img: NdarrayOrTensor, weights: torch.Tensor | None = None) -> NdarrayOrTensor:
+        """Cut a window.
+
+        Args:
+            img: to cut it from.
+            weights: of its blocks (:mod:`cryoshuffle.sampling`), (Z, Y, X), from 0 to 1; None if all are worth the
+                same.
+        """
         shape = img.shape[1:]
         if self.held_out is not None:
             img = img[(slice(None), *self.held_out.fit_region(shape))]
             shape = img.shape[1:]
         window = fit_window(self.window, shape, self.period)
-        return img[(slice(None), *draw_box(shape, window, self.R))]
+        if weights is None:
+            return img[(slice(None), *draw_box(shape, window, self.R))]
+        return img[(slice(None), *draw_by_worth(shape, window, self.R, weights))]
 
 
 class RandLatticeWindowd(_AlikeForAllKeys):
@@ -257,6 +271,8 @@ class RandLatticeWindowd(_AlikeForAllKeys):
         period: likewise.
         held_out: likewise.
         allow_missing_keys: do not complain about a missing key.
+        weights_key: of what blocks are worth, as :class:`cryoshuffle.sampling.FitRegiond` leaves it; it is taken out.
+            All are worth the same where there is nothing under it.
     """
 
     backend = RandLatticeWindow.backend
@@ -268,9 +284,17 @@ class RandLatticeWindowd(_AlikeForAllKeys):
         period: Sequence[int] | int,
         held_out: HeldOutSlab | None = None,
         allow_missing_keys: bool = False,
+        weights_key: str = "weights",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = RandLatticeWindow(window, period, held_out)
+        self.weights_key = weights_key
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Cut the same window from the images under the keys."""
+        rest: dict[Hashable, Any] = dict(data)
+        weights = rest.pop(self.weights_key, None)
+        return self._apply(rest, weights=weights)
 
 
 class RandLatticeFlip(RandomizableTransform):
@@ -343,14 +367,24 @@ class CropHeldOut(Transform):
     def __init__(self, held_out: HeldOutSlab) -> None:
         self.held_out = held_out
 
-    def __call__(self, img: NdarrayOrTensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crop an image."""
+    def __call__(self, img: NdarrayOrTensor, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crop an image.
+
+        Args:
+            img: to crop.
+            weights: of its blocks (:mod:`cryoshuffle.sampling`), (Z, Y, X); voxels of blocks that are worth less than
+                half of the best in the slab are not scored. None if all are worth the same.
+        """
         image = convert_to_tensor(img)
         window = self.held_out.scored(image.shape[1:])
         crop = image[(slice(None), *window.read)].clone()
         scored = torch.full_like(crop, float("nan"))
         core = (slice(None), *window.core)
         scored[core] = crop[core]
+        if weights is not None:
+            z, y, x = (torch.arange(side.start, side.stop) // BLOCK for side in window.keep)
+            worth = weights[z][:, y][:, :, x]
+            scored[core] = torch.where(worth < worth.max() / 2, float("nan"), scored[core])
         return crop, scored
 
 
@@ -362,6 +396,7 @@ class CropHeldOutd(MapTransform):
         held_out: the slab.
         scored_key: where the copy that is NaN outside the slab goes.
         allow_missing_keys: do not complain about a missing key.
+        weights_key: of what blocks are worth; it is taken out.
     """
 
     backend = CropHeldOut.backend
@@ -372,16 +407,19 @@ class CropHeldOutd(MapTransform):
         held_out: HeldOutSlab,
         scored_key: str = "label",
         allow_missing_keys: bool = False,
+        weights_key: str = "weights",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = CropHeldOut(held_out)
         self.scored_key = scored_key
+        self.weights_key = weights_key
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Crop the images under the keys."""
         result: dict[Hashable, Any] = dict(data)
+        weights = result.pop(self.weights_key, None)
         for key in self.key_iterator(result):
-            result[key], result[self.scored_key] = self.transform(result[key])
+            result[key], result[self.scored_key] = self.transform(result[key], weights)
         return result
 
 

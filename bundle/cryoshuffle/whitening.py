@@ -178,7 +178,7 @@ def without_whitening(
     if whitening is None:
         return volumes
     plain = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
-    return [{"image": undo_whitening(volume, whitening)} for volume in plain]
+    return [{**item, "image": undo_whitening(volume, whitening)} for item, volume in zip(volumes, plain, strict=True)]
 
 
 WhitenNoiseD = WhitenNoiseDict = WhitenNoised

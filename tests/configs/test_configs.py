@@ -77,7 +77,9 @@ def test_keys_that_both_roots_have_are_equal():
     assert {"network_def", "network", "device", "seed", "precision", "checkpoint", "halo"} <= shared
     assert {key: train[key] for key in shared} == {key: inference[key] for key in shared}
     *reading, whitening = inference["preprocessing"]["transforms"]
-    assert train["train"]["reading"]["transforms"][:6] == [*reading, {**whitening, "whitening": "@whitening"}]
+    *reads, region, whitens, _ = train["train"]["reading"]["transforms"]
+    assert region == "@train#region"
+    assert [*reads, whitens] == [*reading, {**whitening, "whitening": "@whitening"}]
     assert inference["inference_whitening"] == "@whitening"
 
 

@@ -1,0 +1,139 @@
+"""Tomograms of other kinds, residuals and masks through the command line, as a user has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+from phantoms import small_tomogram, write_mrc
+
+from cryoshuffle import devices
+from cryoshuffle.cli import main
+from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.outputs import ExactPath, checksum, image_suffix, image_writer
+
+QUICK = ["--effort", "fast", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory) -> tuple[Path, Path]:
+    """A tomogram and a network for it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    tomogram = small_tomogram(folder / "in.mrc", (24, 72, 72))
+    assert main(["fit", str(tomogram), "--checkpoint", str(folder / "c.pt"), *QUICK]) == 0
+    return tomogram, folder / "c.pt"
+
+
+@pytest.fixture(autouse=True)
+def _usual_memory():
+    yield
+    devices.limit_memory(None)
+
+
+def copy_as(tomogram: Path, path: Path) -> Path:
+    """The same voxels in another kind of file."""
+    SaveImage(
+        writer=image_writer(path), output_ext=image_suffix(path), folder_layout=ExactPath(path), resample=False,
+        print_log=False,
+    )(load_tomogram(tomogram))  # fmt: skip
+    return path
+
+
+def voxels(path: Path) -> np.ndarray:
+    return load_tomogram(path)[0].numpy()
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory", "0.0001"]], ids=["in memory", "on disk"])
+def test_the_kind_of_file_changes_nothing(tmp_path, fitted, memory):
+    """OME-Zarr and MRC, in and out: the same voxels and voxel size; the residual adds up; provenance names all."""
+    pytest.importorskip("zarr")
+    tomogram, checkpoint = fitted
+    source = copy_as(tomogram, tmp_path / "in.zarr")
+    more = ["--window", "24,48,48", "--quiet", *memory]
+    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "a.mrc"), *more]) == 0
+    residual = tmp_path / "residual.mrc"
+    command = ["apply", str(checkpoint), f"{source}/", f"{tmp_path / 'b.zarr'}/", *more, "--residual", str(residual)]
+    assert main(command) == 0
+    assert np.array_equal(voxels(tmp_path / "a.mrc"), voxels(tmp_path / "b.zarr"))
+    assert load_tomogram(tmp_path / "b.zarr").meta["voxel_size_zyx"] == [10.0] * 3
+    assert np.allclose(voxels(residual) + voxels(tmp_path / "b.zarr"), voxels(tomogram), atol=1e-4)
+    assert np.abs(voxels(residual)).mean() > 1
+    written = json.loads((tmp_path / "b_run" / "provenance.json").read_text())
+    assert written["input"]["sha256"] == checksum(source)
+    assert written["output"]["sha256"] == checksum(tmp_path / "b.zarr")
+    assert written["residual"] == {"path": str(residual), "sha256": checksum(residual)}
+    assert main(["apply", str(checkpoint), f"{source}/0", str(tmp_path / "c.mrc"), *more]) == 0
+    assert np.array_equal(voxels(tmp_path / "a.mrc"), voxels(tmp_path / "c.mrc"))
+
+
+def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
+    """A NIfTI whose axes run otherwise gives a residual whose axes do; whole numbers out, float residual."""
+    _, checkpoint = fitted
+    affine = torch.diag(torch.tensor([-2.0, -2.0, 3.0, 1.0], dtype=torch.float64))
+    values = torch.from_numpy(np.random.default_rng(0).normal(100, 10, (1, 36, 40, 24)).astype(np.float32))
+    source, out, residual = (tmp_path / name for name in ("in.nii.gz", "out.mrc", "residual.nii.gz"))
+    SaveImage(
+        writer=image_writer(source), output_ext=".nii.gz", folder_layout=ExactPath(source), resample=False,
+        print_log=False,
+    )(MetaTensor(values, affine=affine))  # fmt: skip
+    command = ["apply", str(checkpoint), str(source), str(out), "--quiet", "--dtype", "int16"]
+    assert main([*command, "--residual", str(residual)]) == 0
+    given, left = (load_tomogram(path, axcodes=None) for path in (source, residual))
+    assert torch.allclose(left.affine, given.affine)
+    assert left.shape == given.shape
+    assert np.allclose(voxels(residual) + voxels(out), voxels(source), atol=1e-4)
+
+
+def test_residuals_that_cannot_be_written_are_refused_first(tmp_path, fitted, capsys):
+    """The result itself, a file that exists, the input."""
+    tomogram, checkpoint = fitted
+    out, there = tmp_path / "out.mrc", tmp_path / "there.mrc"
+    there.write_bytes(b"mine")
+    for residual, words in ((out, "choose two names"), (there, "exists already"), (tomogram, "is the input itself")):
+        command = ["apply", str(checkpoint), str(tomogram), str(out), "--quiet", "--residual", str(residual)]
+        assert main(command) == 2
+        assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_mask_goes_through_all_stages(tmp_path, capsys):
+    """The fit looks there and says so, everything is denoised; another mask is noticed by --resume."""
+    values = mrcfile.read(small_tomogram(tmp_path / "small.mrc", (24, 100, 80)))
+    values[:, :30] = 100
+    tomogram, mask = write_mrc(tmp_path / "in.mrc", values), np.zeros(values.shape, np.int8)
+    mask[4:20, 34:98, 6:70] = 1
+    path, out = write_mrc(tmp_path / "mask.mrc", mask), tmp_path / "out.mrc"
+    command = ["denoise", str(tomogram), str(out), "--quiet", "--steps", "8", "--window", "24", "--mask", str(path)]
+    assert main(command) == 0
+    log = (tmp_path / "out_run" / "run.log").read_text()
+    assert "the fit looks at" in log
+    assert "of the volume, as the mask says" in log
+    result = mrcfile.read(out)
+    assert result.shape == values.shape
+    assert bool(np.isfinite(result).all())
+    settings = json.loads((tmp_path / "out_run" / "provenance.json").read_text())["settings"]
+    assert settings["mask"] == str(path)
+    mask[10] = 0
+    write_mrc(path, mask)
+    capsys.readouterr()
+    assert main([*command, "--resume", "--overwrite"]) == 2
+    assert "content" in capsys.readouterr().err
+    other = write_mrc(tmp_path / "other.mrc", mask[:, :, 1:])
+    assert main([*command[:-1], str(other), "--overwrite"]) == 2
+    assert "give a mask of its voxels" in capsys.readouterr().err
+
+
+def test_padding_is_noticed_without_a_mask(tmp_path):
+    """Half of the volume constant: windows avoid it, and the log says how much of it there is."""
+    values = mrcfile.read(small_tomogram(tmp_path / "small.mrc", (24, 112, 48)))
+    values[:, :48] = 100
+    tomogram = write_mrc(tmp_path / "in.mrc", values)
+    command = ["fit", str(tomogram), "--checkpoint", str(tmp_path / "c.pt"), "--quiet", "--steps", "8"]
+    assert main([*command, "--window", "24"]) == 0
+    assert "43% of the volume is nearly constant" in (tmp_path / "c_run" / "run.log").read_text()
