@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -299,6 +299,11 @@ class BlindSpotNet(nn.Module):
         x = split_sublattices(self.stem(x), self.stride)
         x = merge_sublattices(self.body(x), self.stride)
         return x[:, :, :z, :y, :w]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take weights; those of a whole checkpoint too, as MONAI's export and model zoo hand it over."""
+        nested = state_dict.get("model")
+        return super().load_state_dict(nested if isinstance(nested, Mapping) else state_dict, *args, **kwargs)
 
     def receptive_radius(self) -> Triple | None:
         """How far a prediction sees along (Z, Y, X), voxels of the full grid; None if the body does not say."""

@@ -194,10 +194,16 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted):
     second = subprocess.run(
         apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True
     )
+    elsewhere = subprocess.run(
+        apply(checkpoint, tomogram, tmp_path / "out.mrc", "--report", str(tmp_path / "elsewhere")),
+        capture_output=True, text=True,
+    )  # fmt: skip
     first.kill()
     first.communicate()
     assert second.returncode == 2
     assert "another run is at work there" in second.stderr
+    assert elsewhere.returncode == 2
+    assert "out.mrc: another run is about to write it" in elsewhere.stderr
     hold(tmp_path / "out_run")
     hold(tmp_path / "out_run")
     let_go()

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import SaveImage
+from monai.transforms import Orientation, SaveImage
 from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle import devices
 from cryoshuffle.cli import main
+from cryoshuffle.denoising import Denoise, Denoised
+from cryoshuffle.errors import InputError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.outputs import ExactPath, checksum, image_suffix, image_writer
 
@@ -88,6 +90,25 @@ def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
     assert torch.allclose(left.affine, given.affine)
     assert left.shape == given.shape
     assert np.allclose(voxels(residual) + voxels(out), voxels(source), atol=1e-4)
+
+
+def test_the_transform_does_what_the_command_does(tmp_path, fitted):
+    """The same bits, whichever way the axes run, and for a plain array of (Z, Y, X); the rest of the image stays."""
+    tomogram, checkpoint = fitted
+    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "a.mrc"), "--quiet"]) == 0
+    expected, image = voxels(tmp_path / "a.mrc"), load_tomogram(tomogram)
+    transform = Denoised("image", checkpoint, device="cpu")
+    made = transform({"image": image, "other": 1})
+    assert made["other"] == 1
+    assert np.array_equal(made["image"][0].numpy(), expected)
+    assert torch.equal(made["image"].affine, image.affine)
+    turned = Orientation("RPI", labels=None)(image)
+    back = Orientation("SAR", labels=None)(transform({"image": turned})["image"])
+    assert np.array_equal(back[0].numpy(), expected)
+    assert np.array_equal(transform({"image": image.numpy()})["image"][0].numpy(), expected)
+    assert len(Denoise(checkpoint)(turned).applied_operations) == len(turned.applied_operations)
+    with pytest.raises(InputError, match="not one volume"):
+        transform({"image": torch.zeros(2, 8, 8, 8)})
 
 
 def test_residuals_that_cannot_be_written_are_refused_first(tmp_path, fitted, capsys):

@@ -1,0 +1,149 @@
+"""Every way into the bundle that docs/monai.md names, run as it stands there, in the released bundle's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from phantoms import small_tomogram
+
+from cryoshuffle.inputs import load_tomogram
+
+ROOT = Path(__file__).parent.parent.parent
+# In place of the file that MONAI would fetch; what the metadata must have is tested beside the configs.
+SCHEMA = {"type": "object", "required": ["version", "monai_version", "network_data_format"]}
+SMALL = ["--steps", "4", "--window", "[16,24,16]", "--quiet", "True"]
+
+
+def entry_points() -> list[tuple[str, str, str]]:
+    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8").split("## Every way in")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    return [(what, *(cell.strip("`") for cell in cells)) for what, *cells in rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    """The released bundle with a tomogram beside its configs, and the schema that MONAI would fetch."""
+    folder = tmp_path_factory.mktemp("released")
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_bundle.py"), str(folder)], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    bundle = next(path for path in folder.iterdir() if path.is_dir())
+    small_tomogram(bundle / "in.mrc")
+    (bundle / "eval").mkdir()
+    (bundle / "eval" / "schema.json").write_text(json.dumps(SCHEMA))
+    return bundle
+
+
+def test_the_table_is_there():
+    """All commands of MONAI's that serve one network, and the hosts."""
+    commands = " ".join(command for _, command, _ in entry_points())
+    for name in ("run ", "run_workflow", "verify_metadata", "verify_net_in_out", "ckpt_export", "load(", "torchrun"):
+        assert name in commands, name
+    assert "create_workflow" in commands
+
+
+@pytest.mark.filterwarnings("ignore:No hash value provided")
+@pytest.mark.parametrize(("what", "command", "leaves"), entry_points(), ids=[row[0] for row in entry_points()])
+def test_an_entry_point_does_what_it_says(what, command, leaves, bundle, monkeypatch):
+    """Run in the bundle's folder, without changing a word; fits are shortened by options behind."""
+    words = shlex.split(command)
+    monkeypatch.chdir(bundle)
+    # What the bundle carries, not what is installed.
+    monkeypatch.syspath_prepend(str(bundle))
+    short = SMALL if "train.json" in command else []
+    if words[0].startswith("scripts/"):
+        script = ROOT / words[0]
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        return
+    if words[0] == "torchrun":
+        call = [sys.executable, "-m", "torch.distributed.run", *words[1:], *short]
+        done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+    elif words[:2] == ["python", "-c"]:
+        exec(compile(words[2], what, "exec"), {})
+    else:
+        assert words[:3] == ["python", "-m", "monai.bundle"], words
+        monkeypatch.setattr(sys, "argv", ["monai.bundle", *words[3:], *short])
+        runpy.run_module("monai.bundle", run_name="__main__")
+    if leaves:
+        assert (bundle / leaves).is_file(), leaves
+
+
+def test_a_pipeline_of_others_takes_the_bundle_in(bundle, monkeypatch):
+    """The example of the page: denoise, then segment, in one config, beside another bundle's names in one process."""
+    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")
+    (bundle / "segment.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[-1])
+    for name in ("scripts", "bundle"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.chdir(bundle)
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", "segment.yaml"])
+    runpy.run_module("monai.bundle", run_name="__main__")
+    labels, volume = (load_tomogram(bundle / name)[0] for name in ("labels.nii.gz", "in.mrc"))
+    assert labels.shape == volume.shape
+    assert set(torch.unique(labels).tolist()) <= {0.0, 1.0}
+
+
+def test_the_bundle_needs_no_installation(bundle, tmp_path):
+    """Python without the package finds the one in the folder; the zip holds the same files."""
+    code = (
+        "import sys; sys.path = [p for p in sys.path if 'cryoshuffle' not in p and not p.endswith('/bundle')]; "
+        "sys.path.insert(0, ''); import cryoshuffle; print(cryoshuffle.__file__, cryoshuffle.config_dir())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=bundle, capture_output=True, text=True, check=True).stdout
+    assert said.split() == [str(bundle / "cryoshuffle" / "__init__.py"), str(bundle / "configs")]
+    names = zipfile.ZipFile(f"{bundle}.zip").namelist()
+    inside = {name.split("/", 1)[1] for name in names if not name.endswith("/")}
+    assert {"LICENSE", "configs/inference.json", "models/model.pt", "models/model.ts", "cryoshuffle/cli.py"} <= inside
+    assert not [name for name in inside if "pycache" in name or re.search(r"/\.", name)]
+
+
+def test_the_exported_network_is_the_one_of_the_checkpoint(bundle):
+    """The same output; its metadata and config are in the archive."""
+    sys.path.insert(0, str(bundle))
+    from monai.data import load_net_with_metadata
+
+    from cryoshuffle.checkpoints import load_network
+
+    exported, metadata, files = load_net_with_metadata(
+        str(bundle / "models" / "model.ts"), more_extra_files=("inference.json",)
+    )
+    x = torch.randn(1, 1, 7, 13, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(x), load_network(bundle / "models" / "model.pt")(x), rtol=0, atol=1e-5)
+    assert metadata["name"] == "cryoshuffle"
+    assert "network_def" in json.loads(files["inference.json"])
+
+
+def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
+    """Without a licence, with a file that is too large, with another version."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import make_bundle
+
+    monkeypatch.setattr(make_bundle, "_monai", lambda *arguments: None)
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    assert make_bundle.broken_rules(broken) == []
+    (broken / "LICENSE").unlink()
+    metadata = json.loads((broken / "configs" / "metadata.json").read_text())
+    (broken / "configs" / "metadata.json").write_text(json.dumps({**metadata, "version": "9.9.9", "numpy_version": ""}))
+    with (broken / "large.bin").open("wb") as file:
+        file.truncate(make_bundle.MOST_BYTES + 1)
+    said = " ".join(make_bundle.broken_rules(broken))
+    for words in ("LICENSE is missing", "9.9.9 is not in the changelog", "large.bin has more", "no numpy_version"):
+        assert words in said
