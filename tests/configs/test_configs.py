@@ -160,12 +160,19 @@ def test_presets_use_known_terms_and_the_default_has_no_biased_one():
     assert "guide" not in config["loss_weights"][config["preset"]]
 
 
-@pytest.mark.parametrize("body", ["BasicUNet", "SegResNet"])
+@pytest.mark.parametrize("body", ["BasicUNet", "SegResNet", "UNet"])
 def test_another_body_is_a_matter_of_config(body):
     """A MONAI network takes the place of ours by overriding the body alone."""
     bodies = {
         "BasicUNet": {"spatial_dims": 3, "in_channels": 24, "out_channels": 1, "features": [4, 4, 4, 4, 4, 4]},
         "SegResNet": {"in_channels": 24, "out_channels": 1, "init_filters": 8},
+        "UNet": {
+            "spatial_dims": 3,
+            "in_channels": 24,
+            "out_channels": 1,
+            "channels": [4, 8, 8],
+            "strides": [2, 2],
+        },
     }
     parser = ConfigParser()
     parser.read_config(CONFIGS / "train.json")

@@ -13,11 +13,14 @@ import sys
 import types
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from phantoms import small_tomogram
 
+from cryoshuffle.checkpoints import save_whole
 from cryoshuffle.inputs import load_tomogram
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,6 +78,10 @@ def test_an_entry_point_does_what_it_says(what, command, leaves, bundle, monkeyp
         call = [sys.executable, "-m", "torch.distributed.run", *words[1:], *short]
         done = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
+    elif "onnx_export" in words:
+        pytest.importorskip("onnxscript")
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     elif words[:2] == ["python", "-c"]:
         exec(compile(words[2], what, "exec"), {})
     else:
@@ -128,6 +135,36 @@ def test_the_exported_network_is_the_one_of_the_checkpoint(bundle):
         torch.testing.assert_close(exported(x), load_network(bundle / "models" / "model.pt")(x), rtol=0, atol=1e-5)
     assert metadata["name"] == "cryoshuffle"
     assert "network_def" in json.loads(files["inference.json"])
+
+
+def stays_blind(network: Any, exported: Any) -> None:
+    """The same output at sizes it has not seen; a plane that changes does not change its own prediction."""
+    for shape in ((1, 1, 13, 26, 11), (2, 1, 8, 12, 8), (1, 1, 5, 7, 30)):
+        x = torch.randn(shape)
+        changed = x.clone()
+        changed[..., 6, :] = torch.randn(shape[0], 1, shape[2], shape[4])
+        with torch.no_grad():
+            torch.testing.assert_close(exported(x), network(x), rtol=0, atol=1e-5)
+            before, after = exported(x), exported(changed)
+        assert torch.equal(before[..., 6, :], after[..., 6, :])
+        assert not torch.equal(before[..., 5, :], after[..., 5, :])
+
+
+def test_an_exported_network_is_the_same_and_still_blind(bundle, tmp_path, monkeypatch):
+    """TorchScript, and ``torch.export`` as the page has it, of a blind network."""
+    parser = ConfigParser()
+    parser.read_config(ROOT / "configs" / "inference.json")
+    network = parser.get_parsed_content("network_def").eval()
+    assert network.lattice.blind_set.shape == "plane"
+    stays_blind(network, torch.jit.script(network))
+    (tmp_path / "models").mkdir()
+    save_whole({"model": network.state_dict(), "network_def": network.config()}, tmp_path / "models" / "model.pt")
+    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "monai.md", "exec"), names)
+    assert names["denoised"].shape == (1, 1, 40, 60, 50)
+    stays_blind(network, names["module"])
 
 
 def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
