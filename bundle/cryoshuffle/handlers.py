@@ -300,6 +300,23 @@ def _of_the_first(value: Any) -> Any:
     return values[0]
 
 
+class ListedOutput:
+    """Leaves the output of an engine as a list of one dictionary, as decollated batches are.
+
+    MONAI's trackers (TensorBoard, MLflow) take the loss from such a list. Decollating would copy the loss from the
+    device at every step; this does not.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """List it as soon as it is there."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """List it now."""
+        output: Any = engine.state.output
+        engine.state.output = output if isinstance(output, list) else [output]
+
+
 class GracefulStop:
     """Ctrl-C and SIGTERM stop a run after the current step; the checkpoint of the last epoch stays.
 

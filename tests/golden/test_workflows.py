@@ -26,6 +26,7 @@ from phantoms import (
 )
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_plain, save_whole
@@ -66,7 +67,8 @@ def test_the_bundle_trains_and_infers_from_a_foreign_directory(tmp_path, tomogra
     fitted = bundle_run(away, "train.json", "smoke.yaml", tomogram=tomogram, tensorboard=True)
     assert fitted.returncode == 0, fitted.stderr
     assert {p.name for p in (away / "run").iterdir()} >= {"run.log", "preview.png", "state.pt"}
-    assert list((away / "run").glob("events.out.tfevents*"))
+    events = EventAccumulator(str(away / "run")).Reload()
+    assert {"Loss", "loss_fidelity", "risk"} <= {name.split("/")[-1] for name in events.Tags()["scalars"]}
     log = (away / "run" / "run.log").read_text()
     assert re.search(r"step 4: fidelity [\d.]+, edge [\d.]+, smoothness [\d.]+, risk [\d.]+", log)
     assert "the network is blind as configured: voxel" in log, "the noise of this tomogram is white"
