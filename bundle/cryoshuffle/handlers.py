@@ -313,8 +313,8 @@ class ListedOutput:
 
     def __call__(self, engine: Engine) -> None:
         """List it now."""
-        output: Any = engine.state.output
-        engine.state.output = output if isinstance(output, list) else [output]
+        state: Any = engine.state
+        state.output = state.output if isinstance(state.output, list) else [state.output]
 
 
 class GracefulStop:
