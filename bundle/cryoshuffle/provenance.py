@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import platform
@@ -200,3 +201,7 @@ def let_go() -> None:
         if path.name.endswith(_LOCK):
             path.unlink(missing_ok=True)
         os.close(number)
+
+
+# MONAI's command line ends without its finalize where a run failed.
+atexit.register(let_go)
