@@ -2,7 +2,7 @@
 
 Tomograms of the CryoET Data Portal come as OME-Zarr: a folder with the volume at several scales, each cut into
 compressed chunks. Importing this module registers reader and writer with MONAI. The package ``zarr`` does the storage;
-it is an extra (``pip install "cryoshuffle[zarr]"``). Only folders are read, nothing is fetched.
+it is an extra (``pip install ".[zarr]"`` in a checkout, or ``pip install "zarr>=3"``). Only folders are read, nothing is fetched.
 
 Source:
     OME-NGFF 0.4 and 0.5: Moore et al. 2021, Nat. Methods 18, 1496; https://ngff.openmicroscopy.org.
@@ -166,8 +166,7 @@ def _zarr(path: Path) -> Any:
         import zarr
     except ImportError as error:
         raise InputError(
-            f"{path}: OME-Zarr needs the package zarr and Python 3.11, install it: "
-            'python -m pip install "cryoshuffle[zarr]"'
+            f'{path}: OME-Zarr needs the package zarr and Python 3.11, install it: python -m pip install "zarr>=3"'
         ) from error
     if not hasattr(zarr, "create_group"):
         raise InputError(f"{path}: zarr {zarr.__version__} is too old, install version 3")

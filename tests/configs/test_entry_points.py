@@ -156,6 +156,9 @@ def test_an_exported_network_is_the_same_and_still_blind(bundle, tmp_path, monke
     """TorchScript, and ``torch.export`` as the page has it, of a blind network."""
     parser = ConfigParser()
     parser.read_config(ROOT / "configs" / "inference.json")
+    # The same layers, fewer of them: PyTorch takes most of a minute to trace the whole network.
+    parser.update({"network_def#stem_channels": 8, "network_def#body#in_channels": 8})
+    parser.update({"network_def#body#channels": [8, 16], "network_def#body#factors": [2]})
     network = parser.get_parsed_content("network_def").eval()
     assert network.lattice.blind_set.shape == "plane"
     stays_blind(network, torch.jit.script(network))

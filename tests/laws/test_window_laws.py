@@ -117,7 +117,7 @@ class _Opaque(nn.Module):
 @pytest.mark.parametrize("window", [(4, 4, 4), (8, 12, 6), (10, 20, 30)])
 def test_the_result_does_not_depend_on_the_window(net, window, mirrors):
     """Any window gives what one pass over the whole volume gives, streamed or with halos, mirror images or none."""
-    x = torch.randn(1, 1, 21, 35, 26, dtype=torch.float64)
+    x = torch.randn(1, 1, *((9, 19, 14) if mirrors else (21, 35, 26)), dtype=torch.float64)
     with torch.no_grad():
         whole = HaloWindowInferer(99, precision="fp32", mirrors=mirrors)(x, net)
         assert mirrors or (whole - net(x)).abs().max() < 1e-12
