@@ -2,7 +2,8 @@
 
 Tomograms of the CryoET Data Portal come as OME-Zarr: a folder with the volume at several scales, each cut into
 compressed chunks. Importing this module registers reader and writer with MONAI. The package ``zarr`` does the storage;
-it is an extra (``pip install ".[zarr]"`` in a checkout, or ``pip install "zarr>=3"``). Only folders are read, nothing is fetched.
+it is an extra (``pip install ".[zarr]"`` in a checkout, or ``pip install "zarr>=3"``). Only folders are read, nothing
+is fetched.
 
 Source:
     OME-NGFF 0.4 and 0.5: Moore et al. 2021, Nat. Methods 18, 1496; https://ngff.openmicroscopy.org.
