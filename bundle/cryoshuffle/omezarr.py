@@ -318,6 +318,8 @@ class OmeZarrWriter(VolumeWriter):
                 "nothing was left behind"
             ) from error
         finally:
+            if before.exists() and not path.exists():
+                os.replace(before, path)
             scratch.remove(partial)
             scratch.remove(before)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,21 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         with pytest.raises(FileError, match=r"out\.zarr: cannot be written \(No space left on device\)"):
             writer.write(path)
     assert checksum(path) == before
+    rename = os.replace
+
+    def refuse_the_new(source: Path, target: Path) -> None:
+        if Path(target) == path and "before" not in Path(source).name:
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(omezarr.os, "replace", refuse_the_new)
+        writer = OmeZarrWriter()
+        writer.set_data_array(2 * noise(), None)
+        writer.set_metadata({})
+        with pytest.raises(FileError, match="Input/output error"):
+            writer.write(path)
+    assert checksum(path) == before, "the old result is back under its name"
     save(an_image(2 * noise()), path)
     assert checksum(path) != before
     assert [one.name for one in tmp_path.iterdir()] == ["out.zarr"]
