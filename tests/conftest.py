@@ -5,6 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cryoshuffle import devices
+
+
+@pytest.fixture(autouse=True)
+def _usual_memory():
+    """What a test, or a command in it, allows the program is not what the next one has."""
+    yield
+    devices.limit_memory(None)
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_for_small_work(request):

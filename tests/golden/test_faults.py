@@ -18,7 +18,7 @@ import pytest
 import torch
 from phantoms import small_tomogram, write_mrc
 
-from cryoshuffle import devices, scratch
+from cryoshuffle import scratch
 from cryoshuffle.checkpoints import load_plain
 from cryoshuffle.cli import main
 from cryoshuffle.mergers import JOURNAL
@@ -29,21 +29,6 @@ COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
 # So little memory that the volume goes to disk, and windows so small that there are many.
 ON_DISK = ["--memory", "0.0001", "--window", "8,24,24", "--quiet"]
 QUICK = ["--effort", "fast", "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory) -> tuple[Path, Path]:
-    """A tomogram and a network for it."""
-    folder = tmp_path_factory.mktemp("fitted")
-    tomogram = small_tomogram(folder / "in.mrc", (24, 72, 72))
-    assert main(["fit", str(tomogram), "--checkpoint", str(folder / "c.pt"), *QUICK]) == 0
-    return tomogram, folder / "c.pt"
-
-
-@pytest.fixture(autouse=True)
-def _usual_memory():
-    yield
-    devices.limit_memory(None)
 
 
 def apply(checkpoint: Path, tomogram: Path, out: Path, *more: str) -> list[str]:

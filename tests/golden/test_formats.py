@@ -13,29 +13,11 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, SaveImage
 from phantoms import small_tomogram, write_mrc
 
-from cryoshuffle import devices
 from cryoshuffle.cli import main
 from cryoshuffle.denoising import Denoise, Denoised
 from cryoshuffle.errors import InputError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.outputs import ExactPath, checksum, image_suffix, image_writer
-
-QUICK = ["--effort", "fast", "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory) -> tuple[Path, Path]:
-    """A tomogram and a network for it."""
-    folder = tmp_path_factory.mktemp("fitted")
-    tomogram = small_tomogram(folder / "in.mrc", (24, 72, 72))
-    assert main(["fit", str(tomogram), "--checkpoint", str(folder / "c.pt"), *QUICK]) == 0
-    return tomogram, folder / "c.pt"
-
-
-@pytest.fixture(autouse=True)
-def _usual_memory():
-    yield
-    devices.limit_memory(None)
 
 
 def copy_as(tomogram: Path, path: Path) -> Path:

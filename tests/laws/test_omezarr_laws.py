@@ -27,12 +27,6 @@ zarr: Any = pytest.importorskip("zarr")
 AXES = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
 
 
-@pytest.fixture(autouse=True)
-def _usual_memory():
-    yield
-    devices.limit_memory(None)
-
-
 def as_the_portal(path: Path, volume: np.ndarray, size: float = 10.0, **more: Any) -> Path:
     """Three levels of a volume with the metadata of the CryoET Data Portal's tomograms."""
     group = zarr.create_group(str(path), zarr_format=2)

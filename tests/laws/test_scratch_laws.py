@@ -28,12 +28,6 @@ from cryoshuffle.transforms import StandardiseIntensity
 from cryoshuffle.whitening import WhitenNoise
 
 
-@pytest.fixture(autouse=True)
-def _usual_memory():
-    yield
-    devices.limit_memory(None)
-
-
 @pytest.fixture
 def little():
     """So little memory that every volume of the tests goes to disk."""
