@@ -114,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="checkpoint (default: the starting network)",
     )  # fmt: skip
     options = parser.parse_args(arguments)
+    if not options.network.is_file():
+        parser.error(f"{options.network}: there is no such checkpoint, make one with cryoshuffle fit")
     bundle = make_bundle(options.target, options.network)
     broken = broken_rules(bundle)
     for sentence in broken:

@@ -9,6 +9,7 @@ of the package, or a folder with one in it. Packaging: ``docs/monai.md``.
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from monai.deploy.core import (
 from monai.transforms import SaveImage
 
 from cryoshuffle.denoising import Denoise
-from cryoshuffle.errors import InputError
+from cryoshuffle.errors import InputError, user_error
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.outputs import SUFFIXES, ExactPath, image_suffix, image_writer
 
@@ -121,4 +122,11 @@ class DenoiseApp(Application):
 
 
 if __name__ == "__main__":
-    DenoiseApp().run()
+    try:
+        DenoiseApp().run()
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        print(f"deploy_app: {mistake}", file=sys.stderr)
+        sys.exit(2)
