@@ -24,7 +24,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 import cryoshuffle
-from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.errors import FileError, InputError, SettingError, named_changes
 from cryoshuffle.filters import as_widths
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet, unwrap
@@ -375,13 +375,10 @@ class FitCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         state = load_plain(self.state_path)
-        before = state["settings"]
-        names = sorted(set(before) | set(self.settings))
-        changed = [n for n in names if before.get(n) != self.settings.get(n)]
+        changed = named_changes(state["settings"], self.settings)
         if changed:
-            words = ", ".join(f"{n} was {before.get(n)} and is {self.settings.get(n)}" for n in changed)
             raise SettingError(
-                f"{self.state_path}: the fit began with other settings ({words}), "
+                f"{self.state_path}: the fit began with other settings ({changed}), "
                 "use those again or start again with --overwrite"
             )
         network = unwrap(self.network)

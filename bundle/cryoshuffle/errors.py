@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+
+def named_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which of some named values are other ones than before, in words; empty if none is."""
+    names = sorted(set(before) | set(now))
+    changed = [name for name in names if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
 
 
 class UserError(Exception):

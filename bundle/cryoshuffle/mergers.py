@@ -16,7 +16,7 @@ from monai.inferers import Merger
 from torch import Tensor
 
 from cryoshuffle import scratch
-from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.errors import InputError, SettingError, named_changes
 from cryoshuffle.outputs import checksum, write_json
 from cryoshuffle.windows import Box
 
@@ -92,12 +92,10 @@ class WindowMerger(Merger):
                 f"{self.folder}: holds an unfinished result, add --resume to go on with it or --overwrite to begin "
                 "again"
             )
-        names = sorted(set(before) | set(self.identity))
-        changed = [name for name in names if before.get(name) != self.identity.get(name)]
+        changed = named_changes(before, self.identity)
         if changed:
-            words = ", ".join(f"{name} was {before.get(name)} and is {self.identity.get(name)}" for name in changed)
             raise SettingError(
-                f"{self._journal}: the result was begun with something else ({words}), use that again or begin again "
+                f"{self._journal}: the result was begun with something else ({changed}), use that again or begin again "
                 "with --overwrite"
             )
         self.done = done

@@ -18,7 +18,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from mrcfile.utils import data_shape_from_header, dtype_from_mode, mode_from_dty
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.windows import middle
 
 SUFFIXES = tuple(f"{s}{c}" for s in (".mrc", ".rec", ".map", ".st") for c in ("", ".gz", ".bz2"))
 AXIS_CODES = "SAR"
@@ -291,25 +292,18 @@ class MrcReader(ImageReader):
     def get_data(self, img: Sequence[MrcObject] | MrcObject) -> tuple[np.ndarray, dict[str, Any]]:
         """The volume and its metadata; several files become channels, the header is the first one's."""
         files = [img] if isinstance(img, MrcObject) else list(img)
-        shapes = {file.data.shape for file in files}
-        if len(shapes) > 1:
-            raise InputError(f"volumes of shapes {sorted(shapes)} cannot be stacked, give volumes of one shape")
+        refuse_unlike(file.data.shape for file in files)
         volumes = [self._volume(file) for file in files]
         meta = self._meta(files[0])
         for file in files:
             file.close()
-        if len(volumes) == 1:
-            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
-            return volumes[0], meta
-        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
-        return np.stack(volumes), meta
+        return as_channels(volumes, meta)
 
     def _volume(self, file: MrcObject) -> np.ndarray:
         stored = file.data
         order, kind = _axis_order(file.header), np.uint8 if _unsigned_bytes(file.header) else stored.dtype
-        most = max(stored.shape) if self.largest is None else self.largest
         # What is taken of each stored axis, and the volume with its axes in the order they are stored in.
-        taken = [slice(max(0, n - most) // 2, max(0, n - most) // 2 + min(n, most)) for n in stored.shape]
+        taken = middle(stored.shape, self.largest)
         sides = [part.stop - part.start for part in taken]
         volume = scratch.empty_volume([sides[axis] for axis in order], self.folder)
         target, first = np.transpose(volume, np.argsort(order)), taken[0].start
@@ -350,6 +344,29 @@ def volume_meta(shape: Sequence[int], size_zyx: Sequence[float], origin_zyx: Seq
         MetaKeys.SPATIAL_SHAPE: np.array(shape),
         "voxel_size_zyx": list(size_zyx),
     }
+
+
+def refuse_unlike(shapes: Iterable[tuple[int, ...]]) -> None:
+    """Refuse volumes that cannot be the channels of one image.
+
+    Raises:
+        InputError: if their shapes differ.
+    """
+    different = set(shapes)
+    if len(different) > 1:
+        raise InputError(f"volumes of shapes {sorted(different)} cannot be stacked, give volumes of one shape")
+
+
+def as_channels(volumes: Sequence[np.ndarray], meta: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
+    """What ``get_data`` of a reader gives: one volume as it is, several as channels.
+
+    Args:
+        volumes: each (Z, Y, X), of one shape.
+        meta: of the first; it is told where the channels are.
+    """
+    single = len(volumes) == 1
+    meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan") if single else 0
+    return volumes[0] if single else np.stack(volumes), meta
 
 
 class VolumeWriter(ImageWriter):
@@ -442,7 +459,7 @@ class MrcWriter(VolumeWriter):
         compression = _COMPRESSIONS.get(path.suffix.lower())
         extended = np.frombuffer(bytes.fromhex(self.meta.get("mrc_extended_header", "")), dtype="V1")
         mode = mode_from_dtype(self.output_dtype)
-        try:
+        with scratch.written_whole(path, partial, packed, needed=needed):
             with mrcfile.new_mmap(
                 partial, volume.shape, mode, overwrite=True, extended_header=extended if extended.size else None
             ) as mrc:
@@ -457,14 +474,6 @@ class MrcWriter(VolumeWriter):
             if compression is not None:
                 _compress(partial, packed, compression)
             os.replace(partial if compression is None else packed, path)
-        except OSError as error:
-            raise FileError(
-                f"{path}: cannot be written ({error.strerror or error}, {needed / 2**20:.0f} MiB needed), "
-                "make room or choose another folder; nothing was left behind"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
-            packed.unlink(missing_ok=True)
 
     def _fill(self, mrc: MrcObject, volume: np.ndarray) -> None:
         """Write the voxels section by section, and their statistics into the header."""

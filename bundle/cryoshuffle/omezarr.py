@@ -29,8 +29,8 @@ import cryoshuffle
 from cryoshuffle import scratch
 from cryoshuffle.devices import most_memory_bytes
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.mrc import VolumeWriter, volume_meta
-from cryoshuffle.windows import Box
+from cryoshuffle.mrc import VolumeWriter, as_channels, refuse_unlike, volume_meta
+from cryoshuffle.windows import Box, middle
 
 SUFFIXES = (".ome.zarr", ".zarr")
 _ANGSTROM = {"angstrom": 1.0, "nanometer": 10.0, "micrometer": 1e4, "millimeter": 1e7}
@@ -92,11 +92,12 @@ class ZarrVolume:
             yield z, y, x
 
 
-def open_zarr(path: str | os.PathLike[str]) -> ZarrVolume:
+def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
     """Open one level of an OME-Zarr.
 
     Args:
         path: of the folder, for its first and finest level, or of an array inside it (``x.zarr/1``).
+        look: at every chunk, whether it is there and whole; without it what the metadata say is taken.
 
     Raises:
         FileError: if there is no such folder.
@@ -123,7 +124,7 @@ def open_zarr(path: str | os.PathLike[str]) -> ZarrVolume:
         else:
             multiscale, name = _around(path, zarr)
         scales = _scales(multiscale, name, node.ndim)
-        chunks, stored = node.nchunks, node.nchunks_initialized
+        chunks, stored = (node.nchunks, node.nchunks_initialized) if look else (1, 1)
         dtype, shape = np.dtype(node.dtype), tuple(int(n) for n in node.shape)
         largest = math.prod(int(n) for n in node.chunks) * dtype.itemsize
     except InputError:
@@ -142,7 +143,8 @@ def open_zarr(path: str | os.PathLike[str]) -> ZarrVolume:
             f"{path}: its chunks take {largest / 2**20:.0f} MiB each, too much to read them one by one; "
             "store it with chunks of 256 voxels, or allow for more with --memory"
         )
-    _refuse_cut_chunks(path, node)
+    if look:
+        _refuse_cut_chunks(path, node)
     if stored < chunks:
         warnings.warn(f"{path}: {chunks - stored} of {chunks} chunks are missing, they read as one value", stacklevel=1)
     (z, y, x), size, origin = shape[-3:], *scales
@@ -258,25 +260,18 @@ class OmeZarrReader(ImageReader):
     def get_data(self, img: Sequence[ZarrVolume] | ZarrVolume) -> tuple[np.ndarray, dict[str, Any]]:
         """The volume and its metadata; several become channels."""
         volumes = [img] if isinstance(img, ZarrVolume) else list(img)
-        shapes = {volume.shape for volume in volumes}
-        if len(shapes) > 1:
-            raise InputError(f"volumes of shapes {sorted(shapes)} cannot be stacked, give volumes of one shape")
+        refuse_unlike(volume.shape for volume in volumes)
         arrays = [self._array(volume) for volume in volumes]
         first = volumes[0]
         meta = volume_meta(first.shape, first.voxel_size_zyx, first.origin_zyx)
-        if len(arrays) == 1:
-            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
-            return arrays[0], meta
-        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0
-        return np.stack(arrays), meta
+        return as_channels(arrays, meta)
 
     def _array(self, volume: ZarrVolume) -> np.ndarray:
-        starts = [0 if self.largest is None else max(0, n - self.largest) // 2 for n in volume.shape]
-        sides = [n if self.largest is None else min(n, self.largest) for n in volume.shape]
-        z, y, x = (slice(a, a + n) for a, n in zip(starts, sides, strict=True))
-        array = scratch.empty_volume(sides, self.folder)
-        for box in volume.blocks((z, y, x)):
-            array[tuple(slice(b.start - a, b.stop - a) for b, a in zip(box, starts, strict=True))] = volume.read(box)
+        part = middle(volume.shape, self.largest)
+        array = scratch.empty_volume([side.stop - side.start for side in part], self.folder)
+        for box in volume.blocks(part):
+            within = (slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, part, strict=True))
+            array[tuple(within)] = volume.read(box)
             scratch.release()
         return array
 
@@ -300,7 +295,7 @@ class OmeZarrWriter(VolumeWriter):
         super().write(filename, verbose=verbose)
         path = Path(filename)
         partial, before = scratch.partial_path(path), scratch.partial_path(path, "before.")
-        try:
+        with scratch.written_whole(path, partial):
             group = _zarr(path).create_group(str(partial), zarr_format=2)
             shapes = self._write_levels(group)
             group.attrs.update(
@@ -309,19 +304,14 @@ class OmeZarrWriter(VolumeWriter):
                     "cryoshuffle": {"version": cryoshuffle.__version__, "what": "denoised, J-invariant volume shuffle"},
                 }
             )
-            if path.exists():
-                os.replace(path, before)
-            os.replace(partial, path)
-        except OSError as error:
-            raise FileError(
-                f"{path}: cannot be written ({error.strerror or error}), make room or choose another folder; "
-                "nothing was left behind"
-            ) from error
-        finally:
-            if before.exists() and not path.exists():
-                os.replace(before, path)
-            scratch.remove(partial)
-            scratch.remove(before)
+            try:
+                if path.exists():
+                    os.replace(path, before)
+                os.replace(partial, path)
+            finally:
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
+                scratch.remove(before)
 
     def _write_levels(self, group: Any) -> list[tuple[int, ...]]:
         import numcodecs

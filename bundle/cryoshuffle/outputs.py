@@ -40,16 +40,9 @@ class WholeNiftiWriter(NibabelWriter):
         path = Path(filename)
         # nibabel tells the kind of a file by the end of its name.
         partial = scratch.partial_path(path, ending=f".{path.name}")
-        try:
+        with scratch.written_whole(path, partial):
             super().write(partial, verbose=verbose, **obj_kwargs)
             os.replace(partial, path)
-        except OSError as error:
-            raise FileError(
-                f"{path}: cannot be written ({error.strerror or error}), make room or choose another folder; "
-                "nothing was left behind"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def image_writer(path: str | os.PathLike[str]) -> type[ImageWriter]:

@@ -31,7 +31,7 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
     """
     path = Path(path)
     if is_zarr_name(path):
-        return open_zarr(path).shape
+        return open_zarr(path, look=False).shape
     if not path.is_file():
         raise FileError(f"{path}: there is no such file, check the path")
     image_suffix(path)

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path, *partial: Path, needed: int | None = None) -> Iterator[None]:
+    """What writes a result under other names: where it fails it is said so, and in any case they are removed.
+
+    Args:
+        path: of the result, for the message.
+        partial: paths of what is written until it is whole.
+        needed: bytes, for the message; None if that is not known.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = str(error.strerror or error) + ("" if needed is None else f", {needed / 2**20:.0f} MiB needed")
+        raise FileError(
+            f"{path}: cannot be written ({why}), make room or choose another folder; nothing was left behind"
+        ) from error
+    finally:
+        for left in partial:
+            remove(left)
 
 
 def _lives(process: int) -> bool:
