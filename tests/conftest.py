@@ -9,6 +9,12 @@ from cryoshuffle import devices
 
 
 @pytest.fixture(autouse=True)
+def _same_numbers():
+    """A test draws the same numbers whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _usual_memory():
     """What a test, or a command in it, allows the program is not what the next one has."""
     yield
