@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryoshuffle.api import denoise
 
 
 def config_dir() -> Path:
@@ -28,10 +32,15 @@ def starting_network() -> Path:
     return Path(__file__).resolve().parent / "start.pt"
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
+    if name == "denoise":
+        # Not before it is asked for: it brings torch and MONAI.
+        from cryoshuffle.api import denoise
+
+        return denoise
     if name == "__version__":
         return str(json.loads((config_dir() / "metadata.json").read_text(encoding="utf-8"))["version"])
     raise AttributeError(f"module 'cryoshuffle' has no attribute '{name}'")
 
 
-__all__ = ["config_dir", "starting_network"]
+__all__ = ["config_dir", "denoise", "starting_network"]

@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cryoshuffle
-from cryoshuffle.errors import FileError, FitInterruptedError, InputError, user_error
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, user_error
 
 
 class _Parser(argparse.ArgumentParser):
     """Says a mistake in one sentence, without the usage before it."""
 
-    def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def _triple(text: str) -> list[int]:
@@ -277,176 +276,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_dir(options: argparse.Namespace, result: str) -> str:
-    """The folder of a run: as asked for, or ``<result>_run`` beside the result."""
-    if options.report:
-        return str(options.report)
-    from cryoshuffle.outputs import SUFFIXES
-
-    path = Path(result)
-    suffixes = sorted((*SUFFIXES, path.suffix), key=len, reverse=True)
-    suffix = next(s for s in suffixes if path.name.lower().endswith(s.lower()))
-    return str(path.with_name(path.name[: len(path.name) - len(suffix)] + "_run"))
-
-
-def _plain(path: str | Path) -> str:
-    """A path as a config value: characters that mean something in MONAI's configs are escaped in an expression."""
-    text = str(path)
-    if not any(character in text for character in "#@$%"):
-        return text
-    escaped = "".join(c if c.isalnum() or c in "/._- " else f"\\U{ord(c):08x}" for c in text)
-    return f"$'{escaped}'"
-
-
-def _fit_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
-    return {
-        "blind": options.blind,
-        "tilt_axis": options.tilt_axis,
-        "radius": options.radius,
-        "stride": options.stride,
-        "preset": options.preset,
-        "effort": options.effort,
-        **({} if options.steps is None else {"steps": options.steps}),
-        "minutes": options.minutes,
-        "window": options.window,
-        "seed": options.seed,
-        "resume": options.resume,
-        "halves": None if options.even is None else [_plain(options.even), _plain(options.odd)],
-        "empty": None if options.empty is None else _plain(options.empty),
-        "mask": None if options.mask is None else _plain(options.mask),
-        **_start(options, run_dir),
-    }
-
-
-def _start(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
-    """What the second network begins with, where it is not the config's own."""
-    if not options.refine and (options.cold_start or options.warm_start is not None):
-        name = "--cold-start" if options.cold_start else "--warm-start"
-        raise InputError(f"{name} is for the second network, and --no-refine leaves it out: leave one out")
-    if options.warm_start is None:
-        return {"warm_start": None} if options.cold_start else {}
-    own = Path(run_dir).resolve()
-    start = Path(options.warm_start).resolve()
-    if own in start.parents or start == Path(getattr(options, "checkpoint", None) or own).resolve():
-        raise InputError(f"{options.warm_start}: is what this run writes anew, copy it elsewhere first")
-    return {"warm_start": _plain(options.warm_start)}
-
-
-def _refine(options: argparse.Namespace) -> list[str]:
-    return ["refine.yaml"] if options.refine else []
-
-
-def _shared_settings(options: argparse.Namespace, run_dir: str) -> dict[str, Any]:
-    return {
-        "output_dir": _plain(run_dir),
-        "device_name": options.device,
-        "memory_gib": options.memory,
-        "precision": options.precision,
-        "overwrite": options.overwrite,
-        "permissive": options.permissive,
-        "fill_nan": options.fill_nan,
-        "quiet": options.quiet,
-    }
-
-
-def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -> None:
-    """Run configs of the bundle with settings in place of their own."""
-    from monai.bundle import ConfigWorkflow
-
-    from cryoshuffle.provenance import let_go
-
-    _set_logging()
-    folder = cryoshuffle.config_dir()
-    workflow = ConfigWorkflow(
-        config_file=[str(folder / name) for name in configs],
-        workflow_type=workflow_type,
-        logging_file=False,
-        **settings,
-    )
-    try:
-        workflow.initialize()
-        workflow.run()
-    finally:
-        let_go()
-    workflow.finalize()
-
-
-def _check_noise_options(options: argparse.Namespace) -> None:
-    if (options.even is None) != (options.odd is None):
-        raise InputError("one half alone tells nothing of the noise: name both with --even and --odd")
-    if options.empty is not None and options.even is not None:
-        raise InputError("a mask of empty regions goes with a tomogram without halves: leave out --empty")
-    if options.empty is not None and options.blind != "auto":
-        raise InputError(
-            f"--empty says where to measure the noise, --blind {options.blind} measures none: leave one out"
-        )
-
-
 def _denoise(options: argparse.Namespace) -> int:
-    _check_noise_options(options)
-    run_dir = _run_dir(options, options.output)
-    _check_run_dir(run_dir)
-    settings = {
-        "tomogram": _plain(options.input),
-        "output": _plain(options.output),
-        "output_dtype": options.dtype,
-        "residual": None if options.residual is None else _plain(options.residual),
-        "checkpoint": _plain(Path(run_dir) / "model.pt"),
-        "inference_window": options.inference_window,
-        "detail": options.detail,
-        **({"mirrors": True} if options.mirrors else {}),
-        **_fit_settings(options, run_dir),
-        **_shared_settings(options, run_dir),
-    }
-    _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings)
-    _say_result(options, run_dir)
+    from cryoshuffle.runs import run_denoise
+
+    _say_result(options, run_denoise(options))
     return 0
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from cryoshuffle.checkpoints import STATE_NAME
-    from cryoshuffle.preflight import check_new_file
+    from cryoshuffle.runs import run_fit
 
-    _check_noise_options(options)
-    if options.even is not None and len(options.inputs) > 1:
-        raise InputError(f"halves go with one tomogram, not with {len(options.inputs)}: fit them one by one")
-    run_dir = _run_dir(options, options.checkpoint)
-    goes_on = options.resume and (Path(run_dir) / STATE_NAME).is_file()
-    check_new_file(options.checkpoint, overwrite=options.overwrite or goes_on)
-    _check_run_dir(run_dir)
-    settings = {
-        "tomogram": _plain(options.inputs[0]),
-        "tomograms": [_plain(path) for path in options.inputs],
-        "checkpoint": _plain(options.checkpoint),
-        **_fit_settings(options, run_dir),
-        **_shared_settings(options, run_dir),
-    }
-    _run(["train.json", *_refine(options)], "train", settings)
-    _say(checkpoint=options.checkpoint, picture=Path(run_dir) / "preview.png", log=Path(run_dir) / "run.log")
+    folder = run_fit(options)
+    _say(checkpoint=options.checkpoint, picture=folder / "preview.png", log=folder / "run.log")
     return 0
 
 
 def _apply(options: argparse.Namespace) -> int:
-    from cryoshuffle.checkpoints import load_plain, network_config
+    from cryoshuffle.runs import run_apply
 
-    run_dir = _run_dir(options, options.output)
-    network = network_config(load_plain(options.checkpoint), options.checkpoint)
-    _check_run_dir(run_dir)
-    settings = {
-        "tomogram": _plain(options.input),
-        "output": _plain(options.output),
-        "output_dtype": options.dtype,
-        "residual": None if options.residual is None else _plain(options.residual),
-        "checkpoint": _plain(options.checkpoint),
-        "network_def": network,
-        "resume": options.resume,
-        "inference_window": options.inference_window,
-        "detail": options.detail,
-        **({"mirrors": True} if options.mirrors else {}),
-        **_shared_settings(options, run_dir),
-    }
-    _run(["inference.json"], "infer", settings)
-    _say_result(options, run_dir)
+    _say_result(options, run_apply(options))
     return 0
 
 
@@ -465,9 +313,9 @@ def _noise(options: argparse.Namespace) -> int:
     from cryoshuffle.outputs import write_json
     from cryoshuffle.preflight import check_new_file
     from cryoshuffle.preview import save_noise_plot
+    from cryoshuffle.runs import check_run_dir
 
-    _set_logging()
-    _check_run_dir(options.report)
+    check_run_dir(Path(options.report))
     if (options.even is None) != (options.odd is None) or (options.even is None) == (options.input is None):
         raise InputError("name either one tomogram, or its halves with --even and --odd")
     if options.empty is not None and options.input is None:
@@ -502,10 +350,10 @@ def _noise(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    from cryoshuffle.runs import check_run_dir
     from cryoshuffle.simulation import load_templates, save_simulation, simulate
 
-    _set_logging()
-    _check_run_dir(options.output)
+    check_run_dir(Path(options.output))
     templates = None if options.templates is None else load_templates(options.templates)
     simulation = simulate(options.case, options.shape, options.snr, options.seed, templates, mtf_at_nyquist=options.mtf)
     _say(tomogram=save_simulation(simulation, options.output, options.overwrite)[0])
@@ -517,9 +365,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from cryoshuffle.outputs import write_json
     from cryoshuffle.preflight import check_new_file
     from cryoshuffle.preview import save_fsc_plot
+    from cryoshuffle.runs import check_run_dir
 
-    _set_logging()
-    _check_run_dir(options.report)
+    check_run_dir(Path(options.report))
     folder = Path(options.report)
     folder.mkdir(exist_ok=True)
     scores, plot = folder / "evaluation.json", folder / "fsc.png"
@@ -547,7 +395,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from cryoshuffle.invariance import measure_leak
 
-    _set_logging()
     network = _network_of(options.network)
     if network.lattice.blind_set.shape == "none":
         print("the network hides nothing, as all do but that of the first stage: of a run check blind.pt")
@@ -590,20 +437,9 @@ def _network_of(path: str) -> Any:
     return network
 
 
-def _check_run_dir(path: str) -> None:
-    """Refuse a folder that cannot be written; it is made when the run begins."""
-    folder = Path(path)
-    if not folder.parent.is_dir():
-        raise FileError(f"{folder}: there is no folder {folder.parent}, make it first")
-    if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder}: is a file where the folder of the run should be, choose another with --report")
-    if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
-        raise FileError(f"{folder}: the folder cannot be written, choose another with --report")
-
-
-def _say_result(options: argparse.Namespace, run_dir: str) -> None:
+def _say_result(options: argparse.Namespace, folder: Path) -> None:
     residual = {} if options.residual is None else {"residual": options.residual}
-    _say(result=options.output, **residual, picture=Path(run_dir) / "result.png", log=Path(run_dir) / "run.log")
+    _say(result=options.output, **residual, picture=folder / "result.png", log=folder / "run.log")
 
 
 def _say(**paths: Any) -> None:
@@ -620,8 +456,13 @@ def _set_logging() -> None:
     console.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")
     for name in ("monai", "monai.bundle.workflows", "ignite"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        # A filter: MONAI sets the levels of its loggers when it is imported, which may come later.
+        logging.getLogger(name).addFilter(_is_critical)
     warnings.showwarning = lambda message, *rest, **more: print(f"cryoshuffle: note: {message}", file=sys.stderr)
+
+
+def _is_critical(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.CRITICAL
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -633,7 +474,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for a user's mistake, 1 for anything else.
     """
-    options = build_parser().parse_args(arguments)
+    try:
+        options = build_parser().parse_args(arguments)
+    except UsageError as mistake:
+        print(mistake, file=sys.stderr)
+        return 2
     commands = {
         "denoise": _denoise,
         "fit": _fit,
@@ -644,6 +489,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "check": _check,
     }
     before = _listen()
+    _set_logging()
     try:
         return commands[options.command](options)
     except BaseException as error:

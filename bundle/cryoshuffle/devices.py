@@ -130,21 +130,26 @@ def memory_bytes(device: torch.device) -> int:
     return min(known, default=UNKNOWN_MEMORY)
 
 
-def limit_memory(gib: float | None = None) -> None:
+def limit_memory(gib: float | None = None) -> float | None:
     """Set how much memory the program may take on the CPU, for the whole process.
 
     Args:
         gib: GiB (2^30 bytes); None for a quarter of what there is, but at least 2, or half
             of what there is if that is less.
 
+    Returns:
+        what was set before.
+
     Raises:
         SettingError: if it is not positive.
     """
+    before = _most[0] / 2**30 if _most else None
     _most.clear()
     if gib is not None:
         if not gib > 0:
             raise SettingError(f"memory is {gib} GiB: give more than 0")
         _most.append(int(gib * 2**30))
+    return before
 
 
 def most_memory_bytes() -> int:

@@ -22,6 +22,10 @@ class SettingError(UserError, ValueError):
     """A setting that cannot work."""
 
 
+class UsageError(SettingError):
+    """Options that do not exist, miss their value, or have one they cannot take."""
+
+
 class InputError(UserError, ValueError):
     """A tomogram, checkpoint or config whose content cannot be used."""
 

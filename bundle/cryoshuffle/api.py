@@ -1,0 +1,241 @@
+"""``cryoshuffle.denoise``: the daily command for volumes that are in memory, in notebooks and other programs."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, overload
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from monai.utils import get_seed, set_determinism
+from torch import Tensor
+from typing_extensions import TypedDict, Unpack
+
+from cryoshuffle.cli import build_parser
+from cryoshuffle.devices import limit_memory
+from cryoshuffle.errors import InputError, user_error
+from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.mrc import AXIS_CODES, MrcWriter, volume_meta
+from cryoshuffle.runs import run_denoise
+
+Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
+PathLike: TypeAlias = "str | os.PathLike[str]"
+Volume: TypeAlias = "np.ndarray | Tensor | MetaTensor | str | os.PathLike[str]"
+_VOLUMES = ("even", "odd", "empty", "mask")
+# MONAI undoes a turn by the object that did it.
+_TURN = Orientation(AXIS_CODES, labels=None)
+
+
+class DenoiseOptions(TypedDict, total=False):
+    """The options of ``cryoshuffle denoise``, with the names, the meaning and the defaults they have there.
+
+    ``even``, ``odd``, ``empty`` and ``mask`` may be volumes in memory as well. ``refine=False`` is ``--no-refine``.
+    """
+
+    blind: Literal["auto", "voxel", "plane", "cross", "box"]
+    tilt_axis: Literal["z", "y", "x"]
+    radius: int
+    stride: int | Sequence[int]
+    even: Volume
+    odd: Volume
+    empty: Volume
+    mask: Volume
+    preset: Literal["unbiased", "paper"]
+    refine: bool
+    warm_start: PathLike
+    cold_start: bool
+    effort: Literal["fast", "standard", "best"]
+    steps: int
+    minutes: float
+    window: int | Sequence[int]
+    seed: int
+    resume: bool
+    inference_window: int | Sequence[int]
+    dtype: Literal["float32", "float16", "int8", "int16", "uint16"]
+    residual: PathLike
+    detail: float
+    mirrors: bool
+    device: str
+    precision: Literal["auto", "fp32", "tf32", "bf16"]
+    memory: float
+    overwrite: bool
+    permissive: bool
+    fill_nan: bool
+    report: PathLike
+    quiet: bool
+
+
+@overload
+def denoise(
+    tomogram: Array,
+    output: PathLike | None = ...,
+    *,
+    voxel_size_angstrom: float = ...,
+    **options: Unpack[DenoiseOptions],
+) -> Array: ...
+
+
+@overload
+def denoise(
+    tomogram: PathLike,
+    output: PathLike | None = ...,
+    *,
+    voxel_size_angstrom: float = ...,
+    **options: Unpack[DenoiseOptions],
+) -> MetaTensor: ...
+
+
+def denoise(
+    tomogram: Volume,
+    output: PathLike | None = None,
+    *,
+    voxel_size_angstrom: float = 1.0,
+    **options: Unpack[DenoiseOptions],
+) -> np.ndarray | Tensor | MetaTensor:
+    """Fit to this tomogram, then denoise it: ``cryoshuffle denoise`` for a volume in memory, or a file.
+
+    The same workflow runs, so the same numbers come out. The random state of the caller is left as it is. To denoise
+    with a network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
+
+    Args:
+        tomogram: the noisy volume, or the path of one.
+        output: path to write the result to as well; its suffix says what it becomes. None for none.
+        voxel_size_angstrom: of what has no affine of its own; it goes into the header of what is written, the denoising
+            does not depend on it.
+        options: see :class:`DenoiseOptions`. Without ``quiet=False`` no progress is shown. Picture, log, network and
+            provenance are kept where ``report`` names a folder.
+
+    Returns:
+        the denoised volume, of the kind, shape and device it was given as, float32; of a path a ``MetaTensor``
+        ``(1, Z, Y, X)``.
+
+    Shape:
+        ``(Z, Y, X)`` or ``(1, Z, Y, X)``; the axes of a ``MetaTensor`` may be in any order that
+        its affine tells; the identity tells none.
+
+    Units:
+        grey values in, the same grey values out; voxel size in Å.
+
+    Raises:
+        UserError: for what the command line ends with exit code 2 for; the same sentence.
+
+    Example:
+        >>> import cryoshuffle
+        >>> denoised = cryoshuffle.denoise(volume, effort="fast", tilt_axis="y")  # doctest: +SKIP
+    """
+    with tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, _undisturbed():
+        folder = Path(temporary)
+        given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
+        result = folder / "denoised.mrc" if output is None else Path(output)
+        named: dict[str, Any] = {"quiet": True, **options}
+        for name in _VOLUMES:
+            if named.get(name) is not None:
+                named[name] = _on_disk(named[name], folder / f"{name}.mrc", voxel_size_angstrom)
+        named.setdefault("report", folder / "run")
+        try:
+            run_denoise(build_parser().parse_args(["denoise", *_flags(named), "--", str(given), str(result)]))
+        except Exception as error:
+            mistake = user_error(error)
+            if mistake is None:
+                raise
+            raise mistake from error
+        denoised = load_tomogram(result)
+    return _like(tomogram, denoised)
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of the command line."""
+    words = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "refine":
+            flag, value = "--no-refine", not value
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, (str, os.PathLike)) or not isinstance(value, Sequence):
+            words.append(f"{flag}={value}")
+        else:
+            words.append(f"{flag}={','.join(str(part) for part in value)}")
+    return words
+
+
+def _has_axes(volume: object) -> TypeGuard[MetaTensor]:
+    """Whether a volume tells which axis is which; MONAI gives what came without an affine the identity."""
+    return isinstance(volume, MetaTensor) and not torch.equal(volume.affine, torch.eye(4).to(volume.affine))
+
+
+def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
+    """The path of a volume; what is in memory is written first."""
+    if isinstance(volume, (str, os.PathLike)):
+        return Path(volume)
+    array = _as_zyx(volume)
+    meta = volume_meta(array.shape, (voxel_size,) * 3, (0.0,) * 3)
+    if _has_axes(volume):
+        turned: Any = _TURN(volume)
+        array, meta = _as_zyx(turned), {"affine": turned.affine.cpu().numpy()}
+    writer = MrcWriter()
+    writer.set_data_array(array, channel_dim=None)
+    writer.set_metadata(meta)
+    writer.write(path)
+    return path
+
+
+def _as_zyx(volume: Any) -> np.ndarray:
+    """What was given as an array (Z, Y, X), float32."""
+    array = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
+    if np.iscomplexobj(array) or array.dtype.kind not in "fiub":
+        raise InputError(f"a volume of {array.dtype} is none of grey values, give real numbers")
+    shape = array.shape
+    if array.ndim == 4 and shape[0] == 1:
+        array = array[0]
+    if array.ndim != 3:
+        raise InputError(f"an array of shape {shape} is not one volume, give (Z, Y, X) or (1, Z, Y, X)")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _like(given: Volume, denoised: MetaTensor) -> np.ndarray | Tensor | MetaTensor:
+    """The result as the kind of what was given."""
+    if isinstance(given, (str, os.PathLike)):
+        return denoised
+    plain = denoised.as_tensor()
+    if _has_axes(given):
+        turned: Any = _TURN(given)
+        made = MetaTensor(plain.to(given.device), meta=turned.meta, applied_operations=turned.applied_operations)
+        back: Any = _TURN.inverse(made)
+        result: MetaTensor = back
+        return result
+    if isinstance(given, Tensor):
+        same = plain.reshape(given.shape).to(given.device)
+        return MetaTensor(same, meta=given.meta) if isinstance(given, MetaTensor) else same
+    array: np.ndarray = plain.numpy().reshape(given.shape)
+    return array
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Leave random numbers, how products are rounded, and the memory limit as the caller has them."""
+    states = random.getstate(), np.random.get_state(), get_seed(), limit_memory()
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    rounds = cuda.allow_tf32, cudnn.allow_tf32
+    flags = cudnn.deterministic, cudnn.benchmark
+    try:
+        with torch.random.fork_rng():
+            try:
+                yield
+            finally:
+                set_determinism(states[2])
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        limit_memory(states[3])
+        cuda.allow_tf32, cudnn.allow_tf32 = rounds
+        cudnn.deterministic, cudnn.benchmark = flags
