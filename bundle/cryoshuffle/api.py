@@ -70,6 +70,7 @@ class DenoiseOptions(TypedDict, total=False):
     fill_nan: bool
     report: PathLike
     quiet: bool
+    json_lines: bool
 
 
 @overload

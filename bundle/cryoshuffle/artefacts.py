@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.filters import gaussian
 from cryoshuffle.lattice import AXES, as_triple
 from cryoshuffle.metrics import check_comparable, correlation
 from cryoshuffle.noise import noise_from_halves
@@ -22,6 +23,9 @@ LOW_FREQUENCY = 0.1
 FEWEST_PERIODS = 16
 _NEAREST, _FARTHEST, _NEIGHBOURS = 2, 4, 5
 _BLOCKS = 4
+_FEWEST_BLOCKS = 16
+# Of the Gaussian that leaves coarse detail, voxels.
+_COARSE = (1.5, 1.5, 1.5)
 
 
 def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -63,6 +67,47 @@ def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
         "residual_power": shell_power(residual)[1],
         "result_power": shell_power(after)[1],
     }
+
+
+def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any]:
+    """Whether the residual is stronger where there is structure, and where most: signal that was taken away.
+
+    Noise does not know where the structure is. So the coarse part of the residual should be as strong in the quarter of
+    the blocks whose result has the most structure as in the half that has the least.
+
+    Args:
+        before: the noisy tomogram, ``(Z, Y, X)``.
+        after: the denoised one, in the same grey values.
+        block: side of a block, voxels; smaller in volumes that hold fewer than 4 along an axis.
+
+    Returns:
+        ``ratio`` of the two powers; ``scatter``, the standard error that chance gives it; ``where``, the middle (z, y,
+        x) of the block whose residual stands out most among those with structure, voxels.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, a volume is constant or has no 16 blocks.
+    """
+    check_comparable(before=before, after=after)
+    sides = [max(4, min(block, n // 4)) for n in before.shape]
+    if math.prod(n // side for n, side in zip(before.shape, sides, strict=True)) < _FEWEST_BLOCKS:
+        raise InputError(
+            f"a volume of {tuple(before.shape)} voxels is too small to compare parts of it, give a larger one"
+        )
+    # The Gaussian takes what is beyond the border for 0.
+    inner = tuple(slice(min(4, n // 8), n - min(4, n // 8)) for n in before.shape)
+    power = [
+        torch.nn.functional.avg_pool3d(gaussian(volume.double(), _COARSE)[inner].square()[None], sides)[0]
+        for volume in (before - after - (before - after).mean(), after - after.mean())
+    ]
+    residual, structure = power
+    flat, ranked = residual.flatten(), structure.flatten().argsort()
+    least, most = flat[ranked[: len(ranked) // 2]], flat[ranked[-(len(ranked) // 4) :]]
+    ratio = float(most.mean() / least.mean())
+    spread = sum(float(part.var() / (len(part) * part.mean().square())) for part in (least, most))
+    found = int(ranked[-(len(ranked) // 4) :][most.argmax()])
+    place = torch.unravel_index(torch.tensor(found), residual.shape)
+    where = [p.start + int(i) * side + side // 2 for p, i, side in zip(inner, place, sides, strict=True)]
+    return {"ratio": ratio, "scatter": ratio * math.sqrt(spread), "where": where}
 
 
 def seam_metric(

@@ -6,6 +6,7 @@ Heavy imports wait until there is something to do, so that ``--help`` answers at
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -89,6 +90,11 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
         "--report (default: a quarter of what there is, at least 2)",
     )
     group.add_argument("--quiet", action="store_true", help="no progress bar")
+    group.add_argument(
+        "--json-lines",
+        action="store_true",
+        help="for programs: no bar, a line of JSON an epoch of the fit, and one at the end that names the files",
+    )
 
 
 def _add_file_options(parser: argparse.ArgumentParser) -> None:
@@ -269,6 +275,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
     evaluate.add_argument("--report", metavar="DIR", default=".", help="folder for evaluation.json and fsc.png")
 
+    report = commands.add_parser("report", help="write the report page of a finished run anew")
+    report.add_argument("folder", metavar="RUN", help="folder of the run, <result>_run")
+    report.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
+
     check = commands.add_parser("check", help="prove that a network is blind to what it must not see")
     check.add_argument(
         "network", metavar="CHECKPOINT_OR_CONFIG", help="a checkpoint, or a bundle config (which is code)"
@@ -287,7 +297,7 @@ def _fit(options: argparse.Namespace) -> int:
     from cryoshuffle.runs import run_fit
 
     folder = run_fit(options)
-    _say(checkpoint=options.checkpoint, picture=folder / "preview.png", log=folder / "run.log")
+    _say(options.json_lines, checkpoint=options.checkpoint, picture=folder / "preview.png", log=folder / "run.log")
     return 0
 
 
@@ -388,7 +398,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         thresholds = sorted({report[name]["threshold"] for name in ("truth", "other_half") if name in report})
         save_fsc_plot(curves, plot, report["voxel_size_angstrom"], thresholds)
     write_json(report, scores)
-    _say(scores=scores, **({"picture": plot} if curves else {}))
+    _say(False, scores=scores, **({"picture": plot} if curves else {}))
+    return 0
+
+
+def _page(options: argparse.Namespace) -> int:
+    from cryoshuffle.pages import write_page
+
+    _say(report=write_page(options.folder, options.permissive))
     return 0
 
 
@@ -439,13 +456,17 @@ def _network_of(path: str) -> Any:
 
 def _say_result(options: argparse.Namespace, folder: Path) -> None:
     residual = {} if options.residual is None else {"residual": options.residual}
-    _say(result=options.output, **residual, picture=folder / "result.png", log=folder / "run.log")
+    made = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
+    _say(options.json_lines, result=options.output, **residual, **made)
 
 
-def _say(**paths: Any) -> None:
-    for name, path in paths.items():
-        if Path(path).exists():
-            print(f"{name + ':':12}{path}")
+def _say(as_json: bool = False, /, **paths: Any) -> None:
+    there = {name: str(path) for name, path in paths.items() if Path(path).exists()}
+    if as_json:
+        print(json.dumps(there))
+        return
+    for name, path in there.items():
+        print(f"{name + ':':12}{path}")
 
 
 def _set_logging() -> None:
@@ -486,6 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "noise": _noise,
         "simulate": _simulate,
         "evaluate": _evaluate,
+        "report": _page,
         "check": _check,
     }
     before = _listen()

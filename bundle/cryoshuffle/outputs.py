@@ -86,8 +86,8 @@ def checksum(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write plain values as JSON under a temporary name and move them into place.
+def write_text(content: str, path: str | os.PathLike[str]) -> None:
+    """Write text as UTF-8 under a temporary name and move it into place.
 
     Raises:
         FileError: if the file cannot be written; nothing is left behind then.
@@ -95,8 +95,17 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(content, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise FileError(f"{path}: cannot be written ({error.strerror or error}), choose another folder") from error
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON under a temporary name and move them into place.
+
+    Raises:
+        FileError: see :func:`write_text`.
+    """
+    write_text(json.dumps(content, indent=2) + "\n", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cryoshuffle.errors import FileError
@@ -37,6 +39,10 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
 
     Shape:
         both ``(Z, Y, X)``.
+
+    Returns:
+        the picture; its ``info["tiles"]`` tells as JSON where each plane is, ``{"name": [left, top, right, bottom]}``
+        in pixels, and goes into the file with it.
 
     Raises:
         ValueError: if the shapes differ or are not three-dimensional.
@@ -73,12 +79,20 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     picture = Image.new("L", (width, height), 255)
     pen = ImageDraw.Draw(picture)
     names = (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}")
+    boxes = {}
     for index, column in enumerate(tiles):
         left, top = _MARGIN + index * (column_width + _MARGIN), _MARGIN
         for row, tile in enumerate(column):
             pen.text((left, top), f"{_COLUMNS[index]}, {names[row]}", fill=0)
             picture.paste(tile, (left, top + _TITLE))
+            boxes[f"{_COLUMNS[index]}, {names[row]}"] = [
+                left,
+                top + _TITLE,
+                left + tile.width,
+                top + _TITLE + tile.height,
+            ]
             top += _TITLE + row_heights[row] + _MARGIN
+    picture.info["tiles"] = json.dumps(boxes)
     return picture
 
 
@@ -86,8 +100,11 @@ def _save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write a picture as a PNG, whole or not at all."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial.png")
+    notes = PngInfo()
+    for name, text in picture.info.items():
+        notes.add_text(str(name), str(text))
     try:
-        picture.save(partial)
+        picture.save(partial, pnginfo=notes)
         os.replace(partial, path)
     except OSError as error:
         raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
@@ -103,6 +120,20 @@ def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) ->
         FileError: if the picture cannot be written.
     """
     return _save(preview_image(before, after), path)
+
+
+def picture_planes(path: str | os.PathLike[str]) -> dict[str, Image.Image]:
+    """The planes of a picture that :func:`save_preview` wrote, by name: ``"before, xy, z = 12"`` and so on.
+
+    Raises:
+        FileError: if the picture is missing, cannot be read or has none.
+    """
+    try:
+        with Image.open(path) as picture:
+            boxes = json.loads(picture.info["tiles"])
+            return {name: picture.crop(tuple(box)) for name, box in boxes.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{path}: is no picture of a run, run it again ({type(error).__name__})") from error
 
 
 def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +22,13 @@ from cryoshuffle import scratch
 from cryoshuffle.errors import FileError
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
-from cryoshuffle.outputs import write_json
+from cryoshuffle.outputs import write_json, write_text
 from cryoshuffle.preview import central_crop, save_preview
 from cryoshuffle.whitening import undo_whitening
 
 logger = logging.getLogger("cryoshuffle")
+PICTURE_NAME = "result.png"
+HISTORY_NAME = "history.jsonl"
 _SIDE = 256
 
 
@@ -146,6 +150,82 @@ class LossTerms:
             risk,
         )
         self._sums, self._count = {}, 0
+
+
+def read_history(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of ``history.jsonl`` of a run, see :class:`History`; none if there is no such file.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    path = Path(output_dir) / HISTORY_NAME
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error}), remove it") from error
+
+
+class History:
+    """Writes the course of a fit for programs: a line of JSON an epoch, in ``history.jsonl``.
+
+    A line holds ``stage``, ``step``, ``steps`` (of the stage), ``risk`` (None before it is measured), ``loss`` by term,
+    ``steps_per_second`` and ``seconds_left`` of the stage. A stage drops what it will write anew, and what
+    came behind it.
+    Stands behind :class:`LossTerms`. Of several processes the first writes.
+
+    Args:
+        evaluator: whose metric ``risk`` is written.
+        output_dir: of the run.
+        name: of the stage.
+        json_lines: print the lines as well.
+
+    Raises:
+        FileError: from the engine, if the file cannot be written.
+    """
+
+    def __init__(self, evaluator: Engine, output_dir: str, name: str = "fitting", json_lines: bool = False) -> None:
+        self.evaluator, self.output_dir, self.name, self.json_lines = evaluator, output_dir, name, json_lines
+        self._began, self._first = 0.0, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Write at the end of each epoch."""
+        if os.environ.get("RANK", "0") == "0":
+            engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        if not self._began:
+            self._began, self._first = time.monotonic(), engine.state.iteration
+            before = read_history(self.output_dir)
+            stages = [line["stage"] for line in before]
+            past = stages.index(self.name) if self.name in stages else len(before)
+            kept = [line for line in before[past:] if line["stage"] == self.name and line["step"] <= self._first]
+            self._write([*before[:past], *kept])
+
+    def __call__(self, engine: Engine) -> None:
+        """Write a line."""
+        state = engine.state
+        total = (state.max_epochs or 0) * (state.epoch_length or 0)
+        pace = (state.iteration - self._first) / max(time.monotonic() - self._began, 1e-9)
+        line = {
+            "stage": self.name,
+            "step": state.iteration,
+            "steps": total,
+            "risk": self.evaluator.state.metrics.get("risk"),
+            "loss": {name[5:]: value for name, value in state.metrics.items() if name.startswith("loss_")},
+            "steps_per_second": round(pace, 3),
+            "seconds_left": round(max(0, total - state.iteration) / pace, 1),
+        }
+        self._write([*read_history(self.output_dir), line])
+        if self.json_lines:
+            print(json.dumps(line), flush=True)
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        path = Path(self.output_dir) / HISTORY_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text("".join(json.dumps(line) + "\n" for line in lines), path)
 
 
 class Progress:

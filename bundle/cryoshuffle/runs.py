@@ -100,7 +100,8 @@ def _shared_settings(options: argparse.Namespace, folder: Path) -> dict[str, Any
         "overwrite": options.overwrite,
         "permissive": options.permissive,
         "fill_nan": options.fill_nan,
-        "quiet": options.quiet,
+        "quiet": options.quiet or options.json_lines,
+        "json_lines": options.json_lines,
     }
 
 

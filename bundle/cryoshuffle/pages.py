@@ -1,0 +1,431 @@
+"""The report of a run as one HTML page that needs no network: what was done, how it looks, and whether to trust it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ignite.engine import Engine, Events
+from PIL import Image
+from torch import Tensor
+
+from cryoshuffle.artefacts import signal_left
+from cryoshuffle.checkpoints import fitted_blind
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.evaluation import evaluate
+from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.outputs import write_text
+from cryoshuffle.preflight import tomogram_shape
+from cryoshuffle.preview import central_crop, picture_planes
+from cryoshuffle.reports import PICTURE_NAME, logger, read_history
+from cryoshuffle.transforms import FillNotFinite
+from cryoshuffle.windows import middle
+
+PAGE_NAME = "report.html"
+# The middle of a volume, that its numbers are from; a page should not take long.
+_SIDE = 160
+# Of tomograms whose truth is known ours have up to .27, heavy smoothing .5 to .9 (the residual of the truth itself 0);
+# and the residual is .8 times as strong where structure is, after heavy smoothing 1.3 to 2.3 times.
+_COARSE_SHARED = 0.35
+_LEFT_RATIO = 1.25
+_STRIPES = 3.0
+_MOSTLY = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a page says of a result.
+
+    Attributes:
+        level: ``ok``, ``look`` where a person should look for himself, ``bad`` where the result is doubtful.
+        words: one or two sentences.
+    """
+
+    level: Literal["ok", "look", "bad"]
+    words: str
+
+
+def findings(
+    noise: Mapping[str, Any] | None, refinement: Mapping[str, Any] | None, numbers: Mapping[str, Any]
+) -> list[Finding]:
+    """What noise, judgement and result of a run say about it, in words.
+
+    Args:
+        noise: content of ``noise.json``; None where the network was fitted elsewhere.
+        refinement: content of ``refinement.json``; None without the second stage.
+        numbers: of :func:`measure`.
+    """
+    found = []
+    if noise is not None:
+        if noise["clean"]:
+            found.append(Finding("ok", f"The blind spot fits the noise: {noise['reason']}."))
+        else:
+            found.append(
+                Finding("bad", f"The noise is not clean along any axis, part of it may be learnt: {noise['reason']}.")
+            )
+    if refinement is not None:
+        share = refinement["trust"]
+        level: Literal["ok", "look"] = "ok" if share >= _MOSTLY else "look"
+        words = f"{share:.0%} of the result is the network's, {1 - share:.0%} that of the best linear filter"
+        why = "" if share >= _MOSTLY else "; the volume is too small or too noisy, or the fit was too short, for more"
+        found.append(Finding(level, f"{words}, as judged on noise drawn anew{why}."))
+    residual = numbers.get("residual")
+    if residual is not None:
+        shared = residual["low_frequency_correlation"]
+        if abs(shared) < _COARSE_SHARED:
+            found.append(
+                Finding(
+                    "ok", f"What was taken away has little coarse detail in common with the result ({shared:+.2f})."
+                )
+            )
+        else:
+            found.append(
+                Finding(
+                    "look",
+                    f"What was taken away has coarse detail in common with the result ({shared:+.2f}): signal that was "
+                    "removed, or noise that was kept. Look at the residual.",
+                )
+            )
+    left = numbers.get("signal_left")
+    if left is not None:
+        if left["ratio"] - 2 * left["scatter"] < _LEFT_RATIO:
+            found.append(
+                Finding(
+                    "ok",
+                    f"The residual is as strong where there is structure as elsewhere ({left['ratio']:.2f} times).",
+                )
+            )
+        else:
+            z, y, x = left["where"]
+            found.append(
+                Finding(
+                    "look",
+                    f"The residual is {left['ratio']:.2f} times as strong where there is structure: some signal was "
+                    f"taken away, or the noise is stronger there. Most at z = {z}, y = {y}, x = {x}.",
+                )
+            )
+    for axis, stripes in numbers.get("lattice", {}).items():
+        if stripes["excess"] < 1 + _STRIPES * stripes["scatter"]:
+            found.append(Finding("ok", f"No stripes of the lattice along {axis}."))
+        else:
+            found.append(
+                Finding(
+                    "look",
+                    f"Stripes of period {stripes['stride']} along {axis}: {stripes['excess']:.1f} times the power "
+                    "nearby.",
+                )
+            )
+    return found
+
+
+def measure(
+    noisy: str, output: str, strides: Sequence[int], permissive: bool = False, fill_nan: bool = False
+) -> dict[str, Any]:
+    """The numbers of a page, of the middle of a tomogram and its result.
+
+    Args:
+        noisy: path of the tomogram.
+        output: path of the result.
+        strides: of the lattice along (Z, Y, X), voxels.
+        permissive: also take MRC files whose header breaks the standard.
+        fill_nan: put the mean of the others where voxels of the tomogram are not finite.
+
+    Returns:
+        what :func:`cryoshuffle.evaluation.evaluate` tells of the middle, ``signal_left`` of it, with its place in the
+        whole volume, ``voxel_size_zyx`` (Å) where it is known, and the ``full_shape``. Where the volume is too small
+        for them, ``not_measured`` says so instead.
+
+    Raises:
+        FileError, InputError: if a file is missing, cannot be read, or is not the size of the other.
+    """
+    full = tomogram_shape(noisy, permissive)
+    if tomogram_shape(output, permissive) != full:
+        raise InputError(f"{output}: is not of the size of {noisy}, name the tomogram it was made from")
+    images = [load_tomogram(path, permissive, largest=_SIDE) for path in (noisy, output)]
+    fill = FillNotFinite(fill_nan)
+    before, after = (central_crop(torch.as_tensor(fill(image)).as_subclass(Tensor), _SIDE)[0] for image in images)
+    sizes = images[0].meta.get("voxel_size_zyx")
+    numbers: dict[str, Any] = {
+        "full_shape": list(full),
+        "voxel_size_zyx": None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes],
+    }
+    try:
+        numbers.update(evaluate(after, noisy=before, stride=list(strides)))
+        left = signal_left(before, after)
+    except InputError as error:
+        numbers["not_measured"] = str(error)
+    else:
+        start = [part.start for part in middle(full, _SIDE)]
+        numbers["signal_left"] = {**left, "where": [a + b for a, b in zip(start, left["where"], strict=True)]}
+    return numbers
+
+
+def _read(path: Path) -> Any:
+    """Content of a JSON file of a run; None where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error}), run it again") from error
+
+
+def _data_url(picture: Image.Image) -> str:
+    with io.BytesIO() as held:
+        picture.save(held, "PNG", optimize=True)
+        return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
+
+
+def _planes(folder: Path) -> str:
+    """The slider over three planes, and what was taken away below it."""
+    by_plane: dict[str, dict[str, Image.Image]] = {}
+    for name, tile in picture_planes(folder / PICTURE_NAME).items():
+        column, plane = name.split(", ", 1)
+        by_plane.setdefault(plane, {})[column] = tile
+    figures, residuals = [], []
+    for plane, tiles in by_plane.items():
+        width = tiles["before"].width
+        said = escape(plane)
+        figures.append(
+            f'<figure class="plane"><span class="stack" style="width:{width}px">'
+            f'<img src="{_data_url(tiles["before"])}" alt="{said}, before">'
+            f'<img class="over" src="{_data_url(tiles["after"])}" alt="{said}, denoised"><span class="edge"></span>'
+            f'</span><input type="range" min="0" max="100" value="50" aria-label="{said}: left of the line before, '
+            'right of it denoised" '
+            "oninput=\"this.previousElementSibling.style.setProperty('--cut', this.value + '%')\">"
+            f"<figcaption>{said}</figcaption></figure>"
+        )
+        residuals.append(
+            f'<figure class="plane"><img class="alone" src="{_data_url(tiles["residual"])}" '
+            f'alt="{said}, what was taken away"><figcaption>{said}</figcaption></figure>'
+        )
+    return (
+        '<p class="soft">Left of the line the tomogram, right of it the result; the slider moves the line (arrow keys '
+        'too).</p><div class="planes">' + "".join(figures) + "</div><h2>What was taken away</h2>"
+        '<p class="soft">Tomogram minus result, on the grey scale of the tomogram. Noise has no shape; where a '
+        'structure shows, signal was lost.</p><div class="planes">' + "".join(residuals) + "</div>"
+    )
+
+
+def _nice_step(span: float, parts: int) -> float:
+    power = 10.0 ** math.floor(math.log10(span / parts))
+    return power * min((1, 2, 5, 10), key=lambda factor: abs(span / (factor * power) - parts))
+
+
+def line_chart(
+    title: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    logarithmic: bool = False,
+) -> str:
+    """Curves as an SVG figure in the colours of the page; told apart by their dashes too.
+
+    Args:
+        title: above it, and what a screen reader says.
+        curves: points of each, by name; three at most.
+        x_label: quantity and unit.
+        y_label: likewise.
+        logarithmic: powers of ten upwards; values of 0 and less are left out.
+
+    Raises:
+        ValueError: if there is no point to draw.
+    """
+    drawn = {
+        name: [(x, math.log10(y) if logarithmic else y) for x, y in points if not logarithmic or y > 0]
+        for name, points in curves.items()
+    }
+    xs, ys = ([point[i] for points in drawn.values() for point in points] for i in (0, 1))
+    if not xs:
+        raise ValueError(f"there is nothing to draw of {title}")
+    low, high = min(ys), max(ys)
+    margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
+    low, high, first, last = low - margin, high + margin, min(xs), max(xs)
+    last = last if last > first else first + 1
+    left, top, width, height = 58, 30 + 18 * len(drawn), 400, 190
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (x - first) / (last - first) * width, top + (high - y) / (high - low) * height
+
+    parts = []
+    step = max(1.0, _nice_step(high - low, 4)) if logarithmic else _nice_step(high - low, 4)
+    for i in range(math.ceil(low / step), math.floor(high / step) + 1):
+        y = at(first, i * step)[1]
+        shown = f"1e{i * step:g}" if logarithmic else f"{i * step:.4g}"
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{shown}</text>')
+    step = _nice_step(last - first, 5)
+    for i in range(math.ceil(first / step), math.floor(last / step + 1e-9) + 1):
+        x = at(i * step, low)[0]
+        parts.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{i * step:.4g}</text>')
+    for index, (name, points) in enumerate(drawn.items()):
+        line = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in points)
+        y = 30 + 18 * index
+        parts.append(f'<polyline class="s{index}" fill="none" stroke-width="2" points="{line}"/>')
+        parts.append(f'<line class="s{index}" stroke-width="2" x1="{left}" x2="{left + 30}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{left + 38}" y="{y + 4}">{escape(name)}</text>')
+    parts.append(f'<text x="{left + width / 2}" y="{top + height + 36}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
+    )
+    said = escape(title)
+    return (
+        f'<figure class="chart"><svg viewBox="0 0 {left + width + 14} {top + height + 44}" role="img" '
+        f'aria-label="{said}">'
+        f'<text x="0" y="12" font-weight="700">{said}</text>{"".join(parts)}</svg></figure>'
+    )
+
+
+def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    above = f"<thead>{line(head, 'th')}</thead>" if head else ""
+    return f'<div class="wide"><table>{above}<tbody>{"".join(line(row, "td") for row in rows)}</tbody></table></div>'
+
+
+def _noise_section(noise: Mapping[str, Any]) -> str:
+    said = f"<h2>The noise</h2><p>{escape(noise['reason'].capitalize())}.</p>"
+    if noise.get("autocorrelation") is None:
+        return said
+    rows = [
+        [axis, *(f"{r:+.3f} ± {e:.3f}" for r, e in zip(values, noise["uncertainty"][axis], strict=True))]
+        for axis, values in noise["autocorrelation"].items()
+    ]
+    return (
+        f'{said}<p class="soft">How alike the noise is at voxels 1 to 4 apart, from {escape(str(noise["source"]))}. A '
+        "prediction may look only where this is near 0.</p>" + _table(rows, ["axis", "1", "2", "3", "4"])
+    )
+
+
+def _charts(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
+    charts = []
+    sizes, residual = numbers["voxel_size_zyx"], numbers.get("residual")
+    if residual is not None:
+        size = sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
+        unit = "cycles per voxel" if size is None else "cycles per Å"
+        k = [value / (size or 1.0) for value in residual["frequency"]]
+        power = {
+            "result": list(zip(k, residual["result_power"], strict=True)),
+            "taken away": list(zip(k, residual["residual_power"], strict=True)),
+        }
+        shared = {"taken away, result": list(zip(k, residual["shell_correlation"], strict=True))}
+        charts.append(line_chart("Power by spatial frequency", power, unit, "grey values squared", logarithmic=True))
+        charts.append(line_chart("What result and residual have in common", shared, unit, "correlation"))
+    for stage in dict.fromkeys(line["stage"] for line in history):
+        points = [
+            (line["step"], line["risk"]) for line in history if line["stage"] == stage and line["risk"] is not None
+        ]
+        if len(points) > 1:
+            charts.append(line_chart(f"Held-out risk while {stage}", {"risk": points}, "step", "risk"))
+    return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _settings_section(provenance: Mapping[str, Any], folder: Path) -> str:
+    files = [
+        [name, provenance[name]["path"], provenance[name]["sha256"]]
+        for name in ("input", "output", "residual", "network")
+        if provenance.get(name) is not None
+    ]
+    settings = [[name, json.dumps(value)] for name, value in provenance["settings"].items()]
+    machine = [[name, str(provenance[name])] for name in ("program", "python", "torch", "device", "began", "ended")]
+    kept = ", ".join(
+        f'<a href="{name}">{name}</a>'
+        for name in ("run.log", "provenance.json", "noise.json")
+        if (folder / name).is_file()
+    )
+    return (
+        "<h2>How it was made</h2>" + _table(machine) + _table(files, ["file", "path", "SHA-256"])
+        + f"<details><summary>All settings</summary>{_table(settings)}</details><p>Beside this page: {kept}.</p>"
+    )  # fmt: skip
+
+
+def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path:
+    """Write ``report.html`` of a finished run.
+
+    Args:
+        folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Returns:
+        path of the page.
+
+    Raises:
+        FileError: if there is no finished run in the folder, one of its files is missing, or the page cannot be
+            written.
+        InputError: if a file of it cannot be used.
+    """
+    place = Path(folder)
+    provenance = _read(place / "provenance.json")
+    if provenance is None:
+        raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
+    settings, noise = provenance["settings"], provenance["noise"]
+    blind = place / "blind.pt"
+    network = blind if noise is not None and blind.is_file() else Path(provenance["network"]["path"])
+    if not network.is_file():
+        raise FileError(f"{network}: is gone, the network of the run is needed for its report")
+    stride = fitted_blind(network).stride
+    strides = [1, 1, 1] if stride is None else list(stride)
+    source, result = provenance["input"]["path"], provenance["output"]["path"]
+    numbers = measure(source, result, strides, permissive, bool(settings["fill_nan"]))
+    refinement = _read(place / "refinement.json") if noise is not None else None
+    history = read_history(place) if noise is not None else []
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    names = {"ok": "Good", "look": "Look", "bad": "Doubt"}
+    said = "".join(
+        f'<li class="{one.level}"><span class="mark">{names[one.level]}</span><span>{escape(one.words)}</span></li>'
+        for one in findings(noise, refinement, numbers)
+    )
+    z, y, x = numbers["full_shape"]
+    sizes = numbers["voxel_size_zyx"]
+    size = "voxel size unknown" if sizes is None else " × ".join(f"{value:.4g}" for value in sizes) + " Å a voxel"
+    unmeasured = f'<p class="soft">{escape(numbers["not_measured"])}</p>' if "not_measured" in numbers else ""
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"<title>{escape(Path(result).name)}, denoised</title><style>{style}</style></head><body><main>"
+        f'<h1>{escape(Path(result).name)}</h1><p class="soft">{escape(Path(source).name)} denoised from itself alone '
+        f"by {escape(provenance['program'])}; {z} × {y} × {x} voxels (z, y, x), {escape(size)}; "
+        f"{escape(provenance['ended'])}"
+        f'</p><h2>Whether to trust it</h2><ul class="findings">{said}</ul>{unmeasured}'
+        '<p class="soft">Numbers are of the middle of the volume. A denoised volume is for looking, segmenting and '
+        "picking; measure in the data.</p>"
+        f"<h2>Before and after</h2>{_planes(place)}"
+        + (_noise_section(noise) if noise is not None else "")
+        + _charts(numbers, history)
+        + _settings_section(provenance, place)
+        + "</main></body></html>\n"
+    )
+    path = place / PAGE_NAME
+    write_text(page, path)
+    return path
+
+
+class ReportPage:
+    """Writes :func:`write_page` when an engine has written its result and what it was made of.
+
+    Args:
+        output_dir: of the run.
+        permissive: also take MRC files whose header breaks the standard.
+    """
+
+    def __init__(self, output_dir: str, permissive: bool = False) -> None:
+        self.output_dir, self.permissive = output_dir, permissive
+
+    def attach(self, engine: Engine) -> None:
+        """Write at the end; stands behind :class:`cryoshuffle.provenance.Provenance`."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write now."""
+        logger.info("report: %s", write_page(self.output_dir, self.permissive))
