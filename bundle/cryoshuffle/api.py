@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, overload
@@ -23,7 +23,7 @@ from cryoshuffle.devices import limit_memory
 from cryoshuffle.errors import InputError, user_error
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.mrc import AXIS_CODES, MrcWriter, volume_meta
-from cryoshuffle.runs import run_denoise
+from cryoshuffle.runs import as_words, run_denoise
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -141,7 +141,7 @@ def denoise(
                 named[name] = _on_disk(named[name], folder / f"{name}.mrc", voxel_size_angstrom)
         named.setdefault("report", folder / "run")
         try:
-            run_denoise(build_parser().parse_args(["denoise", *_flags(named), "--", str(given), str(result)]))
+            run_denoise(build_parser().parse_args(["denoise", *as_words(named), "--", str(given), str(result)]))
         except Exception as error:
             mistake = user_error(error)
             if mistake is None:
@@ -149,24 +149,6 @@ def denoise(
             raise mistake from error
         denoised = load_tomogram(result)
     return _like(tomogram, denoised)
-
-
-def _flags(options: Mapping[str, Any]) -> list[str]:
-    """Options as words of the command line."""
-    words = []
-    for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        if name == "refine":
-            flag, value = "--no-refine", not value
-        if value is None or value is False:
-            continue
-        if value is True:
-            words.append(flag)
-        elif isinstance(value, (str, os.PathLike)) or not isinstance(value, Sequence):
-            words.append(f"{flag}={value}")
-        else:
-            words.append(f"{flag}={','.join(str(part) for part in value)}")
-    return words
 
 
 def _has_axes(volume: object) -> TypeGuard[MetaTensor]:

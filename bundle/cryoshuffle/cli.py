@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -97,19 +99,20 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_file_options(parser: argparse.ArgumentParser) -> None:
+def _add_file_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
     group = parser.add_argument_group("files")
     group.add_argument("--overwrite", action="store_true", help="replace what is there, an unfinished fit included")
     group.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
     group.add_argument(
         "--fill-nan", action="store_true", help="put the mean of the others where voxels are NaN or Inf, and say where"
     )
-    group.add_argument(
-        "--report", metavar="DIR", help="folder for pictures, log and checkpoints (default: beside the result)"
-    )
+    if not many:
+        group.add_argument(
+            "--report", metavar="DIR", help="folder for report, log and checkpoints (default: beside the result)"
+        )
 
 
-def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: str) -> None:
+def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: str, many: bool = False) -> None:
     parser.add_argument(
         window,
         dest="inference_window",
@@ -124,7 +127,8 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: s
         choices=["float32", "float16", "int8", "int16", "uint16"],
         help="of the result (default: float32, MRC mode 2)",
     )
-    parser.add_argument("--residual", metavar="FILE", help="also write what was taken away, IN minus OUT, float32")
+    if not many:
+        parser.add_argument("--residual", metavar="FILE", help="also write what was taken away, IN minus OUT, float32")
     parser.add_argument(
         "--detail",
         type=_share,
@@ -139,7 +143,7 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: s
     )
 
 
-def _add_fit_options(parser: argparse.ArgumentParser) -> None:
+def _add_fit_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
     blind = parser.add_argument_group("blind spot: what a prediction must not see, to match the noise")
     blind.add_argument(
         "--blind",
@@ -154,16 +158,20 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
     blind.add_argument(
         "--stride", type=_triple, metavar="Z,Y,X", help="lattice stride, voxels (default: fits the blind spot; plane 3)"
     )
-    blind.add_argument("--even", help="one half of IN; with --odd the noise is measured in their difference")
-    blind.add_argument("--odd", help="the other half")
-    blind.add_argument(
-        "--empty", metavar="MASK", help="MRC or NIfTI, not 0 where there is no specimen; the noise is measured there"
-    )
+    if not many:
+        blind.add_argument("--even", help="one half of IN; with --odd the noise is measured in their difference")
+        blind.add_argument("--odd", help="the other half")
+        blind.add_argument(
+            "--empty",
+            metavar="MASK",
+            help="MRC or NIfTI, not 0 where there is no specimen; the noise is measured there",
+        )
     fit = parser.add_argument_group("fit")
-    fit.add_argument(
-        "--mask",
-        help="MRC, NIfTI or Zarr, not 0 where the specimen is, a lamella say; the fit looks there, all is denoised",
-    )
+    if not many:
+        fit.add_argument(
+            "--mask",
+            help="MRC, NIfTI or Zarr, not 0 where the specimen is, a lamella say; the fit looks there, all is denoised",
+        )
     fit.add_argument(
         "--preset",
         default="unbiased",
@@ -198,7 +206,8 @@ def _add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--window", type=_triple, default=[48, 48, 48], metavar="Z,Y,X", help="window of a step, voxels (default: 48)"
     )
     fit.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same result (default: 0)")
-    fit.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
+    if not many:
+        fit.add_argument("--resume", action="store_true", help="go on with a run that was interrupted")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -233,6 +242,31 @@ def build_parser() -> argparse.ArgumentParser:
     apply.add_argument(
         "--resume", action="store_true", help="go on with the last finished window of a run that was interrupted"
     )
+
+    batch = commands.add_parser(
+        "batch",
+        help="denoise many tomograms, side by side",
+        description="Denoise many tomograms, each from itself alone, or with --checkpoint all with one network. What "
+        "is finished is skipped, what was interrupted goes on, a failure is tried once more and told at the end.",
+    )
+    batch.add_argument(
+        "inputs",
+        metavar="LIST",
+        nargs="+",
+        help="tomograms, patterns, folders, text files with a tomogram a line, or a tomograms.star of RELION 5",
+    )
+    batch.add_argument("folder", metavar="OUTDIR", help="folder for the results, their reports and index.html")
+    batch.add_argument("--checkpoint", metavar="C", help="apply this network to all instead of fitting one to each")
+    where = batch.add_argument_group("cluster")
+    where.add_argument("--workers", type=_count, help="runs at once here (default: one a GPU, else one for four cores)")
+    place = where.add_mutually_exclusive_group()
+    place.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler that runs already, tcp://...")
+    place.add_argument("--slurm", metavar="YAML", help="jobs, and what dask_jobqueue.SLURMCluster takes, in a file")
+    where.add_argument("--dry-run", action="store_true", help="print what would be done, and the job script for Slurm")
+    _add_fit_options(batch, many=True)
+    _add_output_options(batch, "--inference-window", mirrors="default: with --effort best", many=True)
+    _add_machine_options(batch)
+    _add_file_options(batch, many=True)
 
     for command in (denoise, fit, apply):
         _add_machine_options(command)
@@ -306,6 +340,76 @@ def _apply(options: argparse.Namespace) -> int:
 
     _say_result(options, run_apply(options))
     return 0
+
+
+def _shared_words(options: argparse.Namespace) -> list[str]:
+    """What all runs of a batch are told: the options that were given."""
+    from cryoshuffle.runs import as_words
+
+    own = {"command", "inputs", "folder", "checkpoint", "workers", "scheduler", "slurm", "dry_run"}
+    own |= {"overwrite", "memory", "quiet", "json_lines"}
+    command = ["denoise", "IN", "OUT"] if options.checkpoint is None else ["apply", "C", "IN", "OUT"]
+    usual = vars(build_parser().parse_args(["batch", "IN", "OUT"]))
+    given = {name: value for name, value in vars(options).items() if name not in own and value != usual[name]}
+    unknown = sorted(set(given) - set(vars(build_parser().parse_args(command))))
+    if unknown:
+        flag = "--no-refine" if unknown[0] == "refine" else "--" + unknown[0].replace("_", "-")
+        raise InputError(f"{flag} is for a fit, and --checkpoint applies a network without one: leave one out")
+    for name in ("warm_start",):
+        if name in given:
+            given[name] = os.path.abspath(given[name])
+    if options.checkpoint is not None and "inference_window" in given:
+        given["window"] = given.pop("inference_window")
+    return as_words(given)
+
+
+def _batch(options: argparse.Namespace) -> int:
+    from cryoshuffle.batch import Cluster, Outcome, command_of, is_done, job_script, run_batch
+    from cryoshuffle.lists import read_list, write_star
+    from cryoshuffle.outputs import write_json
+    from cryoshuffle.pages import write_index
+    from cryoshuffle.runs import check_run_dir
+
+    folder = Path(options.folder)
+    items = read_list(options.inputs, folder)
+    words = _shared_words(options)
+    commands = [command_of(item, words, options.checkpoint) for item in items]
+    if options.dry_run:
+        for item, command in zip(items, commands, strict=True):
+            done = not options.overwrite and is_done(item, command)
+            print("done already:" if done else "to do:       ", shlex.join(["cryoshuffle", *command]))
+        if options.slurm is not None:
+            print(job_script(options.slurm))
+        return 0
+    check_run_dir(folder)
+    folder.mkdir(exist_ok=True)
+
+    def tell(outcome: Outcome, count: int, seconds: float) -> None:
+        if options.json_lines:
+            print(json.dumps(vars(outcome)), flush=True)
+        elif not options.quiet:
+            took = f" in {outcome.seconds:.0f} s" if outcome.status == "done" else ""
+            why = f": {outcome.words}" if outcome.words else ""
+            pace = seconds / max(1, count - skipped)
+            left = f", about {pace * (len(items) - count) / 60:.0f} min left" if seconds and count < len(items) else ""
+            print(f"[{count}/{len(items)}] {outcome.name}: {outcome.status}{took}{why}{left}", flush=True)
+
+    skipped = 0 if options.overwrite else sum(is_done(*pair) for pair in zip(items, commands, strict=True))
+    cluster = Cluster(options.scheduler, options.slurm, options.workers)
+    outcomes = run_batch(items, commands, cluster, options.overwrite, options.memory, tell)
+    write_json([vars(outcome) for outcome in outcomes], folder / "batch.json")
+    rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
+    made = {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms")}
+    finished = {i.name: i.output for i, o in zip(items, outcomes, strict=True) if o.status in {"done", "skipped"}}
+    for source in options.inputs:
+        if source.lower().endswith(".star"):
+            made["star"] = folder / Path(source).name
+            write_star(source, made["star"], finished)
+    _say(options.json_lines, **made)
+    bad = [outcome for outcome in outcomes if outcome.name not in finished]
+    for outcome in bad:
+        print(f"cryoshuffle: {outcome.name} {outcome.status}: {outcome.words}", file=sys.stderr)
+    return 2 if bad else 0
 
 
 def _noise(options: argparse.Namespace) -> int:
@@ -504,6 +608,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "denoise": _denoise,
         "fit": _fit,
         "apply": _apply,
+        "batch": _batch,
         "noise": _noise,
         "simulate": _simulate,
         "evaluate": _evaluate,
@@ -540,7 +645,9 @@ def _listen() -> dict[int, Any]:
 
 
 def _report(error: BaseException) -> int:
-    mistake = user_error(error)
+    # It may have come while a mistake was being handled.
+    stopped = isinstance(error, (FitInterruptedError, KeyboardInterrupt))
+    mistake = None if stopped else user_error(error)
     if mistake is not None:
         print(f"cryoshuffle: {mistake}", file=sys.stderr)
         return 2

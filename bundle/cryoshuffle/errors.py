@@ -37,8 +37,11 @@ class FileError(UserError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
-class FitInterruptedError(Exception):
-    """The fit was asked to stop and did, with its checkpoint kept; no mistake, so it has an exit code of its own, 3."""
+class FitInterruptedError(BaseException):
+    """The run was asked to stop and did, with its checkpoint kept; no mistake, so it has an exit code of its own, 3.
+
+    No ``Exception``: it may come at any moment, also within code that goes on after any ``Exception``.
+    """
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -8,10 +8,11 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import torch
 from ignite.engine import Engine, Events
@@ -23,7 +24,7 @@ from cryoshuffle.checkpoints import fitted_blind
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.evaluation import evaluate
 from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.outputs import write_text
+from cryoshuffle.outputs import write_json, write_text
 from cryoshuffle.preflight import tomogram_shape
 from cryoshuffle.preview import central_crop, picture_planes
 from cryoshuffle.reports import PICTURE_NAME, logger, read_history
@@ -31,8 +32,11 @@ from cryoshuffle.transforms import FillNotFinite
 from cryoshuffle.windows import middle
 
 PAGE_NAME = "report.html"
+FINDINGS_NAME = "report.json"
+_NAMES = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # The middle of a volume, that its numbers are from; a page should not take long.
 _SIDE = 160
+_THUMBNAIL = 96
 # Of tomograms whose truth is known ours have up to .27, heavy smoothing .5 to .9 (the residual of the truth itself 0);
 # and the residual is .8 times as strong where structure is, after heavy smoothing 1.3 to 2.3 times.
 _COARSE_SHARED = 0.35
@@ -349,8 +353,50 @@ def _settings_section(provenance: Mapping[str, Any], folder: Path) -> str:
     )  # fmt: skip
 
 
+def _document(title: str, body: str) -> str:
+    """A whole page, which may load nothing but the pictures in it."""
+    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+    said = escape(title)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f"<title>{said}</title><style>{style}</style></head><body><main><h1>{said}</h1>{body}</main></body></html>\n"
+    )
+
+
+def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]], title: str) -> Path:
+    """Write ``index.html`` of a batch: a line a tomogram, with its middle, what its report found, and a link to it.
+
+    Args:
+        folder: that the folders of the runs are in.
+        rows: each with ``name``, ``status``, ``words`` and ``run``, the name of the run's folder.
+        title: of the page.
+
+    Raises:
+        FileError: if the page cannot be written, or the report of a run not read.
+    """
+    place, lines = Path(folder), []
+    for row in rows:
+        run = place / row["run"]
+        report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
+        name, picture, told = escape(row["name"]), "", escape(row["words"])
+        if report is not None:
+            name = f'<a href="{quote(row["run"])}/{PAGE_NAME}">{name}</a>'
+            told = " ".join(escape(one["words"]) for one in report["findings"] if one["level"] != "ok") or "Good."
+            planes = [tile for key, tile in picture_planes(run / PICTURE_NAME).items() if key.startswith("after, xy")]
+            planes[0].thumbnail((_THUMBNAIL, _THUMBNAIL))
+            picture = f'<img src="{_data_url(planes[0])}" alt="{escape(row["name"])}, denoised">'
+        lines.append(f"<tr><td>{picture}</td><td>{name}</td><td>{escape(row['status'])}</td><td>{told}</td></tr>")
+    head = "<tr><th>middle</th><th>tomogram</th><th>status</th><th>what to look at</th></tr>"
+    table = f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+    path = place / "index.html"
+    write_text(_document(title, table), path)
+    return path
+
+
 def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path:
-    """Write ``report.html`` of a finished run.
+    """Write ``report.html`` of a finished run, and ``report.json`` with its findings and numbers for programs.
 
     Args:
         folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
@@ -379,33 +425,28 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     numbers = measure(source, result, strides, permissive, bool(settings["fill_nan"]))
     refinement = _read(place / "refinement.json") if noise is not None else None
     history = read_history(place) if noise is not None else []
-    style = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-    names = {"ok": "Good", "look": "Look", "bad": "Doubt"}
+    found = findings(noise, refinement, numbers)
     said = "".join(
-        f'<li class="{one.level}"><span class="mark">{names[one.level]}</span><span>{escape(one.words)}</span></li>'
-        for one in findings(noise, refinement, numbers)
+        f'<li class="{one.level}"><span class="mark">{_NAMES[one.level]}</span><span>{escape(one.words)}</span></li>'
+        for one in found
     )
     z, y, x = numbers["full_shape"]
     sizes = numbers["voxel_size_zyx"]
     size = "voxel size unknown" if sizes is None else " × ".join(f"{value:.4g}" for value in sizes) + " Å a voxel"
     unmeasured = f'<p class="soft">{escape(numbers["not_measured"])}</p>' if "not_measured" in numbers else ""
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
-        f"<title>{escape(Path(result).name)}, denoised</title><style>{style}</style></head><body><main>"
-        f'<h1>{escape(Path(result).name)}</h1><p class="soft">{escape(Path(source).name)} denoised from itself alone '
-        f"by {escape(provenance['program'])}; {z} × {y} × {x} voxels (z, y, x), {escape(size)}; "
-        f"{escape(provenance['ended'])}"
-        f'</p><h2>Whether to trust it</h2><ul class="findings">{said}</ul>{unmeasured}'
+    body = (
+        f'<p class="soft">{escape(Path(source).name)} denoised from itself alone by {escape(provenance["program"])}; '
+        f"{z} × {y} × {x} voxels (z, y, x), {escape(size)}; {escape(provenance['ended'])}</p>"
+        f'<h2>Whether to trust it</h2><ul class="findings">{said}</ul>{unmeasured}'
         '<p class="soft">Numbers are of the middle of the volume. A denoised volume is for looking, segmenting and '
         "picking; measure in the data.</p>"
         f"<h2>Before and after</h2>{_planes(place)}"
         + (_noise_section(noise) if noise is not None else "")
         + _charts(numbers, history)
         + _settings_section(provenance, place)
-        + "</main></body></html>\n"
     )
+    write_json({"findings": [asdict(one) for one in found], "numbers": numbers}, place / FINDINGS_NAME)
+    page = _document(Path(result).name, body)
     path = place / PAGE_NAME
     write_text(page, path)
     return path

@@ -7,12 +7,34 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
+
+
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """Options as words of the command line; those that are None or False are left out.
+
+    Args:
+        options: values by name, as the parsed command line has them.
+    """
+    words = []
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "refine":
+            flag, value = "--no-refine", not value
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, (str, os.PathLike)) or not isinstance(value, Sequence):
+            words.append(f"{flag}={value}")
+        else:
+            words.append(f"{flag}={','.join(str(part) for part in value)}")
+    return words
 
 
 def run_dir(report: str | None, result: str) -> Path:
