@@ -580,9 +580,10 @@ def _set_logging() -> None:
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")
-    for name in ("monai", "monai.bundle.workflows", "ignite"):
-        # A filter: MONAI sets the levels of its loggers when it is imported, which may come later.
-        logging.getLogger(name).addFilter(_is_critical)
+    for name in ("monai", "ignite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # A filter: MONAI sets the level of this one when it is imported, which may come later.
+    logging.getLogger("monai.bundle.workflows").addFilter(_is_critical)
     warnings.showwarning = lambda message, *rest, **more: print(f"cryoshuffle: note: {message}", file=sys.stderr)
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from cryoshuffle import scratch
 from cryoshuffle.errors import FileError
 
 _MARGIN, _TITLE = 8, 16
@@ -24,6 +25,11 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     scaled = (plane - low) / (high - low if high > low else 1.0)
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def _across_x(volume: Tensor, x: int) -> np.ndarray:
+    """The plane (Z, Y) at ``x``; it has a voxel in nearly every page of a volume on disk, so not all at once."""
+    return np.concatenate([volume[part, :, x].numpy().copy() for part in scratch.sections(volume.shape, 0)])
 
 
 def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
@@ -49,13 +55,13 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     """
     if before.shape != after.shape or before.ndim != 3:
         raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
-    one, two = before.detach().float().cpu().numpy(), after.detach().float().cpu().numpy()
+    one, two = before.detach().float().cpu(), after.detach().float().cpu()
     z, y, x = (n // 2 for n in one.shape)
-    planes = [[v[z], v[:, y], v[:, :, x].T] for v in (one, two)]
+    planes: list[list[np.ndarray]] = [[v[z].numpy(), v[:, y].numpy(), _across_x(v, x).T] for v in (one, two)]
     planes.append([a - b for a, b in zip(*planes, strict=True)])
     scales = []
-    for column in planes:
-        values = np.concatenate([p.ravel() for p in column])
+    for shown in planes:
+        values = np.concatenate([p.ravel() for p in shown])
         scales.append(tuple(float(q) for q in np.percentile(values, (0.5, 99.5))))
     half = (scales[0][1] - scales[0][0]) / 2
     scales[2] = (-half, half)

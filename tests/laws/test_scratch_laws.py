@@ -24,6 +24,7 @@ from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.mergers import JOURNAL, VALUES, WindowMerger
 from cryoshuffle.mrc import MrcReader
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.preview import preview_image
 from cryoshuffle.transforms import StandardiseIntensity
 from cryoshuffle.whitening import WhitenNoise
 
@@ -83,6 +84,19 @@ def test_what_is_let_go_of_is_not_memory_of_the_program(tmp_path, little):
     for part in scratch.sections(volume.shape, 0):
         assert bool((volume[part] == 1.0).all())
     assert full - mapped() > 60_000
+
+
+def test_a_picture_of_a_volume_on_disk_does_not_bring_all_of_it_into_memory(tmp_path, little, monkeypatch):
+    """A plane across x has a voxel in every page: the pages are let go on the way; the picture is the same."""
+    before, after = (torch.randn(40, 64, 80) for _ in range(2))
+    monkeypatch.setattr(scratch, "SECTION", 4 * 64 * 80 * 5)
+    whole = preview_image(before, after)
+    kept = []
+    release = scratch.release
+    monkeypatch.setattr(scratch, "release", lambda: (kept.append(1), release()))
+    drawn = preview_image(on_disk(before, tmp_path), on_disk(after, tmp_path))
+    assert np.array_equal(np.asarray(drawn), np.asarray(whole))
+    assert len(kept) >= 2 * 40 // 5
 
 
 def test_files_vanish_with_their_tensors(tmp_path, little):
