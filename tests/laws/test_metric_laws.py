@@ -21,9 +21,11 @@ from cryoshuffle.artefacts import (
     residual_report,
     residue_imbalance,
     seam_metric,
+    signal_left,
 )
-from cryoshuffle.errors import FileError
+from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.evaluation import evaluate, evaluate_files, table
+from cryoshuffle.filters import gaussian
 from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.preview import save_fsc_plot
 from cryoshuffle.shells import crossing, fourier_shell_correlation, shell_power
@@ -461,3 +463,17 @@ def test_mistakes_are_said_in_one_sentence():
         with pytest.raises(ValueError, match=words) as caught:
             act()
         assert "\n" not in str(caught.value)
+
+
+def test_a_residual_that_holds_signal_is_stronger_where_structure_is():
+    """Pure noise is as strong everywhere; smoothing takes signal where it is (control), and the place is named."""
+    truth = torch.zeros(32, 64, 64)
+    truth[8:24, 32:56, 32:56] = torch.randn(16, 24, 24).cumsum(0) / 2
+    noisy = truth + torch.randn(truth.shape)
+    clean = signal_left(noisy, truth)
+    assert abs(clean["ratio"] - 1) < 3 * clean["scatter"] < 0.5
+    smooth = signal_left(noisy, gaussian(truth, 3.0))
+    assert smooth["ratio"] > 1.5 + 2 * smooth["scatter"]
+    assert all(low <= at < high for at, low, high in zip(smooth["where"], (4, 24, 24), (28, 64, 64), strict=True))
+    with pytest.raises(InputError, match="too small to compare"):
+        signal_left(noisy[:6, :8, :8], truth[:6, :8, :8] + noisy[:6, :8, :8])
