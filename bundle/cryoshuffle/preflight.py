@@ -7,10 +7,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from numpy.linalg import LinAlgError
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
@@ -40,8 +42,12 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
         shape = read_shape(path, permissive)
     else:
         try:
-            shape = getattr(nibabel.load(path), "shape", ())[::-1]
-        except (ImageFileError, OSError) as error:
+            image: Any = nibabel.load(path)
+            shape = getattr(image, "shape", ())[::-1]
+            if len(shape) == 3:  # the affine says which axis of the file runs along z, y and x
+                along = nibabel.io_orientation(image.affine)[:, 0]
+                shape = [n for _, n in sorted(zip(along, image.shape, strict=True), reverse=True)]
+        except (ImageFileError, OSError, LinAlgError) as error:
             raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
         if len(shape) != 3:
             raise InputError(f"{path}: has {len(shape)} dimensions {shape}, a tomogram needs three")

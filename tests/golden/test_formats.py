@@ -74,6 +74,16 @@ def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
     assert np.allclose(voxels(residual) + voxels(out), voxels(source), atol=1e-4)
 
 
+def test_an_mrc_becomes_a_nifti_with_the_same_voxels_and_a_page(tmp_path, fitted):
+    """The axes of the two files run the other way round; the report compares them all the same."""
+    tomogram, checkpoint = fitted
+    for name in ("a.mrc", "b.nii.gz"):
+        assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / name), "--quiet"]) == 0
+    assert np.array_equal(voxels(tmp_path / "a.mrc"), voxels(tmp_path / "b.nii.gz"))
+    of_mrc, of_nifti = (json.loads((tmp_path / f"{name}_run" / "report.json").read_text()) for name in "ab")
+    assert of_mrc["numbers"] == of_nifti["numbers"]
+
+
 def test_the_transform_does_what_the_command_does(tmp_path, fitted):
     """The same bits, whichever way the axes run, and for a plain array of (Z, Y, X); the rest of the image stays."""
     tomogram, checkpoint = fitted

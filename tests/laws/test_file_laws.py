@@ -22,8 +22,10 @@ from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 import cryoshuffle.mrc
 from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError, UserError
+from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
 from cryoshuffle.outputs import ExactPath, image_suffix, image_writer
+from cryoshuffle.preflight import tomogram_shape
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
 DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
@@ -346,3 +348,20 @@ def test_a_file_that_is_cut_or_fails_while_it_is_read_is_named(tmp_path, monkeyp
     monkeypatch.setattr(np, "fromfile", failing)
     with pytest.raises(FileError, match=r"in\.mrc: cannot be read from section 0 on \(Input/output error\)"):
         reader.get_data(files)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_shape_of_a_nifti_is_that_of_the_image_whichever_way_its_axes_run(tmp_path, order):
+    """What the header tells is what is loaded; an affine that is no number, one sentence."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([2.0, -3.0, 4.0])[:, order]
+    path = tmp_path / "in.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((8, 12, 16), np.float32), affine), path)
+    shape = tomogram_shape(path)
+    assert shape == tuple(load_tomogram(path).shape[1:])
+    assert sorted(shape) == [8, 12, 16]
+    with path.open("r+b") as file:
+        file.seek(280)  # srow_x, the first row of the affine
+        file.write(np.full(4, np.nan, np.float32).tobytes())
+    with pytest.raises(InputError, match="not a valid NIfTI"):
+        tomogram_shape(path)
