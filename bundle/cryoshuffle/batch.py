@@ -214,8 +214,9 @@ def _slurm_cluster(path: str) -> tuple[Any, int]:
         raise InputError('Slurm is asked by dask-jobqueue: pip install "cryoshuffle[cluster]"') from error
     jobs = asked.pop("jobs")
     try:
-        # A run is a process of its own, so one at a time in each job.
-        return SLURMCluster(**{"cores": 1, **asked, "processes": 1, "worker_extra_args": ["--nthreads", "1"]}), jobs
+        # A run is a process of its own, so one at a time in each job; another batch may have the usual port.
+        usual = {"cores": 1, "scheduler_options": {"dashboard_address": ":0"}}
+        return SLURMCluster(**{**usual, **asked, "processes": 1, "worker_extra_args": ["--nthreads", "1"]}), jobs
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: {error}, see the documentation of dask_jobqueue.SLURMCluster") from error
 
@@ -250,10 +251,9 @@ def _client(cluster: Cluster, count: int) -> Iterator[Any]:
             jobs.scale(jobs=wanted)
             yield client
     else:
-        dashboard = "127.0.0.1:0" if importlib.util.find_spec("bokeh") else None
         local = distributed.LocalCluster(
             n_workers=min(count, cluster.workers or 1), threads_per_worker=1, memory_limit=0, host="127.0.0.1",
-            dashboard_address=dashboard,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         )  # fmt: skip
         with local, distributed.Client(local) as client:
@@ -317,6 +317,8 @@ def run_batch(
     workers, threads = share_machine(len(left), gpus, os.cpu_count() or 1)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, (os.cpu_count() or 1) // cluster.workers)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
     more = []
     if here:
         most = memory_gib or memory_bytes(torch.device("cpu")) / 2**31

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -107,7 +108,8 @@ def test_a_dry_run_says_what_would_be_done_and_what_slurm_would_be_given(tmp_pat
     jobs = tmp_path / "slurm.yaml"
     jobs.write_text('jobs: 4\nqueue: gpu\nmemory: 32GB\nwalltime: "02:00:00"\njob_extra_directives: ["--gres=gpu:1"]\n')
     command = ["batch", str(tomogram), str(tmp_path / "out"), "--dry-run", "--slurm", str(jobs), "--steps", "4"]
-    assert main(command) == 0
+    with socket.create_server(("", 8787)):  # the dashboard's usual port, as if another batch had it
+        assert main(command) == 0
     said = capsys.readouterr().out
     assert f"cryoshuffle denoise --steps=4 --report={tmp_path / 'out' / 'in_run'} --quiet -- {tomogram}" in said
     assert "#SBATCH -p gpu" in said
