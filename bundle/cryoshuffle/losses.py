@@ -48,14 +48,14 @@ def sublattice_gradients(x: Tensor, lattice: Lattice) -> Tensor:
 class EdgeGuidedLoss(nn.Module):
     """Weighted sum of fidelity, guide, edge and smoothness.
 
-    =============  ==============================================================================  ========
-    term           what it is                                                                      unbiased
-    =============  ==============================================================================  ========
-    ``fidelity``   mean squared difference to the noisy tomogram                                   yes
-    ``guide``      mean squared difference to the Gaussian-filtered noisy tomogram                 **no**
-    ``edge``       mean squared difference of the gradients within each sub-lattice                yes
-    ``smoothness`` total variation of the prediction, weighted down where the prediction has edges yes
-    =============  ==============================================================================  ========
+    ==============  ============================================================================  ========
+    term            what it is                                                                    unbiased
+    ==============  ============================================================================  ========
+    ``fidelity``    mean squared difference to the noisy tomogram                                 yes
+    ``guide``       mean squared difference to the Gaussian-filtered noisy tomogram               **no**
+    ``edge``        mean squared difference of the gradients within each sub-lattice              yes
+    ``smoothness``  total variation of the prediction, weighted down where it has edges           yes
+    ==============  ============================================================================  ========
 
     After each call :attr:`terms` holds every term by itself, unweighted.
 

@@ -11,6 +11,7 @@ import pytest
 from cryoshuffle.cli import build_parser
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
+OTHERS = {"--nthreads", "--nv"}
 PAGES = ["tutorial", "faq", "trust", *sorted(path.stem for path in DOCS.glob("howto_*.md"))]
 
 
@@ -30,4 +31,4 @@ def test_the_commands_of_a_page_are_understood(page):
     for line in (*shown, *(words.strip("`") for words in named)):
         build_parser().parse_args(shlex.split(line)[1:])
     for option in re.findall(r"`(--[a-z-]+)[ `]", text):
-        assert option in _options() | {"--nthreads"}, option
+        assert option in _options() | OTHERS, option

@@ -1,0 +1,66 @@
+"""The documentation is true: each command of its pages runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+from phantoms import REAL_TOMOGRAM, small_tomogram, write_mrc
+
+from cryoshuffle.cli import main
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = ["tutorial", *sorted(path.stem for path in (ROOT / "docs").glob("howto_*.md") if "```bash" in path.read_text())]
+# Behind the words of a page: a fit of seconds.
+SHORT = ["--steps=4", "--window=16,24,16", "--no-refine", "--quiet"]
+# What SHORT leaves out, so that the first network can begin another fit.
+FULL = [option for option in SHORT if option != "--no-refine"]
+HALVES = ("even", "odd")
+STAR = "data_global\n\nloop_\n_rlnTomoName #1\n_rlnTomoReconstructedTomogram #2\nTS_01 in.mrc\nTS_02 even.mrc\n"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def files(folder: Path) -> None:
+    """What the pages suppose to lie in the working directory."""
+    shutil.copy(REAL_TOMOGRAM, folder / "microtubule.mrc")
+    halves = [mrcfile.read(small_tomogram(folder / f"{name}.mrc", (24, 60, 48), i)) for i, name in enumerate(HALVES)]
+    write_mrc(folder / "in.mrc", (halves[0] + halves[1]) / 2)
+    small_tomogram(folder / "next.mrc", (24, 60, 48), 2)
+    (folder / "session").mkdir()
+    for seed, name in enumerate("ab"):
+        small_tomogram(folder / "session" / f"{name}.mrc", seed=seed)
+    ice = np.zeros(mrcfile.read(folder / "in.mrc").shape, np.int8)
+    ice[:, :24] = 1
+    write_mrc(folder / "ice.mrc", ice)
+    (folder / "tomograms.star").write_text(STAR)
+    for block in blocks("howto_batch", "yaml"):
+        (folder / "slurm.yaml").write_text(block)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_run(page, tmp_path, monkeypatch, capsys):
+    """In their order, in one folder; fits are shortened by options behind."""
+    files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    assert lines or blocks(page, "python")
+    warm = any("--warm-start" in line for line in lines)
+    for line in lines:
+        program, command, *words = shlex.split(line)
+        assert program == "cryoshuffle"
+        shorten = command in {"denoise", "fit", "batch"} and "--checkpoint" not in words
+        shorten = shorten or command == "fit"
+        short = (FULL if warm else SHORT) if shorten else []
+        assert main([command, *words, *short]) == 0, f"{line}\n{capsys.readouterr().err}"
+    names: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), names)
