@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,9 +44,8 @@ def make_bundle(target: Path, network: Path) -> Path:
         unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
         shutil.copytree(ROOT / "configs", made / "configs", ignore=unwanted)
         shutil.copytree(ROOT / "bundle" / "cryoshuffle", made / "cryoshuffle", ignore=unwanted)
-        (made / "docs").mkdir()
-        for name in ("README.md", "data_license.txt"):
-            shutil.copy(ROOT / "docs" / name, made / "docs" / name)
+        site = shutil.ignore_patterns("conf.py", "index.md", "reference", "_build", ".*")
+        shutil.copytree(ROOT / "docs", made / "docs", ignore=site)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE")
         (made / "models").mkdir()
         shutil.copy(network, made / "models" / "model.pt")
@@ -88,6 +88,9 @@ def broken_rules(bundle: Path) -> list[str]:
     found += [f"{one.relative_to(bundle)} has more than 25 MB" for one in large]
     personal = [one for one in bundle.rglob("*") if one.suffix in (".json", ".yaml") and "/home/" in one.read_text()]
     found += [f"{one.relative_to(bundle)} names a home folder" for one in personal]
+    for page in sorted((bundle / "docs").glob("*.md")):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        found += [f"docs/{page.name} leads to {to}, not there" for to in links if not (page.parent / to).exists()]
     for name in ("monai_version", "pytorch_version", "numpy_version", "required_packages_version"):
         if not metadata.get(name):
             found.append(f"metadata says no {name}")

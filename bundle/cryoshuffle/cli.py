@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import cryoshuffle
-from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, user_error
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -646,26 +646,22 @@ def _listen() -> dict[int, Any]:
 
 
 def _report(error: BaseException) -> int:
-    # It may have come while a mistake was being handled.
-    stopped = isinstance(error, (FitInterruptedError, KeyboardInterrupt))
-    mistake = None if stopped else user_error(error)
+    stop = stop_behind(error)
+    if stop is not None:
+        print(f"\ncryoshuffle: {str(stop) or 'stopped'}", file=sys.stderr)
+        return 3
+    mistake = user_error(error)
     if mistake is not None:
         print(f"cryoshuffle: {mistake}", file=sys.stderr)
         return 2
     from cryoshuffle.devices import is_out_of_memory
 
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (FitInterruptedError, KeyboardInterrupt)):
-            print(f"\ncryoshuffle: {str(cause) or 'stopped'}", file=sys.stderr)
-            return 3
-        if is_out_of_memory(cause):
-            print(
-                "cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu",
-                file=sys.stderr,
-            )
-            return 2
-        cause = cause.__cause__ or cause.__context__
+    if any(is_out_of_memory(one) for one in behind(error)):
+        print(
+            "cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu",
+            file=sys.stderr,
+        )
+        return 2
     raise error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 
@@ -44,6 +44,24 @@ class FitInterruptedError(BaseException):
     """
 
 
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, and all that it came from or while whose handling it came, each once."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def stop_behind(error: BaseException) -> BaseException | None:
+    """The request to stop behind an exception, or None: closing what it has interrupted can fail in any way.
+
+    Args:
+        error: the exception that reached the top.
+    """
+    return next((one for one in behind(error) if isinstance(one, (FitInterruptedError, KeyboardInterrupt))), None)
+
+
 def user_error(error: BaseException | None) -> UserError | None:
     """The user's mistake behind an exception, however deep MONAI or Ignite wrapped it.
 
@@ -54,15 +72,12 @@ def user_error(error: BaseException | None) -> UserError | None:
         The first :class:`UserError` along its causes, or None if there is none. MONAI's loader and saver keep only
         the text of what a reader or writer raised; from that the error is made again.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, UserError):
-            return error
-        told = re.findall(r"^cryoshuffle\.errors\.(\w+): (.+)$", str(error), flags=re.MULTILINE)
+    for one in behind(error):
+        if isinstance(one, UserError):
+            return one
+        told = re.findall(r"^cryoshuffle\.errors\.(\w+): (.+)$", str(one), flags=re.MULTILINE)
         for name, sentence in told:
             kind = {c.__name__: c for c in (SettingError, InputError, FileError)}.get(name)
             if kind is not None:
                 return kind(sentence)
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
     return None

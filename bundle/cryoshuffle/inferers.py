@@ -210,6 +210,8 @@ class HaloWindowInferer(PrecisionInferer):
             disable=not self.progress,
         )
         with bar, keep_memory(device, FEATURE_BYTES * volume[0, 0].numel()):
+            if scratch.on_disk(volume):
+                trim_memory()  # of what a fit around this keeps; in memory there is room for both
             enough = True
             try:
                 merger = self._merge(volume, run, core, device, most, merger, bar)

@@ -37,7 +37,11 @@ _MATTERS = 0.01
 
 
 def _by_block(slab: Tensor) -> Tensor:
-    """Means over blocks of one slab that is a block thick at most, (Y, X)."""
+    """Means over blocks of one slab that is a block thick at most, (Y, X).
+
+    Copy them to where they are kept: many small tensors made between large ones leave gaps in memory that grow to the
+    size of the volume.
+    """
     side = (slab.shape[0], min(BLOCK, slab.shape[1]), min(BLOCK, slab.shape[2]))
     return F.avg_pool3d(slab[None, None], side, stride=(BLOCK,) * 3, ceil_mode=True, count_include_pad=False)[0, 0, 0]
 
@@ -53,14 +57,13 @@ def robust_weights(volume: Tensor) -> Tensor:
         farther off; 0 in constant blocks. Usual is the median over blocks, each counted by its standard deviation:
         neither much vacuum nor little gold moves it.
     """
-    variances = []
     # Of whole blocks; what is left at the end of an axis is too little to tell, and is worth what its neighbour is.
     whole = [n // BLOCK * BLOCK or n for n in volume.shape[1:]]
-    for start in range(0, whole[0], BLOCK):
+    variance = torch.empty([-(-n // BLOCK) for n in whole])
+    for row, start in enumerate(range(0, whole[0], BLOCK)):
         slab = volume[0, start : start + BLOCK, : whole[1], : whole[2]].float()
-        variances.append((_by_block(slab.square()) - _by_block(slab).square()).clamp_(min=0))
+        variance[row] = (_by_block(slab.square()) - _by_block(slab).square()).clamp_(min=0)
         scratch.release()
-    variance = torch.stack(variances)
     left = [-(-n // BLOCK) - found for n, found in zip(volume.shape[1:], variance.shape, strict=True)]
     variance = F.pad(variance[None], [0, left[2], 0, left[1], 0, left[0]], mode="replicate")[0]
     sizes = variance.flatten().sort().values
@@ -86,11 +89,10 @@ def mask_weights(path: str, folder: str | os.PathLike[str] | None = None) -> Ten
         InputError: if it is no volume, or is 0 everywhere.
     """
     values = load_tomogram(path, True, folder).as_tensor()[0]
-    shares = []
-    for start in range(0, len(values), BLOCK):
-        shares.append(_by_block((values[start : start + BLOCK] != 0).float()))
+    weights = torch.empty([-(-n // BLOCK) for n in values.shape])
+    for row, start in enumerate(range(0, len(values), BLOCK)):
+        weights[row] = _by_block((values[start : start + BLOCK] != 0).float())
         scratch.release()
-    weights = torch.stack(shares)
     if not bool(weights.any()):
         raise InputError(f"{path}: is 0 everywhere, a mask is not 0 where the specimen is")
     return weights

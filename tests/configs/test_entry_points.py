@@ -173,7 +173,7 @@ def test_an_exported_network_is_the_same_and_still_blind(bundle, tmp_path, monke
 
 
 def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
-    """Without a licence, with a file that is too large, with another version."""
+    """Without a licence, with a file that is too large, with another version, with a link to what is not there."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import make_bundle
 
@@ -184,8 +184,15 @@ def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
     (broken / "LICENSE").unlink()
     metadata = json.loads((broken / "configs" / "metadata.json").read_text())
     (broken / "configs" / "metadata.json").write_text(json.dumps({**metadata, "version": "9.9.9", "numpy_version": ""}))
+    (broken / "docs" / "benchmarks.md").unlink()
     with (broken / "large.bin").open("wb") as file:
         file.truncate(make_bundle.MOST_BYTES + 1)
     said = " ".join(make_bundle.broken_rules(broken))
-    for words in ("LICENSE is missing", "9.9.9 is not in the changelog", "large.bin has more", "no numpy_version"):
+    for words in (
+        "LICENSE is missing",
+        "9.9.9 is not in the changelog",
+        "large.bin has more",
+        "no numpy_version",
+        "docs/README.md leads to benchmarks.md",
+    ):
         assert words in said

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from PIL import Image
 import cryoshuffle
 from cryoshuffle import devices
 from cryoshuffle.checkpoints import is_as_good
+from cryoshuffle.cli import main
 from cryoshuffle.data import (
     WindowDataset,
     choose_preset,
@@ -46,7 +48,7 @@ from cryoshuffle.devices import (
     trim_memory,
     window_bytes,
 )
-from cryoshuffle.errors import FileError, InputError, SettingError, user_error
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, user_error
 from cryoshuffle.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
 from cryoshuffle.inferers import PrecisionInferer
 from cryoshuffle.lattice import (
@@ -81,6 +83,26 @@ def test_a_mistake_is_found_behind_any_wrapping():
     assert user_error(RuntimeError("a bug")) is None
     assert isinstance(SettingError("x"), ValueError)
     assert isinstance(FileError("x"), OSError)
+
+
+def test_a_stop_is_a_stop_whatever_it_interrupts(tmp_path, monkeypatch, capsys):
+    """Where it comes while a checkpoint is written, what torch says of the torn archive is no mistake of the user's."""
+
+    def stopped(options):
+        try:
+            try:
+                raise FitInterruptedError("stopped; go on with --resume")
+            finally:
+                raise RuntimeError("unexpected pos 64 vs 0")  # as torch's archive does when it is left half written
+        except RuntimeError as error:
+            raise FileError("state.pt: the checkpoint cannot be written") from error
+
+    monkeypatch.setattr("cryoshuffle.runs.run_fit", stopped)
+    assert main(["fit", "in.mrc", "--checkpoint", str(tmp_path / "net.pt")]) == 3
+    assert capsys.readouterr().err.strip() == "cryoshuffle: stopped; go on with --resume"
+    for error, code in ((FileError("no room"), 2), (MemoryError(), 2)):
+        monkeypatch.setattr("cryoshuffle.runs.run_fit", Mock(side_effect=error))
+        assert main(["fit", "in.mrc", "--checkpoint", str(tmp_path / "net.pt")]) == code
 
 
 def test_lattice_messages_quote_the_value():
