@@ -260,8 +260,10 @@ def build_network(subject: Subject) -> BlindSpotNet:
     )
 
 
-def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
-    """A function that does once what is to be timed."""
+def make_work(
+    subject: Subject, device: torch.device, change: Callable[[BlindSpotNet], object] = lambda network: None
+) -> Callable[[], object]:
+    """A function that does once what is to be timed, with a network that is changed first."""
     torch.manual_seed(0)
     dtype, layout = PRECISIONS[subject.precision], MEMORY[subject.memory]
     if subject.task == "matmul":
@@ -282,6 +284,7 @@ def make_work(subject: Subject, device: torch.device) -> Callable[[], object]:
         features = torch.randn(batch, subject.channels[0], *sides).to(device, dtype, memory_format=layout)
         return torch.no_grad()(lambda: conv(features))
     network = build_network(subject).to(device, memory_format=layout)
+    change(network)
     volume = torch.randn(1, 1, *subject.shape).to(device, memory_format=layout)
     if subject.task == "training":
         return training_step(network, volume, subject.precision)

@@ -5,6 +5,7 @@
     scripts/profile_step.py --network blind --threads 1      # of the first stage, on one core
     scripts/profile_step.py --task window --shape 96,96,96   # inference of one window
     scripts/profile_step.py --trace trace.json               # also a timeline, for chrome://tracing or ui.perfetto.dev
+    scripts/profile_step.py --compile                        # instead: whether torch.compile wins, warm-up included
 
 Leave the machine alone while it runs. The preparation of a batch (window, recorruption, mirroring) is timed by itself
 and given as a share of the step it is for.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -91,6 +93,27 @@ def preparation(subject: Subject, repeats: int) -> float:
     return median(timed(once, torch.device("cpu")) for _ in range(repeats))
 
 
+def compiled(subject: Subject, device: torch.device, steps: int) -> str:
+    """What torch.compile makes of the network's body: time in turns with the body as it is, and the warm-up."""
+    plain = make_work(subject, device)
+    began = time.perf_counter()
+    other = make_work(subject, device, lambda network: network.body.compile())
+    timed(other, device)
+    warm_up = time.perf_counter() - began
+    with keep_memory(device):
+        for work in (plain, other):
+            timed(work, device)
+        pairs = [(timed(plain, device), timed(other, device)) for _ in range(steps)]
+    before, after = (median(side) for side in zip(*pairs, strict=True))
+    gain = before - after
+    pays = f"it pays after {warm_up / gain:.0f} of them" if gain > 0 else "it never pays"
+    return (
+        f"{subject.task}, network {subject.network}, {subject.precision}, {device}, {torch.get_num_threads()} threads: "
+        f"{before * 1e3:.0f} ms, compiled {after * 1e3:.0f} ms ({before / after:.2f} times as fast); the first "
+        f"compiled one took {warm_up:.0f} s, as long as {warm_up / before:.0f} others: {pays}"
+    )
+
+
 def report(subject: Subject, device: torch.device, steps: int, dearest: int, trace: Path | None) -> str:
     """The tables, as Markdown."""
     work = make_work(subject, device)
@@ -131,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=_count, default=10)
     parser.add_argument("--dearest", type=_count, default=15, help="operations listed (default: 15)")
     parser.add_argument("--trace", type=Path, help="file for a timeline")
+    parser.add_argument("--compile", action="store_true", help="compare with torch.compile, which needs a C++ compiler")
     options = parser.parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -139,7 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = choose_device(options.device)
     except SettingError as error:
         parser.error(str(error))
-    print(report(subject, device, options.steps, options.dearest, options.trace))
+    if options.compile:
+        print(compiled(subject, device, options.steps))
+    else:
+        print(report(subject, device, options.steps, options.dearest, options.trace))
 
 
 if __name__ == "__main__":

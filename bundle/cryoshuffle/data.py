@@ -13,7 +13,6 @@ from monai.data import CacheDataset, MetaTensor, list_data_collate
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
-from cryoshuffle import scratch
 from cryoshuffle.errors import SettingError
 
 
@@ -50,7 +49,6 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
         seeds = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         self.transform.set_random_state(seed=int(seeds[0]))
         window: Mapping[str, Any] = self.transform(dict(self.data[(self.epoch * self.length + index) % len(self.data)]))
-        scratch.release()
         return window
 
 

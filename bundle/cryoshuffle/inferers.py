@@ -187,7 +187,7 @@ class HaloWindowInferer(PrecisionInferer):
         reach, depth = gaussian_reach(self.blend["sigma"])[0], crop.shape[2]
         for start in range(0, depth, thickness):
             first, stop = max(0, start - reach), min(start + thickness, depth)
-            seen = to_device(crop[:, :, first : stop + reach], device)
+            seen = to_device(scratch.taken(crop[:, :, first : stop + reach]), device)
             smooth = torch.stack([gaussian(one, self.blend["sigma"])[None] for one in seen[:, 0]])
             yield slice(start, stop), float(self.blend["gain"]) * smooth[:, :, start - first : stop - first]
 

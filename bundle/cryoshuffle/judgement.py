@@ -19,6 +19,7 @@ from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise
 from cryoshuffle.refinement import Refinement, copy_with_weights, settle
 from cryoshuffle.reports import RunLog
+from cryoshuffle.scratch import taken
 from cryoshuffle.windows import HeldOutSlab
 
 logger = logging.getLogger("cryoshuffle")
@@ -133,7 +134,7 @@ def judge(
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
         scored = None if held_out is None else held_out.scored(image.shape[1:])
-        part = central_crop(image, _SIDE)[0] if scored is None else image[(slice(None), *scored.read)][0]
+        part = central_crop(image, _SIDE)[0] if scored is None else taken(image[(slice(None), *scored.read)])[0]
         core = (slice(None),) * 3 if scored is None else scored.core
         product = square = torch.zeros_like(part[core], dtype=torch.float64)
         for _ in range(draws):

@@ -27,9 +27,10 @@ def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def _across_x(volume: Tensor, x: int) -> np.ndarray:
-    """The plane (Z, Y) at ``x``; it has a voxel in nearly every page of a volume on disk, so not all at once."""
-    return np.concatenate([volume[part, :, x].numpy().copy() for part in scratch.sections(volume.shape, 0)])
+def _across(volume: Tensor, axis: int, index: int) -> np.ndarray:
+    """The plane across an axis; it lies in nearly every page of a volume on disk, so not all of it at once."""
+    parts = (volume[part].select(axis, index) for part in scratch.sections(volume.shape, 0))
+    return np.concatenate([part.numpy().copy() for part in parts])
 
 
 def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
@@ -57,7 +58,7 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
         raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
     one, two = before.detach().float().cpu(), after.detach().float().cpu()
     z, y, x = (n // 2 for n in one.shape)
-    planes: list[list[np.ndarray]] = [[v[z].numpy(), v[:, y].numpy(), _across_x(v, x).T] for v in (one, two)]
+    planes: list[list[np.ndarray]] = [[v[z].numpy(), _across(v, 1, y), _across(v, 2, x).T] for v in (one, two)]
     planes.append([a - b for a, b in zip(*planes, strict=True)])
     scales = []
     for shown in planes:
@@ -222,9 +223,9 @@ def save_fsc_plot(
 
 
 def central_crop(volume: Tensor, side: int) -> Tensor:
-    """The middle of a volume, at most ``side`` voxels along each of the last three axes."""
+    """The middle of a volume, at most ``side`` voxels along each of the last three axes; of one on disk a copy."""
     for axis in (-3, -2, -1):
         length = volume.shape[axis]
         if length > side:
             volume = torch.narrow(volume, axis, (length - side) // 2, side)
-    return volume
+    return scratch.taken(volume)

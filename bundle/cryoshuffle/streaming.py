@@ -20,6 +20,7 @@ from cryoshuffle.devices import to_device, trim_memory
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, mean_with_before
+from cryoshuffle.scratch import taken
 
 
 class _Queue:
@@ -223,7 +224,7 @@ class StreamedNetwork:
             if stop == total:
                 # All that the layers hold leaves them now: tensors larger than any before.
                 trim_memory()
-            piece = to_device(x[:, :, first:end], device or x.device)
+            piece = to_device(taken(x[:, :, first:end]), device or x.device)
             piece = F.pad(piece, [0, pads[2], 0, pads[1], 0, end - min(end, z)]).flip(tuple(mirrored))
             with within or nullcontext():
                 y = gathered.push(stem.push(piece, stop == total))

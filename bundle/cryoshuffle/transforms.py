@@ -257,9 +257,9 @@ class RandLatticeWindow(Randomizable, Transform):
             img = img[(slice(None), *self.held_out.fit_region(shape))]
             shape = img.shape[1:]
         window = fit_window(self.window, shape, self.period)
-        if weights is None:
-            return img[(slice(None), *draw_box(shape, window, self.R))]
-        return img[(slice(None), *draw_by_worth(shape, window, self.R, weights))]
+        box = draw_box(shape, window, self.R) if weights is None else draw_by_worth(shape, window, self.R, weights)
+        part = img[(slice(None), *box)]
+        return scratch.taken(part) if isinstance(part, torch.Tensor) else part
 
 
 class RandLatticeWindowd(_AlikeForAllKeys):
@@ -377,7 +377,7 @@ class CropHeldOut(Transform):
         """
         image = convert_to_tensor(img)
         window = self.held_out.scored(image.shape[1:])
-        crop = image[(slice(None), *window.read)].clone()
+        crop = scratch.taken(image[(slice(None), *window.read)]).clone()
         scored = torch.full_like(crop, float("nan"))
         core = (slice(None), *window.core)
         scored[core] = crop[core]

@@ -26,8 +26,8 @@ from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.mergers import JOURNAL, VALUES, WindowMerger
 from cryoshuffle.mrc import MrcReader
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.preview import preview_image
-from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.preview import central_crop, preview_image
+from cryoshuffle.transforms import RandLatticeWindow, StandardiseIntensity
 from cryoshuffle.whitening import WhitenNoise
 
 
@@ -124,6 +124,22 @@ def test_weighing_a_volume_on_disk_takes_no_memory_that_grows_with_it(tmp_path):
     assert grown < 128, f"{grown} MiB"
 
 
+def test_a_part_of_a_volume_on_disk_is_taken_plane_by_plane(tmp_path, little, monkeypatch):
+    """What was read is let go of after each plane; the part is a copy; one in memory stays a view."""
+    values = torch.randn(1, 12, 10, 8)
+    volume = on_disk(values, tmp_path)
+    kept = []
+    monkeypatch.setattr(scratch, "release", lambda: kept.append(1))
+    for part in (scratch.taken(volume[:, 2:7, 3:9, 1:5]), scratch.taken(MetaTensor(volume)[:, 2:7, 3:9, 1:5])):
+        assert torch.equal(torch.as_tensor(part), values[:, 2:7, 3:9, 1:5])
+        assert not scratch.on_disk(part)
+    assert len(kept) == 2 * 5
+    assert scratch.taken(values[:, 2:]).data_ptr() == values[:, 2:].data_ptr()
+    assert not scratch.on_disk(central_crop(volume, 6))
+    draw = RandLatticeWindow((6, 6, 6), 1).set_random_state(seed=0)
+    assert not scratch.on_disk(draw(volume))
+
+
 def test_a_picture_of_a_volume_on_disk_does_not_bring_all_of_it_into_memory(tmp_path, little, monkeypatch):
     """A plane across x has a voxel in every page: the pages are let go on the way; the picture is the same."""
     before, after = (torch.randn(40, 64, 80) for _ in range(2))
@@ -134,7 +150,7 @@ def test_a_picture_of_a_volume_on_disk_does_not_bring_all_of_it_into_memory(tmp_
     monkeypatch.setattr(scratch, "release", lambda: (kept.append(1), release()))
     drawn = preview_image(on_disk(before, tmp_path), on_disk(after, tmp_path))
     assert np.array_equal(np.asarray(drawn), np.asarray(whole))
-    assert len(kept) >= 2 * 40 // 5
+    assert len(kept) >= 2 * 2 * 40 // 5
 
 
 def test_files_vanish_with_their_tensors(tmp_path, little):
