@@ -2,6 +2,7 @@
 """Runs what no test has the time for: a tomogram larger than the memory, and kills at random moments.
 
     scripts/check_faults.py memory --gib 2          # peak memory of a whole run on a tomogram of so many GiB
+    scripts/check_faults.py memory --gib 8 --windows 4   # the same, with most of the network's work left out
     scripts/check_faults.py kills --count 20        # SIGKILL in fit and denoising, --resume each time
 
 Each writes its finding into ``docs/robustness.json`` and ends with 1 if a promise is broken. Takes minutes to hours
@@ -44,6 +45,32 @@ def write_large(path: Path, side: int) -> None:
         mrc.voxel_size = 10.0
 
 
+def run_some_windows(command: Sequence[str], journal: Path, count: int) -> list[int]:
+    """Run until so many windows of the denoising are done, take the others for done, and go on behind them.
+
+    Returns:
+        how many windows were computed, and how many there are.
+    """
+    with subprocess.Popen(command) as process:
+        while process.poll() is None:
+            done = json.loads(journal.read_text(encoding="utf-8"))["done"] if journal.is_file() else []
+            if len(done) >= count:
+                process.kill()
+            time.sleep(1)
+    there = json.loads(journal.read_text(encoding="utf-8"))
+    done, (depth, height, width) = [list(box) for box in there["done"]], there["identity"]["shape"][2:]
+    # The first one says how large a window is; the last along an axis may be smaller.
+    step_y, step_x = done[0][3] - done[0][2], done[0][5] - done[0][4]
+    boxes = [
+        [0, depth, y, min(height, y + step_y), x, min(width, x + step_x)]
+        for y in range(0, height, step_y)
+        for x in range(0, width, step_x)
+    ]
+    write_json({**there, "done": boxes}, journal)
+    subprocess.run([*command, "--resume"], check=True)
+    return [len(done), len(boxes)]
+
+
 def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The peak of the resident memory of a whole run."""
     side = round((options.gib * 2**30 / 4) ** (1 / 3))
@@ -51,7 +78,12 @@ def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     write_large(source, side)
     began = time.monotonic()
     memory = ["--memory", str(options.memory)]
-    subprocess.run([*COMMAND, str(source), str(out), "--effort", options.effort, "--quiet", *memory], check=True)
+    command = [*COMMAND, str(source), str(out), "--effort", options.effort, "--quiet", *memory]
+    windows = None
+    if options.windows is None:
+        subprocess.run(command, check=True)
+    else:
+        windows = run_some_windows(command, work / "out_run" / "denoising.json", options.windows)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     return {
@@ -59,6 +91,7 @@ def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         "side_voxels": side,
         "effort": options.effort,
         "memory_asked_gib": options.memory,
+        "windows_computed_and_there": windows,
         "peak_resident_gib": peak,
         "seconds": time.monotonic() - began,
         "kept": peak <= options.memory,
@@ -109,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = commands.add_parser("memory", help="peak memory of a large tomogram")
     memory.add_argument("--gib", type=float, default=2.0, help="of the tomogram (default: 2)")
     memory.add_argument("--memory", type=float, default=2.0, help="the program may take, GiB (default: 2)")
+    memory.add_argument("--windows", type=int, help="compute only so many windows of the result (default: all)")
     memory.add_argument("--effort", default="fast", choices=["fast", "standard"], help="default: fast")
     kills = commands.add_parser("kills", help="SIGKILL at random moments")
     kills.add_argument("--count", type=int, default=20, help="at most (default: 20)")
