@@ -66,7 +66,8 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
 
     Raises:
         FileError: if a list or folder is missing or cannot be read.
-        InputError: if nothing is named, two results would have one name, or a star file has no tomograms.
+        InputError: if nothing is named, two results would have one name, a name leads out of the folder, or a star
+            file has no tomograms.
     """
     found: list[_Named] = []
     for source in sources:
@@ -83,6 +84,8 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
     ):
         assert path is not None
         stem = name or Path(path).name[: -len(_suffix(path)) or None]
+        if Path(stem).name != stem or stem == ".." or "\\" in stem:
+            raise InputError(f"{path}: is named {stem} in its list, which leads out of {folder}: give it a plain name")
         kind = ".zarr" if is_zarr_name(path) else ".nii.gz" if ".nii" in _suffix(path) else ".mrc"
         item = Item(stem, path, str(Path(folder).resolve() / f"{stem}{kind}"), even, odd)
         other = items.setdefault(stem, item)

@@ -89,6 +89,10 @@ def test_lists_that_cannot_be_are_refused(tmp_path, capsys):
     ):
         with pytest.raises(kind, match=words):
             read_list([str(tmp_path / source) for source in sources], tmp_path)
+    for name in ("../TS_01", "/TS_01", "..", "a\\b"):
+        (tmp_path / "outside.star").write_text(STAR.replace("TS_01", name))
+        with pytest.raises(InputError, match="leads out of"):
+            read_list([str(tmp_path / "outside.star")], tmp_path / "out")
     jobs = tmp_path / "jobs.yaml"
     jobs.write_text("queue: gpu\n")
     for options, words in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -167,6 +168,30 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, fitted, monkeypatc
     assert f"{tomogram}: was changed while it was being denoised" in capsys.readouterr().err
     assert not (tmp_path / "out.mrc").exists()
     assert left_behind(tmp_path) == []
+
+
+def test_a_clock_that_is_set_changes_nothing(tmp_path, monkeypatch):
+    """The wall clock jumps by years: the same network, no early end. If the steady clock did, the budget would end."""
+    tomogram = small_tomogram(tmp_path / "in.mrc")
+    words = ["--no-refine", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y", "--steps", "12", "--quiet"]
+
+    def fit(name: str) -> tuple[dict[str, torch.Tensor], str]:
+        command = ["fit", str(tomogram), "--checkpoint", str(tmp_path / f"{name}.pt"), "--minutes", "600", *words]
+        assert main(command) == 0
+        return load_plain(tmp_path / f"{name}.pt")["model"], (tmp_path / f"{name}_run" / "run.log").read_text()
+
+    whole, _ = fit("whole")
+    jumps, now = itertools.cycle([0.0, 3e7, -3e7, 9e7]), time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + next(jumps))
+        jumped, said = fit("jumped")
+    assert all(torch.equal(jumped[name], value) for name, value in whole.items())
+    assert "is used up" not in said
+    steady = time.monotonic
+    calls = itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", lambda: steady() + 3600 * next(calls))
+        assert "is used up" in fit("late")[1]
 
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted):
