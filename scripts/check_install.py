@@ -96,7 +96,8 @@ def try_out(python: Path, work: Path) -> dict[str, str]:
     call(program, "simulate", "in", "--shape", "32,48,48", cwd=work)
     few = ["--steps", "6", "--window", "16", "--quiet"]
     call(program, "denoise", "in/tomogram.mrc", "out.mrc", *few, cwd=work)
-    found: dict[str, str] = json.loads(call(python, "-c", OPEN % (PACKAGES,), cwd=work))
+    said = call(python, "-c", OPEN % (PACKAGES,), cwd=work).splitlines()
+    found: dict[str, str] = json.loads(said[-1])
     return found
 
 
