@@ -27,6 +27,7 @@ from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lattice import AXES, Triple, as_triple
 from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.noise import noise_from_halves
+from cryoshuffle.outputs import checksum
 from cryoshuffle.shells import crossing, fourier_shell_correlation
 
 TRUTH_THRESHOLD = 0.5
@@ -47,6 +48,35 @@ def _agreement(a: Tensor, b: Tensor, threshold: float, voxel_size_angstrom: floa
     if voxel_size_angstrom is not None:
         scores["resolution_angstrom"] = None if found is None else voxel_size_angstrom / found
     return scores
+
+
+def halves_agreement(even: Tensor, odd: Tensor, voxel_size_angstrom: float | None = None) -> dict[str, Any]:
+    """How far two raw halves agree: what the data itself holds, whatever a denoiser makes of it.
+
+    Their noise is independent, that of a result made from both is of neither; so this is a yardstick to lay beside
+    a result, not its score. What both halves have besides the specimen, streaks for instance, counts as signal.
+
+    Args:
+        even: one half.
+        odd: the other.
+        voxel_size_angstrom: for resolutions.
+
+    Returns:
+        As ``other_half`` of :func:`evaluate`, and ``mean_fsc``: the correlation that the mean of both would have with
+        their signal alone, ``sqrt(2 FSC / (1 + FSC))``; it is 0.5 where the FSC is 0.143.
+
+    Shape:
+        both ``(Z, Y, X)``.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+
+    Source:
+        Rosenthal & Henderson 2003, "Optimal determination of particle orientation, absolute hand, and contrast loss
+        in single-particle electron cryomicroscopy".
+    """
+    found = _agreement(even, odd, HALF_THRESHOLD, voxel_size_angstrom)
+    return {**found, "mean_fsc": [math.sqrt(2 * max(r, 0.0) / (1 + max(r, 0.0))) for r in found["fsc"]]}
 
 
 def _against_truth(volume: Tensor, truth: Tensor, voxel_size_angstrom: float | None) -> dict[str, Any]:
@@ -181,6 +211,9 @@ def evaluate_files(
         axis: as :func:`evaluate`.
         permissive: also take MRC files whose header breaks the standard.
 
+    Returns:
+        those of :func:`evaluate`, ``files``, the paths that were given by name, and ``sha256`` of the result.
+
     Raises:
         FileError: for a file that is missing or cannot be read.
         InputError, SettingError: as :func:`evaluate`.
@@ -196,9 +229,11 @@ def evaluate_files(
                 # An anisotropic grid has no one voxel size, and a header may hold 0; a NIfTI does not tell Å.
                 sizes = image.meta.get("voxel_size_zyx", [0.0])
                 voxel_size = float(sizes[0]) if 0 < min(sizes) <= max(sizes) < 1.01 * min(sizes) else None
-    return evaluate(
+    report = evaluate(
         volumes.pop("result"), **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size
     )
+    files = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
+    return {**report, "files": files, "sha256": checksum(result)}
 
 
 def fsc_curves(report: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
@@ -216,8 +251,12 @@ def fsc_curves(report: Mapping[str, Any]) -> dict[str, tuple[list[float], list[f
     return {words: (report[name]["frequency"], report[name]["fsc"]) for name, words in names.items() if name in report}
 
 
-def _resolution(scores: Mapping[str, Any]) -> str:
-    """Where a curve crosses its threshold, in words."""
+def resolution(scores: Mapping[str, Any]) -> str:
+    """How far a curve stays above its threshold, in words.
+
+    Args:
+        scores: of one comparison, see :func:`evaluate`.
+    """
     found = scores["crossing"]
     if found is None:
         above = scores["fsc"][-1] >= scores["threshold"]
@@ -227,8 +266,8 @@ def _resolution(scores: Mapping[str, Any]) -> str:
     return f"to {scores['resolution_angstrom']:.1f} Å"
 
 
-def table(report: Mapping[str, Any]) -> str:
-    """The report of :func:`evaluate` as text, a score a line.
+def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The report of :func:`evaluate` for people: what was scored, and the score.
 
     Args:
         report: of :func:`evaluate`.
@@ -236,7 +275,7 @@ def table(report: Mapping[str, Any]) -> str:
     Raises:
         InputError: if there is nothing in it but the result itself.
     """
-    rows: list[tuple[str, str]] = []
+    found: list[tuple[str, str]] = []
 
     def compare(key: str, label: str, show: str, unit: str = "") -> None:
         """A score of the result, and beside it that of the noisy tomogram."""
@@ -245,7 +284,7 @@ def table(report: Mapping[str, Any]) -> str:
             text = f"{report[name][score]:{show}}{unit}"
             if f"noisy_{name}" in report:
                 text += f"   (noisy: {report[f'noisy_{name}'][score]:{show}}{unit})"
-            rows.append((label, text))
+            found.append((label, text))
 
     compare("truth.correlation", "correlation with the truth", ".3f")
     compare("truth.psnr_db", "peak signal-to-noise ratio", ".1f", " dB")
@@ -253,34 +292,47 @@ def table(report: Mapping[str, Any]) -> str:
     compare("other_half.correlation", "correlation with the other half", ".3f")
     for name, label in (("truth", "truth"), ("other_half", "other half")):
         if name in report:
-            text = _resolution(report[name])
+            text = resolution(report[name])
             if f"noisy_{name}" in report:
-                text += f"   (noisy: {_resolution(report[f'noisy_{name}'])})"
-            rows.append((f"agrees with the {label} (FSC {report[name]['threshold']:g})", text))
+                text += f"   (noisy: {resolution(report[f'noisy_{name}'])})"
+            found.append((f"agrees with the {label} (FSC {report[name]['threshold']:g})", text))
     if "residual" in report:
         residual = report["residual"]
-        rows.append(("residual: correlation with result", f"{residual['correlation_with_result']:+.3f}"))
-        rows.append(("residual: the same, coarse detail", f"{residual['low_frequency_correlation']:+.3f}"))
+        found.append(("residual: correlation with result", f"{residual['correlation_with_result']:+.3f}"))
+        found.append(("residual: the same, coarse detail", f"{residual['low_frequency_correlation']:+.3f}"))
         for name in AXES:
             text = " ".join(f"{r:+.2f}" for r in residual["autocorrelation"][name])
             if "noise" in report:
                 text += f"   (noise: {' '.join(f'{r:+.2f}' for r in report['noise'][name])})"
-            rows.append((f"residual: along {name}, 1 to 4 voxels", text))
+            found.append((f"residual: along {name}, 1 to 4 voxels", text))
     if "seams" in report:
         seams = report["seams"]
         text = f"{seams['borders']:.2f} times those nearby   (halfway between borders: {seams['halfway']:.2f})"
-        rows.append(("jumps at window borders", text))
+        found.append(("jumps at window borders", text))
     for name, lattice in report.get("lattice", {}).items():
         chance = f"±{100 * lattice['scatter']:.0f} % by chance"
         if "truth_excess" in lattice:
             chance += f", truth: {lattice['truth_excess']:.2f}"
         text = f"{lattice['excess']:.2f} times the power nearby   ({chance})"
-        rows.append((f"stripes along {name}, period {lattice['stride']}", text))
+        found.append((f"stripes along {name}, period {lattice['stride']}", text))
         text = f"{lattice['imbalance']:.2f} times the mean in the strongest planes"
-        rows.append((f"fine detail along {name}", text))
-    if not rows:
+        found.append((f"fine detail along {name}", text))
+    if not found:
         raise InputError(
             "there is nothing to score the result with: give the truth, the other half or the noisy tomogram"
         )
-    width = max(len(label) for label, _ in rows)
-    return "\n".join(f"{label:<{width}}   {text}" for label, text in rows)
+    return found
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """:func:`rows` as text, a score a line.
+
+    Args:
+        report: of :func:`evaluate`.
+
+    Raises:
+        InputError: if there is nothing in it but the result itself.
+    """
+    lines = rows(report)
+    width = max(len(label) for label, _ in lines)
+    return "\n".join(f"{label:<{width}}   {text}" for label, text in lines)

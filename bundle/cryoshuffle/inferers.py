@@ -24,7 +24,7 @@ from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.mergers import WindowMerger
 from cryoshuffle.network import unwrap
 from cryoshuffle.streaming import StreamedNetwork, can_stream
-from cryoshuffle.windows import choose_pieces, choose_window, cut_windows
+from cryoshuffle.windows import choose_pieces, choose_window, cut_windows, round_up
 
 logger = logging.getLogger("cryoshuffle")
 # What a voxel of a window takes in the package's network, bytes (measured: up to 1350, 1850 where it is streamed);
@@ -97,7 +97,8 @@ class HaloWindowInferer(PrecisionInferer):
             shape, one with a journal for instance; the network has to return as many channels as it is given then.
             None for one without.
 
-    Memory that does not suffice is not the end: windows of a quarter of the size are tried once, and it is said.
+    Memory that does not suffice is not the end: windows of a quarter of the size are tried once, and it is said. Those
+    that a volume was last cut into are kept as ``used_window``, (Z, Y, X), voxels.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
@@ -121,6 +122,7 @@ class HaloWindowInferer(PrecisionInferer):
         super().__init__(precision)
         self.mirrors = mirrors
         self.merger = merger
+        self.used_window: Triple | None = None
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
@@ -247,6 +249,8 @@ class HaloWindowInferer(PrecisionInferer):
         period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
         halo, shape = self._halo(core), volume.shape[2:]
         window, thickness = self._plan(shape, halo, period, most, core, smaller)
+        z, y, x = (round_up(side, step) for side, step in zip(window, period, strict=True))
+        self.used_window = z, y, x
         trust = 1.0 if self.blend is None else float(self.blend["trust"])
         thick, done = thickness or max(1, shape[0]), 0
         for cut in cut_windows(shape, window, halo, period):

@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from PIL import Image
 from torch import Tensor
 
-from cryoshuffle.artefacts import signal_left
+from cryoshuffle.artefacts import seam_metric, signal_left
 from cryoshuffle.checkpoints import fitted_blind
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.evaluation import evaluate
+from cryoshuffle.evaluation import HALF_THRESHOLD, evaluate, fsc_curves, halves_agreement, resolution, rows
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.outputs import write_json, write_text
 from cryoshuffle.preflight import tomogram_shape
@@ -42,6 +43,9 @@ _THUMBNAIL = 96
 _COARSE_SHARED = 0.35
 _LEFT_RATIO = 1.25
 _STRIPES = 3.0
+# Jumps at borders of windows are .7 to 1.2 times those nearby by chance in 40 x 96 x 96 voxels; without the halo that
+# windows need they are 1.6 to 2.3 times.
+_SEAMS = 1.4
 _MOSTLY = 0.5
 
 
@@ -99,6 +103,24 @@ def findings(
                     "removed, or noise that was kept. Look at the residual.",
                 )
             )
+    halves = numbers.get("halves")
+    if halves is not None:
+        if halves["crossing"] is None and halves["fsc"][-1] < HALF_THRESHOLD:
+            found.append(
+                Finding(
+                    "look",
+                    f"Even and odd half agree at no frequency (FSC {HALF_THRESHOLD}): there is hardly any signal in "
+                    "them, and little to check the result with.",
+                )
+            )
+        else:
+            found.append(
+                Finding(
+                    "ok",
+                    f"The data hold signal {resolution(halves)} (even against odd half, FSC {HALF_THRESHOLD}); finer "
+                    "detail in the result has little support in them.",
+                )
+            )
     left = numbers.get("signal_left")
     if left is not None:
         if left["ratio"] - 2 * left["scatter"] < _LEFT_RATIO:
@@ -117,6 +139,18 @@ def findings(
                     f"taken away, or the noise is stronger there. Most at z = {z}, y = {y}, x = {x}.",
                 )
             )
+    seams = numbers.get("seams")
+    if seams is not None:
+        if seams["borders"] < _SEAMS:
+            found.append(Finding("ok", "No seams between the windows it was denoised in."))
+        else:
+            found.append(
+                Finding(
+                    "look",
+                    f"Jumps between the windows it was denoised in: {seams['borders']:.2f} times those nearby, "
+                    f"halfway between borders {seams['halfway']:.2f}.",
+                )
+            )
     for axis, stripes in numbers.get("lattice", {}).items():
         if stripes["excess"] < 1 + _STRIPES * stripes["scatter"]:
             found.append(Finding("ok", f"No stripes of the lattice along {axis}."))
@@ -131,8 +165,25 @@ def findings(
     return found
 
 
+def _seams(result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int]) -> dict[str, Any]:
+    """Jumps at the borders of windows, of a part of a volume that begins at ``start``; empty without a border in it."""
+    first = [-a % w for a, w in zip(start, window, strict=True)]
+    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
+    try:
+        borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
+    except InputError:
+        return {}
+    return {"seams": {"window": list(window), "borders": borders, "halfway": halfway}}
+
+
 def measure(
-    noisy: str, output: str, strides: Sequence[int], permissive: bool = False, fill_nan: bool = False
+    noisy: str,
+    output: str,
+    strides: Sequence[int],
+    permissive: bool = False,
+    fill_nan: bool = False,
+    window: Sequence[int] | None = None,
+    halves: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The numbers of a page, of the middle of a tomogram and its result.
 
@@ -142,11 +193,14 @@ def measure(
         strides: of the lattice along (Z, Y, X), voxels.
         permissive: also take MRC files whose header breaks the standard.
         fill_nan: put the mean of the others where voxels of the tomogram are not finite.
+        window: that it was denoised in, along (Z, Y, X), voxels; None where that is not known.
+        halves: paths of the even and the odd one; None for none.
 
     Returns:
         what :func:`cryoshuffle.evaluation.evaluate` tells of the middle, ``signal_left`` of it, with its place in the
-        whole volume, ``voxel_size_zyx`` (Å) where it is known, and the ``full_shape``. Where the volume is too small
-        for them, ``not_measured`` says so instead.
+        whole volume, ``seams`` where a border is in it, ``voxel_size_zyx`` (Å) where it is known, and the
+        ``full_shape``. Where the volume is too small for them, ``not_measured`` says so instead. ``halves`` is
+        :func:`cryoshuffle.evaluation.halves_agreement` of the same middle, or ``halves_not_measured`` says why not.
 
     Raises:
         FileError, InputError: if a file is missing, cannot be read, or is not the size of the other.
@@ -156,21 +210,45 @@ def measure(
         raise InputError(f"{output}: is not of the size of {noisy}, name the tomogram it was made from")
     images = [load_tomogram(path, permissive, largest=_SIDE) for path in (noisy, output)]
     fill = FillNotFinite(fill_nan)
-    before, after = (central_crop(torch.as_tensor(fill(image)).as_subclass(Tensor), _SIDE)[0] for image in images)
+
+    def crop(image: MetaTensor) -> Tensor:
+        return central_crop(torch.as_tensor(fill(image)).as_subclass(Tensor), _SIDE)[0]
+
+    before, after = (crop(image) for image in images)
     sizes = images[0].meta.get("voxel_size_zyx")
     numbers: dict[str, Any] = {
         "full_shape": list(full),
         "voxel_size_zyx": None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes],
     }
+    start = [part.start for part in middle(full, _SIDE)]
     try:
         numbers.update(evaluate(after, noisy=before, stride=list(strides)))
         left = signal_left(before, after)
     except InputError as error:
         numbers["not_measured"] = str(error)
     else:
-        start = [part.start for part in middle(full, _SIDE)]
         numbers["signal_left"] = {**left, "where": [a + b for a, b in zip(start, left["where"], strict=True)]}
+        if window is not None:
+            numbers.update(_seams(after, window, strides, start))
+    if halves is not None:
+        try:
+            even, odd = (crop(load_tomogram(path, permissive, largest=_SIDE)) for path in halves)
+            numbers["halves"] = halves_agreement(even, odd, _voxel_size(numbers))
+        except (FileError, InputError) as error:
+            numbers["halves_not_measured"] = str(error)
     return numbers
+
+
+def _voxel_size(numbers: Mapping[str, Any]) -> float | None:
+    """In Å; None where it is not known, or not the same along all axes."""
+    sizes = numbers["voxel_size_zyx"]
+    return sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
+
+
+def _frequencies(values: Sequence[float], numbers: Mapping[str, Any]) -> tuple[list[float], str]:
+    """Frequencies (cycles per voxel) as a chart has them, and their unit."""
+    size = _voxel_size(numbers)
+    return [value / (size or 1.0) for value in values], "cycles per voxel" if size is None else "cycles per Å"
 
 
 def _read(path: Path) -> Any:
@@ -313,11 +391,9 @@ def _noise_section(noise: Mapping[str, Any]) -> str:
 
 def _charts(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
     charts = []
-    sizes, residual = numbers["voxel_size_zyx"], numbers.get("residual")
+    residual = numbers.get("residual")
     if residual is not None:
-        size = sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
-        unit = "cycles per voxel" if size is None else "cycles per Å"
-        k = [value / (size or 1.0) for value in residual["frequency"]]
+        k, unit = _frequencies(residual["frequency"], numbers)
         power = {
             "result": list(zip(k, residual["result_power"], strict=True)),
             "taken away": list(zip(k, residual["residual_power"], strict=True)),
@@ -332,6 +408,81 @@ def _charts(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) ->
         if len(points) > 1:
             charts.append(line_chart(f"Held-out risk while {stage}", {"risk": points}, "step", "risk"))
     return f'<h2>Curves</h2><div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _fsc_chart(
+    title: str,
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    threshold: float,
+    numbers: Mapping[str, Any],
+) -> str:
+    """Fourier shell correlations, and the line they are said to cross."""
+    drawn, unit = {}, ""
+    for name, (frequency, values) in curves.items():
+        k, unit = _frequencies(frequency, numbers)
+        drawn[name] = list(zip(k, values, strict=True))
+    ends = [point[0] for points in drawn.values() for point in (points[0], points[-1])]
+    line = {f"{threshold:g}": [(min(ends), threshold), (max(ends), threshold)]}
+    return line_chart(title, {**drawn, **line}, unit, "correlation")
+
+
+def _halves_section(numbers: Mapping[str, Any]) -> str:
+    halves = numbers.get("halves")
+    if halves is None:
+        why = numbers.get("halves_not_measured")
+        said = "" if why is None else f'<h2>What the data hold</h2><p class="soft">Not measured: {escape(why)}</p>'
+        return said
+    curves = {
+        "even half, odd half": (halves["frequency"], halves["fsc"]),
+        "their mean, its own signal (estimated)": (halves["frequency"], halves["mean_fsc"]),
+    }
+    return (
+        "<h2>What the data hold</h2>"
+        '<p class="soft">Fourier shell correlation of the raw halves, a yardstick for the detail in the result. It '
+        "counts all that both halves share, streaks too. The result is of both, so it is compared with neither; to "
+        "score one, denoise one half alone and evaluate it with the other.</p>"
+        '<div class="charts">'
+        + _fsc_chart("Agreement of the halves", curves, halves["threshold"], numbers)
+        + "</div>"
+    )  # fmt: skip
+
+
+def _scores_section(scores: Mapping[str, Any] | None, provenance: Mapping[str, Any], numbers: Mapping[str, Any]) -> str:
+    """What ``cryoshuffle evaluate`` left in the folder of the run."""
+    if scores is None:
+        return ""
+    head = "<h2>Scores</h2>"
+    if scores.get("sha256") != provenance["output"]["sha256"]:
+        return f'{head}<p class="soft">evaluation.json is of another result: evaluate this one again.</p>'
+    files, halves = scores["files"], provenance["settings"].get("halves") or ()
+    said = '<p class="soft">Of the whole volume, by cryoshuffle evaluate.</p>'
+    if "other_half" in files and files["other_half"] in [os.path.abspath(half) for half in halves]:
+        said += (
+            "<p>The other half is one that the tomogram was made of. Its noise is in the result too, so their "
+            "agreement flatters.</p>"
+        )
+    compared = [[name.replace("_", " "), path] for name, path in files.items() if name != "result"]
+    drawn, charts = fsc_curves(scores), []
+    for name, title in (("truth", "Agreement with the truth"), ("other_half", "Agreement with the other half")):
+        curves = {words: curve for words, curve in drawn.items() if words.endswith(f", {name.replace('_', ' ')}")}
+        if curves:
+            charts.append(_fsc_chart(title, curves, scores[name]["threshold"], numbers))
+    return (
+        head + said + _table(compared, ["compared with", "path"]) + _table(rows(scores))
+        + (f'<div class="charts">{"".join(charts)}</div>' if charts else "")
+    )  # fmt: skip
+
+
+def _numbers_section(numbers: Mapping[str, Any], window: Sequence[int] | None) -> str:
+    """Residual, seams and stripes in numbers."""
+    if "residual" not in numbers:
+        return ""
+    said = ""
+    if window is not None and "seams" not in numbers:
+        whole = all(w >= n for w, n in zip(window, numbers["full_shape"], strict=True))
+        why = "It was denoised in one window" if whole else "No border of its windows is in the middle of the volume"
+        said = f'<p class="soft">{why}, so there is no seam to measure.</p>'
+    return f"<h2>In numbers</h2>{said}{_table(rows(numbers))}"
 
 
 def _settings_section(provenance: Mapping[str, Any], folder: Path) -> str:
@@ -422,7 +573,9 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     stride = fitted_blind(network).stride
     strides = [1, 1, 1] if stride is None else list(stride)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
-    numbers = measure(source, result, strides, permissive, bool(settings["fill_nan"]))
+    window = provenance.get("window_zyx")
+    numbers = measure(source, result, strides, permissive, bool(settings["fill_nan"]), window, settings.get("halves"))
+    scores = _read(place / "evaluation.json")
     refinement = _read(place / "refinement.json") if noise is not None else None
     history = read_history(place) if noise is not None else []
     found = findings(noise, refinement, numbers)
@@ -438,11 +591,14 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
         f'<p class="soft">{escape(Path(source).name)} denoised from itself alone by {escape(provenance["program"])}; '
         f"{z} × {y} × {x} voxels (z, y, x), {escape(size)}; {escape(provenance['ended'])}</p>"
         f'<h2>Whether to trust it</h2><ul class="findings">{said}</ul>{unmeasured}'
-        '<p class="soft">Numbers are of the middle of the volume. A denoised volume is for looking, segmenting and '
-        "picking; measure in the data.</p>"
+        '<p class="soft">Numbers are of the middle of the volume where nothing else is said. A denoised volume is for '
+        "looking, segmenting and picking; measure in the data.</p>"
         f"<h2>Before and after</h2>{_planes(place)}"
         + (_noise_section(noise) if noise is not None else "")
+        + _halves_section(numbers)
         + _charts(numbers, history)
+        + _numbers_section(numbers, window)
+        + _scores_section(scores, provenance, numbers)
         + _settings_section(provenance, place)
     )
     write_json({"findings": [asdict(one) for one in found], "numbers": numbers}, place / FINDINGS_NAME)

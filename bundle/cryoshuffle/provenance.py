@@ -113,6 +113,7 @@ class Provenance:
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) for seconds in (self.beginning.time, time.time())
         )
         files = {"output": self.output, "residual": self.residual, "network": self.checkpoint}
+        window = getattr(getattr(engine, "inferer", None), "used_window", None)
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         write_json(
             {
@@ -128,6 +129,7 @@ class Provenance:
                     for name, file in files.items()
                 },
                 "settings": {name: _plain(value) for name, value in self.settings.items()},
+                "window_zyx": None if window is None else list(window),
                 "noise": None if self.measured is None else self.measured.report(),
             },
             self.path,

@@ -10,12 +10,17 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import mrcfile
+import numpy as np
 import pytest
-from phantoms import small_tomogram
+import torch
+from phantoms import small_tomogram, write_mrc
 
+from cryoshuffle import pages
 from cryoshuffle.cli import main
 from cryoshuffle.pages import PAGE_NAME
 from cryoshuffle.reports import read_history
+from cryoshuffle.shells import fourier_shell_correlation
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 
@@ -43,6 +48,29 @@ def run(tmp_path_factory) -> Path:
     command = ["denoise", str(tomogram), str(folder / "<b>&out.mrc"), "--steps", "40", "--window", "16", "--cold-start"]
     assert main([*command, "--quiet"]) == 0
     return folder / "<b>&out_run"
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory) -> Path:
+    """A folder with even and odd half, their mean, what becomes of it and the run, cut into windows."""
+    folder = tmp_path_factory.mktemp("halved")
+    halves = [small_tomogram(folder / f"{name}.mrc", (24, 64, 64), seed) for seed, name in enumerate(("even", "odd"))]
+    tomogram = write_mrc(folder / "in.mrc", np.mean([mrcfile.read(half) for half in halves], axis=0))
+    command = ["denoise", str(tomogram), str(folder / "out.mrc"), "--even", str(halves[0]), "--odd", str(halves[1])]
+    few = ["--steps", "6", "--window", "16", "--no-refine", "--inference-window", "24,24,24", "--quiet"]
+    assert main([*command, *few]) == 0
+    return folder
+
+
+def _told(folder: Path) -> tuple[str, dict]:
+    """What a page says, and its numbers."""
+    assert main(["report", str(folder)]) == 0
+    text = html.unescape((folder / PAGE_NAME).read_text(encoding="utf-8"))
+    return text, json.loads((folder / pages.FINDINGS_NAME).read_text())["numbers"]
+
+
+def _volume(path: Path) -> torch.Tensor:
+    return torch.from_numpy(mrcfile.read(path).copy())
 
 
 def test_the_page_needs_nothing_but_itself_and_can_be_heard(run):
@@ -97,6 +125,90 @@ def test_the_page_is_written_anew_and_only_of_a_run(run, tmp_path, capsys):
     (other / "provenance.json").write_text(json.dumps(provenance))
     assert main(["report", str(other)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
+    """The curve is that of the raw halves, its crossing stands in the findings; without halves no word of it."""
+    text, numbers = _told(halved / "out_run")
+    frequency, values = fourier_shell_correlation(_volume(halved / "even.mrc"), _volume(halved / "odd.mrc"))
+    assert numbers["halves"]["frequency"] == frequency
+    assert numbers["halves"]["fsc"] == pytest.approx(values)
+    assert f"The data hold signal to {numbers['halves']['resolution_angstrom']:.1f} Å" in text
+    assert "Agreement of the halves" in text
+    text, numbers = _told(run)
+    assert "halves" not in numbers
+    assert "Agreement of the halves" not in text
+    assert "The data hold" not in text
+
+
+def test_halves_are_compared_in_the_middle_the_page_is_of(halved, monkeypatch):
+    """As large as the rest of the page's numbers, which bounds its memory; of the whole it is another curve."""
+    monkeypatch.setattr(pages, "_SIDE", 32)
+    paths = [str(halved / f"{name}.mrc") for name in ("in", "out", "even", "odd")]
+    found = pages.measure(*paths[:2], [1, 1, 1], halves=paths[2:])["halves"]
+    even, odd = (_volume(path)[:, 16:48, 16:48] for path in paths[2:])
+    assert found["fsc"] == pytest.approx(fourier_shell_correlation(even, odd)[1])
+    assert len(found["fsc"]) < len(fourier_shell_correlation(*map(_volume, paths[2:]))[1])
+
+
+def test_halves_that_share_nothing_or_are_gone_are_said_so(halved, tmp_path):
+    """Noise alone agrees at no frequency; a missing half takes nothing else from the page."""
+    noise = np.random.default_rng(5).standard_normal((2, 24, 64, 64)).astype(np.float32)
+    paths = [str(write_mrc(tmp_path / f"{index}.mrc", half)) for index, half in enumerate(noise)]
+    files = str(halved / "in.mrc"), str(halved / "out.mrc")
+    numbers = pages.measure(*files, [1, 1, 1], halves=paths)
+    said = {one.words: one.level for one in pages.findings(None, None, numbers)}
+    assert [level for words, level in said.items() if "agree at no frequency" in words] == ["look"]
+    numbers = pages.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
+    assert "gone.mrc" in numbers["halves_not_measured"]
+    assert "halves" not in numbers
+    assert "residual" in numbers
+
+
+def test_scores_in_the_folder_of_the_run_are_shown_if_they_are_of_its_result(halved, tmp_path):
+    """Curves and numbers of ``evaluate``; a half that is in the result is said to flatter; others' scores stay out."""
+    place = shutil.copytree(halved / "out_run", tmp_path / "out_run")
+    result, other = str(halved / "out.mrc"), str(small_tomogram(tmp_path / "other.mrc", (24, 64, 64), 7))
+    assert "Agreement with" not in _told(place)[0]
+    evaluate = ["evaluate", result, "--report", str(place), "--overwrite"]
+    assert main([*evaluate, "--truth", other]) == 0
+    scores, (text, _) = json.loads((place / "evaluation.json").read_text()), _told(place)
+    assert "Agreement with the truth" in text
+    assert f"{scores['truth']['correlation']:.3f}" in text
+    assert other in text
+    assert "Agreement with the other half" not in text
+    assert main([*evaluate, "--other-half", other]) == 0
+    text, _ = _told(place)
+    assert "Agreement with the other half" in text
+    assert "flatters" not in text
+    assert main([*evaluate, "--other-half", str(halved / "odd.mrc")]) == 0
+    assert "flatters" in _told(place)[0]
+    assert main(["evaluate", other, *evaluate[2:], "--truth", result]) == 0
+    text, _ = _told(place)
+    assert "evaluation.json is of another result" in text
+    assert "Agreement with" not in text
+
+
+def test_seams_are_looked_for_at_the_borders_of_the_windows(halved, run, tmp_path, monkeypatch):
+    """Those that were used; steps planted there are told, also in a part; elsewhere, or in one window, none."""
+    text, numbers = _told(halved / "out_run")
+    assert numbers["seams"]["window"] == json.loads((halved / "out_run" / "provenance.json").read_text())["window_zyx"]
+    assert numbers["seams"]["window"][1:] == [24, 24]
+    assert "No seams between the windows" in text
+    assert "jumps at window borders" in text
+    text, numbers = _told(run)
+    assert "seams" not in numbers
+    assert "It was denoised in one window" in text
+    result = mrcfile.read(halved / "out.mrc").copy()
+    result[:, 24:48] += 2 * result.std()
+    files = str(halved / "in.mrc"), str(write_mrc(tmp_path / "seamed.mrc", result))
+    for side in (160, 40):
+        monkeypatch.setattr(pages, "_SIDE", side)
+        levels = []
+        for window in ([24, 24, 64], [24, 20, 64]):
+            found = pages.findings(None, None, pages.measure(*files, [1, 1, 1], window=window))
+            levels += [one.level for one in found if "windows it was" in one.words]
+        assert levels == ["look", "ok"]
 
 
 def test_programs_get_a_line_an_epoch(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from functools import lru_cache
@@ -24,7 +25,7 @@ from cryoshuffle.artefacts import (
     signal_left,
 )
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.evaluation import evaluate, evaluate_files, table
+from cryoshuffle.evaluation import evaluate, evaluate_files, halves_agreement, table
 from cryoshuffle.filters import gaussian
 from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.preview import save_fsc_plot
@@ -181,6 +182,23 @@ def test_a_crossing_is_found_only_where_there_is_one():
 
 
 # Agreement without a truth
+
+
+def test_halves_tell_how_far_their_mean_agrees_with_what_they_share():
+    """Known signal, independent noise: the estimate is how mean and signal agree, above the halves."""
+    signal = smooth(white(0), 2)
+    signal = signal / signal.std()
+    even, odd = signal + 2 * white(1), signal + 2 * white(2)
+    found = halves_agreement(even, odd, 10.0)
+    frequency, true = fourier_shell_correlation((even + odd) / 2, signal)
+    held = [i for i, k in enumerate(frequency) if 0.05 < k < 0.2]
+    off = [found["mean_fsc"][i] - true[i] for i in held]
+    assert sum(off) / len(off) == pytest.approx(0, abs=0.03)
+    assert all(found["fsc"][i] < found["mean_fsc"][i] for i in held)
+    assert found["crossing"] == crossing(frequency, found["fsc"], 0.143)
+    assert crossing(frequency, found["mean_fsc"], 0.5) == pytest.approx(found["crossing"], abs=0.01)
+    assert found["resolution_angstrom"] == pytest.approx(10 / found["crossing"])
+    assert halves_agreement(white(1), white(2))["crossing"] is None, "noise alone"
 
 
 def test_the_other_half_ranks_as_the_truth_does_and_copying_noise_does_not_help():
@@ -411,7 +429,9 @@ def test_files_are_scored_in_their_own_grey_values(tmp_path):
         result, noisy=100 + 7 * s.even, truth=s.truth, window=18, voxel_size_angstrom=found["voxel_size_angstrom"]
     )
     assert found["voxel_size_angstrom"] == pytest.approx(12.5)
-    assert found == expected
+    assert found["sha256"] == hashlib.sha256((tmp_path / "result.mrc").read_bytes()).hexdigest()
+    assert found.pop("files") == paths
+    assert {name: value for name, value in found.items() if name != "sha256"} == expected
     with pytest.raises(FileError, match="no such file"):
         evaluate_files(paths["result"], truth=str(tmp_path / "none.mrc"))
 
