@@ -50,7 +50,7 @@ class FailedError(Exception):
     """A step failed; what it said last."""
 
 
-def call(*command: str | Path, cwd: Path, **more: str) -> str:
+def call(*command: str | Path, cwd: Path) -> str:
     """What a command prints; it sees neither the checkout nor the caller's packages.
 
     Raises:
@@ -58,11 +58,9 @@ def call(*command: str | Path, cwd: Path, **more: str) -> str:
     """
     environment = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME"}}
     try:
-        done = subprocess.run(
-            command, cwd=cwd, env={**environment, **more}, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise FailedError(f"{command[0]}: {error.strerror}") from error
+        raise FailedError(f"{Path(command[0]).name}: {error.strerror}") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()
         errors = [line for line in said if line.startswith(("ERROR:", "cryoshuffle:"))] or said
@@ -118,7 +116,6 @@ def check(interpreter: str, built: Sequence[Path], pins: Sequence[str], work: Pa
     try:
         call(interpreter, "-m", "venv", place, cwd=work)
         python = place / "bin" / "python"
-        call(python, "-m", "pip", "install", "--quiet", "--upgrade", "pip", cwd=work)
         for index, package in enumerate(built):
             again = ["--force-reinstall", "--no-deps"] if index else constraint
             call(python, "-m", "pip", "install", "--quiet", *again, package, cwd=work)
