@@ -63,7 +63,9 @@ def halves_agreement(even: Tensor, odd: Tensor, voxel_size_angstrom: float | Non
 
     Returns:
         As ``other_half`` of :func:`evaluate`, and ``mean_fsc``: the correlation that the mean of both would have with
-        their signal alone, ``sqrt(2 FSC / (1 + FSC))``; it is 0.5 where the FSC is 0.143.
+        their signal alone, ``sqrt(2 FSC / (1 + FSC))``; it is 0.5 where the FSC is 0.143. ``beyond_chance``: whether
+        they agree further than noise might, since the first shells have few coefficients: the mean FSC up to the
+        crossing, over all coefficients there, is more than three times its standard error for noise.
 
     Shape:
         both ``(Z, Y, X)``.
@@ -76,7 +78,18 @@ def halves_agreement(even: Tensor, odd: Tensor, voxel_size_angstrom: float | Non
         in single-particle electron cryomicroscopy".
     """
     found = _agreement(even, odd, HALF_THRESHOLD, voxel_size_angstrom)
-    return {**found, "mean_fsc": [math.sqrt(2 * max(r, 0.0) / (1 + max(r, 0.0))) for r in found["fsc"]]}
+    shared = [max(r, 0.0) for r in found["fsc"]]
+    # Coefficients of a shell in cycles per voxel, half of them, as the others mirror them.
+    longest = max(even.shape)
+    counts = [2 * math.pi * (k * longest) ** 2 * even.numel() / longest**3 for k in found["frequency"]]
+    reach = 0.5 if found["crossing"] is None else found["crossing"]
+    held = [(n, r) for n, k, r in zip(counts, found["frequency"], found["fsc"], strict=True) if k <= reach]
+    total = sum(n for n, _ in held)
+    return {
+        **found,
+        "mean_fsc": [math.sqrt(2 * r / (1 + r)) for r in shared],
+        "beyond_chance": sum(n * r for n, r in held) > 3 * math.sqrt(total),
+    }
 
 
 def _against_truth(volume: Tensor, truth: Tensor, voxel_size_angstrom: float | None) -> dict[str, Any]:

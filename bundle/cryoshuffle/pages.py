@@ -105,12 +105,13 @@ def findings(
             )
     halves = numbers.get("halves")
     if halves is not None:
-        if halves["crossing"] is None and halves["fsc"][-1] < HALF_THRESHOLD:
+        nowhere = halves["crossing"] is None and halves["fsc"][-1] < HALF_THRESHOLD
+        if nowhere or not halves["beyond_chance"]:
             found.append(
                 Finding(
                     "look",
-                    f"Even and odd half agree at no frequency (FSC {HALF_THRESHOLD}): there is hardly any signal in "
-                    "them, and little to check the result with.",
+                    f"Even and odd half agree at no frequency beyond chance (FSC {HALF_THRESHOLD}): there is hardly "
+                    "any signal in them, and little to check the result with.",
                 )
             )
         else:

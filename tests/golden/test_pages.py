@@ -158,7 +158,7 @@ def test_halves_that_share_nothing_or_are_gone_are_said_so(halved, tmp_path):
     files = str(halved / "in.mrc"), str(halved / "out.mrc")
     numbers = pages.measure(*files, [1, 1, 1], halves=paths)
     said = {one.words: one.level for one in pages.findings(None, None, numbers)}
-    assert [level for words, level in said.items() if "agree at no frequency" in words] == ["look"]
+    assert [level for words, level in said.items() if "agree at no frequency beyond chance" in words] == ["look"]
     numbers = pages.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
     assert "gone.mrc" in numbers["halves_not_measured"]
     assert "halves" not in numbers
