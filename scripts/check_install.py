@@ -63,8 +63,9 @@ def call(*command: str | Path, cwd: Path) -> str:
         raise FailedError(f"{Path(command[0]).name}: {error.strerror}") from error
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or f"exit {done.returncode}").splitlines()
-        errors = [line for line in said if line.startswith(("ERROR:", "cryoshuffle:"))] or said
-        raise FailedError(errors[0] if errors[0].startswith("ERROR:") else errors[-1])
+        # pip begins with what it did not even look at, and has its reason next; other programs end with theirs.
+        refused = [line for line in said if line.startswith("ERROR:") and "Ignored the following" not in line]
+        raise FailedError(refused[0] if refused else said[-1])
     return done.stdout
 
 
