@@ -135,6 +135,15 @@ def check_kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def write_finding(name: str, found: dict[str, Any]) -> int:
+    """Put a finding, with machine and commit, among the others; the exit code is 1 if it says a promise is broken."""
+    found |= {"machine": machine(), "commit": commit(ROOT)}
+    known = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
+    write_json({**known, name: found}, FINDINGS)
+    print(json.dumps(found, indent=2))
+    return 0 if found["kept"] else 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one check and write its finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -154,12 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         found = {memory: check_memory, kills: check_kills}[commands.choices[options.check]](Path(folder), options)
-    found |= {"machine": machine(), "commit": commit(ROOT)}
-    known = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
-    name = f"memory, {options.gib:g} GiB" if options.check == "memory" else "kills"
-    write_json({**known, name: found}, FINDINGS)
-    print(json.dumps(found, indent=2))
-    return 0 if found["kept"] else 1
+    return write_finding(f"memory, {options.gib:g} GiB" if options.check == "memory" else "kills", found)
 
 
 if __name__ == "__main__":
