@@ -140,9 +140,19 @@ def line(found: Mapping[str, Any]) -> str:
     return f"Python {found['python']}, {versions}, {found['installed']}: OK"
 
 
+def read() -> dict[str, Any]:
+    """What was found so far."""
+    known: dict[str, Any] = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
+    return known
+
+
 def table(findings: Mapping[str, Mapping[str, Any]]) -> str:
-    """All that was found, as Markdown."""
-    rows = ["| Python | PyTorch | MONAI | NumPy | packages | installed from | |", "| --- " * 7 + "|"]
+    """All that was found, as Markdown; nothing of nothing."""
+    if not findings:
+        return ""
+    places = dict.fromkeys(f"{found['machine']}, commit {found['commit']}" for found in findings.values())
+    head = "Tried by `scripts/check_install.py` on " + "; ".join(places) + ":\n"
+    rows = [head, "| Python | PyTorch | MONAI | NumPy | packages | installed from | |", "| --- " * 7 + "|"]
     for found in findings.values():
         versions = [str(found.get(name, "")) for name in ("python", *PACKAGES)]
         ending = "works" if found["ok"] else f"fails: {found['why']}"
@@ -172,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for index, interpreter in enumerate(options.interpreters):
             found = check(interpreter, [wheel] if index else [wheel, sdist], pins, work)
             found |= {"packages": packages, **made_at}
-            known = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
+            known = read()
             series = ".".join(found["python"].split(".")[:2])
             known[f"{series}, {packages}"] = found
             ordered = dict(sorted(known.items(), key=lambda item: [int(n) for n in item[0].split(",")[0].split(".")]))
