@@ -200,7 +200,7 @@ def test_seams_are_looked_for_at_the_borders_of_the_windows(halved, run, tmp_pat
     assert "seams" not in numbers
     assert "It was denoised in one window" in text
     result = mrcfile.read(halved / "out.mrc").copy()
-    result[:, 24:48] += 2 * result.std()
+    result[:, 24:48] += 4 * result.std()
     files = str(halved / "in.mrc"), str(write_mrc(tmp_path / "seamed.mrc", result))
     for side in (160, 40):
         monkeypatch.setattr(pages, "_SIDE", side)
