@@ -13,6 +13,8 @@ if [ ! -f "$work/.installed" ]; then
     # MONAI Label 0.8.5 needs pydicom 2; torchvision has to be that of the torch that is there.
     torch="$(sed -n 's/^torch==//p' constraints.txt)"
     printf 'torch==%s\ntorchvision==%s\nmonai==1.6.1\n' "$torch" "${TORCHVISION:-0.28.0}" >"$work/constraints.txt"
+    # What pip builds itself is built with the same torch, not with the newest for CUDA.
+    export PIP_CONSTRAINT="$work/constraints.txt" PIP_BUILD_CONSTRAINT="$work/constraints.txt"
     "$work/venv/bin/pip" install --quiet --constraint "$work/constraints.txt" torch
     "$work/venv/bin/pip" install --quiet --constraint "$work/constraints.txt" monailabel==0.8.5 monai \
         'pydicom<3' 'dicomweb-client<0.60' 'pynetdicom<3' mrcfile nibabel pytorch-ignite fire pyyaml tqdm pillow
@@ -33,6 +35,7 @@ def register_fake(op, *args, **kwargs):
 torch.library.register_fake = register_fake
 PY
     fi
+    unset PIP_CONSTRAINT PIP_BUILD_CONSTRAINT
     touch "$work/.installed"
 fi
 
