@@ -114,15 +114,17 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         settings: ``cases``, ``shape``, ``snr`` by case, ``ratios``, ``fitted``, ``window``, ``steps`` (None for the
             command's own), ``few``.
     """
-    ratios, shape = settings["ratios"], " x ".join(map(str, settings["shape"]))
+    ratios = settings["ratios"]
+    shape, window = (" x ".join(map(str, settings[name])) for name in ("shape", "window"))
     parts = [
         BEGIN,
         "## Many tomograms",
         f"Sessions of {len(ratios)} simulated tomograms of {shape} voxels, of one case, each with a phantom and noise "
         f"of its own. One network, `net.pt`, is fitted to the first {settings['fitted']} (`cryoshuffle fit`, as many "
-        "steps as `denoise` takes for one). CC: Pearson's correlation with the noise-free reconstruction. Steps of the "
-        "optimiser, and s, time of the processor on one thread, whole programs: of all tomograms together, with the "
-        "fit of the network where the session's is used. Raw numbers: [benchmarks_many.json](benchmarks_many.json).",
+        f"steps as `denoise` takes for one). A step looks at {window} voxels, less than by default, as the volumes are "
+        "small. CC: Pearson's correlation with the noise-free reconstruction. Steps of the optimiser, and s, time of "
+        "the processor on one thread, whole programs: of all tomograms together, with the fit of the network where the "
+        "session's is used. Raw numbers: [benchmarks_many.json](benchmarks_many.json).",
     ]
     others = [f"tomogram {n + 1} has {ratio:g} times that" for n, ratio in enumerate(ratios) if ratio != 1]
     for case in settings["cases"]:
