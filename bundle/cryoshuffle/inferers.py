@@ -27,9 +27,10 @@ from cryoshuffle.streaming import StreamedNetwork, can_stream
 from cryoshuffle.windows import choose_pieces, choose_window, cut_windows, round_up
 
 logger = logging.getLogger("cryoshuffle")
-# What a voxel of a window takes in the package's network, bytes (measured: up to 1350, 1850 where it is streamed);
-# planes that the layers of a streamed window hold, and that leave them with its last piece.
-BYTES_PER_VOXEL, HELD = 1900, 16
+# What a voxel of a window takes in the package's network, bytes (measured: up to 1350), and where it is streamed (up to
+# 1850, and 2450 behind a thousand planes, for what the layers free leaves gaps); planes that the layers of a streamed
+# window hold, and that leave them with its last piece.
+BYTES_PER_VOXEL, STREAMED_BYTES, HELD = 1900, 2600, 16
 # A volume in memory is there so many times before its result is written.
 COPIES = 4
 # A volume with more voxels is faster when it is streamed, even if it is not too large.
@@ -166,7 +167,7 @@ class HaloWindowInferer(PrecisionInferer):
             stream = self.halo is None and shape[0] > z and can_stream(core)
             return ((shape[0], y, x), z) if stream else (self.window, 0)
         if math.prod(shape) > min(most, WHOLE) and can_stream(core):
-            return choose_pieces(shape, halo, period, most, HELD)
+            return choose_pieces(shape, halo, period, most * BYTES_PER_VOXEL // STREAMED_BYTES, HELD)
         return choose_window(shape, halo, period, most), 0
 
     def _predicted(
