@@ -13,6 +13,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser, create_workflow
+from onnx.reference import ReferenceEvaluator
 from phantoms import small_tomogram
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -174,9 +176,12 @@ def test_the_exported_network_is_the_one_of_the_checkpoint(bundle):
     assert "network_def" in json.loads(files["inference.json"])
 
 
-def stays_blind(network: Any, exported: Any) -> None:
+SHAPES = ((1, 1, 13, 26, 11), (2, 1, 8, 12, 8), (1, 1, 5, 7, 30))
+
+
+def stays_blind(network: Any, exported: Any, shapes: Sequence[tuple[int, ...]] = SHAPES) -> None:
     """The same output at sizes it has not seen; a plane that changes does not change its own prediction."""
-    for shape in ((1, 1, 13, 26, 11), (2, 1, 8, 12, 8), (1, 1, 5, 7, 30)):
+    for shape in shapes:
         x = torch.randn(shape)
         changed = x.clone()
         changed[..., 6, :] = torch.randn(shape[0], 1, shape[2], shape[4])
@@ -187,8 +192,10 @@ def stays_blind(network: Any, exported: Any) -> None:
         assert not torch.equal(before[..., 5, :], after[..., 5, :])
 
 
-def test_an_exported_network_is_the_same_and_still_blind(bundle, tmp_path, monkeypatch):
-    """TorchScript, and ``torch.export`` as the page has it, of a blind network."""
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript.*")
+def test_an_exported_network_is_the_same_and_still_blind(tmp_path, monkeypatch):
+    """TorchScript, ONNX for its one size, and ``torch.export`` as the page has it, of a blind network."""
     parser = ConfigParser()
     parser.read_config(ROOT / "configs" / "inference.json")
     # The same layers, fewer of them: PyTorch takes most of a minute to trace the whole network.
@@ -197,6 +204,11 @@ def test_an_exported_network_is_the_same_and_still_blind(bundle, tmp_path, monke
     network = parser.get_parsed_content("network_def").eval()
     assert network.lattice.blind_set.shape == "plane"
     stays_blind(network, torch.jit.script(network))
+    shape = (1, 1, 8, 12, 8)
+    program = torch.onnx.export(network, (torch.randn(shape),), dynamo=True)
+    model = program.model_proto
+    given, evaluator = model.graph.input[0].name, ReferenceEvaluator(model)
+    stays_blind(network, lambda x: torch.from_numpy(evaluator.run(None, {given: x.numpy()})[0]), [shape])
     (tmp_path / "models").mkdir()
     save_whole({"model": network.state_dict(), "network_def": network.config()}, tmp_path / "models" / "model.pt")
     text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")
