@@ -33,6 +33,7 @@ from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.cli import main
 from cryoshuffle.mrc import open_mrc
 from cryoshuffle.simulation import TEMPLATES, simulate
+from cryoshuffle.transforms import _statistics
 
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
 QUICK = ["--window", "16,24,16", "--quiet"]
@@ -261,6 +262,44 @@ def test_whitening_travels_with_the_model(tmp_path):
     save_whole({**content, "whitening": None}, tmp_path / "unwhitened.pt")
     assert main(["apply", str(tmp_path / "unwhitened.pt"), str(source), str(tmp_path / "d.mrc"), "--quiet"]) == 0
     assert not np.allclose(data(tmp_path / "a.mrc"), data(tmp_path / "d.mrc"), rtol=1e-3)
+
+
+def test_one_network_for_several_tomograms_keeps_the_grey_scale_of_each(tmp_path, monkeypatch):
+    """Another gain and offset of one of two tomograms changes nothing in the network, and in the results just that.
+    With the mean and deviation of the first tomogram for both it is not so (negative control)."""
+    first, plain = (small_tomogram(tmp_path / f"{name}.mrc", seed=seed) for seed, name in enumerate(("a", "plain")))
+    scaled = write_mrc(tmp_path / "scaled.mrc", 512 * data(plain) - 40000)
+
+    def results(of: str, sources: tuple[Path, ...], *more: str) -> list[np.ndarray]:
+        """Of each source with a network for the two as they are, then with one for the two of which one is scaled."""
+        found = []
+        for second in (plain, scaled):
+            net = tmp_path / f"{of}_{second.stem}.pt"
+            assert main(["fit", str(first), str(second), "--checkpoint", str(net), "--steps", "4", *QUICK, *more]) == 0
+            for source in (second if source == plain else source for source in sources):
+                result = net.with_name(f"{net.stem}_{source.stem}.mrc")
+                assert main(["apply", str(net), str(source), str(result), "--quiet"]) == 0
+                found.append(data(result))
+        return found
+
+    def alike(one: np.ndarray, two: np.ndarray) -> bool:
+        return bool(np.allclose(one, two, rtol=0, atol=1e-3 * two.std()))
+
+    one, two, one_again, two_scaled = results("own", (first, plain))
+    assert alike(one_again, one)
+    assert alike(two_scaled, 512 * two - 40000)
+    for result, source in ((one, first), (two_scaled, scaled)):
+        assert abs(result.mean() - data(source).mean()) < data(source).std()
+
+    known: list[tuple[float, float]] = []
+
+    def of_the_first(values: torch.Tensor, name: str) -> tuple[float, float]:
+        known.append(_statistics(values, name))
+        return known[0]
+
+    monkeypatch.setattr("cryoshuffle.transforms._statistics", of_the_first)
+    one, one_again = results("shared", (first,), "--no-refine")
+    assert not alike(one_again, one)
 
 
 def test_halves_tell_the_noise_of_a_run_and_detail_mixes_back(tmp_path, capsys):
