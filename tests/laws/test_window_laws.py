@@ -175,7 +175,7 @@ def test_a_volume_too_large_for_one_window_is_streamed_with_the_same_result(net,
 
     monkeypatch.setattr(StreamedNetwork, "pieces", noted)
     counts = []
-    for gib in (64.0, 0.026, 0.013):
+    for gib in (64.0, 0.036, 0.018):
         pieces.clear()
         monkeypatch.setattr(inferers, "window_bytes", lambda device, held, gib=gib: int(gib * 2**30))
         blend = {"trust": 0.6, "sigma": [2.0, 1.0, 0.5], "gain": 0.7}
