@@ -227,22 +227,6 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
     print(f"documents: {page}")
 
 
-def check_settings(work: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what the results of a work folder have in common, and refuse to mix.
-
-    Raises:
-        SystemExit: if the folder was begun with other settings; the message names them.
-    """
-    path = work / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{name} {before.get(name)}" for name, value in settings.items() if before.get(name) != value]
-        if other:
-            sys.exit(f"bench_many: {work} was begun with {', '.join(other)}: choose another --work, or the same")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(dict(settings), path)
-
-
 class Session:
     """Tomograms of one case, and the network that is fitted to some of them.
 
@@ -364,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: getattr(options, name) for name in ("cases", "shape", "ratios", "fitted", "window", "steps", "few")
     }
     settings["snr"] = {case: SNR[case] for case in options.cases}
-    check_settings(options.work, settings)
+    report.check_settings(options.work, settings, "bench_many")
     sessions = {case: Session(case, settings, options.work) for case in options.cases}
     try:
         for case in options.only or options.cases:

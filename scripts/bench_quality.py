@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -172,24 +171,6 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
     print(f"documents: {page}")
 
 
-def check_settings(work: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what the results of a work folder have in common, and refuse to mix.
-
-    Raises:
-        SystemExit: if the folder was begun with other settings; the message names them.
-    """
-    path = work / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        # How long a program may take changes no number.
-        fixed = [name for name in settings if name != "cap_minutes"]
-        other = [f"{name} {before.get(name)}" for name in fixed if before.get(name) != settings[name]]
-        if other:
-            sys.exit(f"bench_quality: {work} was begun with {', '.join(other)}: choose another --work, or the same")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(dict(settings), path)
-
-
 def _names(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
 
@@ -264,7 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cap_minutes": options.cap_minutes,
         "device": options.device,
     }
-    check_settings(options.work, settings)
+    # How long a program may take changes no number.
+    report.check_settings(options.work, settings, "bench_quality", free=("cap_minutes",))
     for case in (name for name in CASES if name in options.cases):
         for seed in options.seeds:
             folder = options.work / f"{case}_{seed}"

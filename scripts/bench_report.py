@@ -7,11 +7,13 @@ a dictionary with ``case``, ``seed``, ``method`` and either ``scores`` and ``sec
 from __future__ import annotations
 
 import io
+import json
 import math
 import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+
+from cryoshuffle.outputs import write_json
 
 BEGIN, END = "<!-- quality: begin, written by scripts/bench_quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000
@@ -260,6 +264,29 @@ def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         " --peers DIR --ablation`, after `scripts/bench_peers_setup DIR`",
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:
+    """Keep what the results of a work folder have in common, and refuse to mix.
+
+    Args:
+        work: the folder; made if it is not there.
+        settings: of this run, plain values.
+        program: name of the benchmark, for the message.
+        free: names of settings that may differ, because they change no number.
+
+    Raises:
+        SystemExit: if the folder was begun with other settings; the message names them.
+    """
+    path = work / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        fixed = [name for name in settings if name not in set(free)]
+        other = [f"{name} {before.get(name)}" for name in fixed if before.get(name) != settings[name]]
+        if other:
+            sys.exit(f"{program}: {work} was begun with {', '.join(other)}: choose another --work, or the same")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(dict(settings), path)
 
 
 def replace_section(document: str, section: str, begin: str = BEGIN, end: str = END) -> str:

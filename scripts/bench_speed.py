@@ -1176,22 +1176,6 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
     print(f"documents: {page}")
 
 
-def check_settings(work: Path, settings: Mapping[str, Any]) -> None:
-    """Keep what the results of a work folder have in common, and refuse to mix.
-
-    Raises:
-        SystemExit: if the folder was begun with other settings; the message names them.
-    """
-    path = work / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        other = [f"{name} {before.get(name)}" for name, value in settings.items() if before.get(name) != value]
-        if other:
-            sys.exit(f"bench_speed: {work} was begun with {', '.join(other)}: choose another --work, or the same")
-    (work / "results").mkdir(parents=True, exist_ok=True)
-    write_json(dict(settings), path)
-
-
 def choose_places(device: str, threads: Sequence[int]) -> list[Place]:
     """The columns: each number of threads of the CPU, and an accelerator if one is there or asked for."""
     found = [Place("cpu", n) for n in sorted(set(threads))] if device in ("auto", "cpu") else []
@@ -1283,7 +1267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = ("repeats", "process_repeats", "least_seconds", "matmul", "peer_epochs", "precisions")
     sides = {name: list(getattr(options, name)) for name in ("window", "inference_window", "volume")}
     settings = {**{name: getattr(options, name) for name in kept}, **sides, "places": [p.name for p in places]}
-    check_settings(options.work, settings)
+    report.check_settings(options.work, settings, "bench_speed")
+    (options.work / "results").mkdir(exist_ok=True)
     used = {**settings, **{name: tuple(side) for name, side in sides.items()}}
     with contextlib.ExitStack() as stack:
         log = options.work / "worker.log"

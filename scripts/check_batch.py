@@ -167,7 +167,7 @@ def check_batch(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check and write its finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=24, help="tomograms, the corrupt one among them (default: 12)")
+    parser.add_argument("--count", type=int, default=24, help="tomograms, the corrupt one among them (default: 24)")
     parser.add_argument("--workers", type=int, default=2, help="of Dask (default: 2)")
     parser.add_argument("--steps", type=int, default=12, help="of each fit (default: 12)")
     parser.add_argument("--work", type=Path, help="folder for the tomograms (default: a temporary one)")

@@ -57,6 +57,8 @@ def run_some_windows(command: Sequence[str], journal: Path, count: int) -> list[
             if len(done) >= count:
                 process.kill()
             time.sleep(1)
+    if not journal.is_file():
+        sys.exit(f"the run ended by itself, with code {process.returncode}, before {count} windows were done: ask less")
     there = json.loads(journal.read_text(encoding="utf-8"))
     done, (depth, height, width) = [list(box) for box in there["done"]], there["identity"]["shape"][2:]
     # The first one says how large a window is; the last along an axis may be smaller.
