@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from cryoshuffle import devices
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def load_script(monkeypatch):
+    """Imports a program of ``scripts/`` by its name; the next test begins without it, and what it imported there."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for path in SCRIPTS.glob("*.py"):
+        monkeypatch.setitem(sys.modules, path.stem, None)
+        del sys.modules[path.stem]
+    return importlib.import_module
 
 
 @pytest.fixture(autouse=True)

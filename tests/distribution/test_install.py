@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -12,13 +11,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
-def script(monkeypatch):
+def script(load_script):
     """The check as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("check_install", ROOT / "scripts" / "check_install.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("check_install")
 
 
 def test_the_page_shows_what_was_found(script):

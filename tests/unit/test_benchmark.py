@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 SETTINGS = {
     "shape": [32, 48, 48],
     "snr": {"white": 0.1, "wbp": 0.061},
@@ -24,27 +21,14 @@ SETTINGS = {
 ROWS = [("gaussian", "Gaussian", "the truth"), ("auto", "ours", ""), ("topaz", "Topaz", "other tomograms")]
 
 
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def report(load_script):
+    return load_script("bench_report")
 
 
 @pytest.fixture
-def report(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bench_report", None)
-    return _load("bench_report")
-
-
-@pytest.fixture
-def quality(monkeypatch):
-    for name in ("bench_report", "bench_methods", "bench_quality"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in ("bench_report", "bench_methods"):
-        _load(name)
-    return _load("bench_quality")
+def quality(load_script):
+    return load_script("bench_quality")
 
 
 def _result(seed, method="auto", case="wbp", correlation=0.5, seconds=20.0, **more):

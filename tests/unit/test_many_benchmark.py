@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
 from cryoshuffle.cli import build_parser
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
-MODULES = ("bench_report", "bench_methods", "bench_peers", "bench_quality", "bench_speed", "bench_many")
 SETTINGS = {
     "cases": ["wbp", "aligned"], "shape": [16, 24, 24], "snr": {"wbp": 0.061, "aligned": 0.19}, "ratios": [1.0, 0.5],
     "fitted": 1, "window": [12, 24, 12], "steps": None, "few": 60,
 }  # fmt: skip
 
 
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def many(monkeypatch):
-    for name in MODULES:
-        monkeypatch.setitem(sys.modules, name, None)
-    return [_load(name) for name in MODULES][-1]
+def many(load_script):
+    return load_script("bench_many")
 
 
 def _result(way, tomogram, correlation, steps=0, seconds=1.0, case="wbp"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,19 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def plan(monkeypatch):
-    for name in ("bench_report", "plan_scaling"):
-        monkeypatch.setitem(sys.modules, name, None)
-    return [_load(name) for name in ("bench_report", "plan_scaling")][-1]
+def plan(load_script):
+    return load_script("plan_scaling")
 
 
 @pytest.mark.parametrize(("gpus", "tomograms", "nth"), [(1, 3, 0), (3, 12, 0), (3, 11, 0), (3, 12, 4)])

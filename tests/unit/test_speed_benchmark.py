@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -16,27 +15,16 @@ from torch import nn
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
-MODULES = ("bench_report", "bench_methods", "bench_peers", "bench_quality", "bench_speed")
+ROOT = Path(__file__).parent.parent.parent
 TINY = ["--window", "12", "--inference-window", "8,24,8", "--volume", "16,24,24", "--matmul", "32", "--largest", "16"]
 TINY += ["--repeats", "1", "--process-repeats", "1", "--least-seconds", "0", "--precisions", "fp32", "--device", "cpu"]
 LATTICES = [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))]
 FACTORS = (2, (1, 2, 2))
 
 
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def speed(monkeypatch):
-    for name in MODULES:
-        monkeypatch.setitem(sys.modules, name, None)
-    return [_load(name) for name in MODULES][-1]
+def speed(load_script):
+    return load_script("bench_speed")
 
 
 def _both(speed, lattice, formulation="dilated", channels=(4, 6, 8)):
@@ -155,7 +143,7 @@ def test_all_parts_are_measured_resumed_and_reported(speed, tmp_path, capsys):
     assert "4096 threads asked for" in text
     written = json.loads((tmp_path / "benchmarks_speed.json").read_text(encoding="utf-8"))
     assert str(tmp_path) not in text + json.dumps(written)
-    assert str(SCRIPTS.parent) not in text + json.dumps(written)
+    assert str(ROOT) not in text + json.dumps(written)
     rows = [row for unit in written["results"] for row in unit.get("rows", ())]
     assert {row["task"] for row in rows} == {*speed.TASKS, "matmul", "convolution", "help", "first step"}
     assert all(row["seconds"] if row["place"] == "1 thread" else "cores there" in row["reason"] for row in rows)
@@ -272,10 +260,9 @@ def test_what_does_not_exist_is_refused(speed, capsys):
         assert word in capsys.readouterr().err
 
 
-def test_a_profile_shares_out_the_time_of_a_step(speed, monkeypatch, capsys):
+def test_a_profile_shares_out_the_time_of_a_step(load_script, capsys):
     """Each operation has one kind, the kinds add up to all; a device that is not there is one sentence."""
-    monkeypatch.setitem(sys.modules, "profile_step", None)
-    script = _load("profile_step")
+    script = load_script("profile_step")
     named = {"aten::mkldnn_convolution": "convolutions", "aten::native_layer_norm": "layer normalisation"}
     named |= {"aten::copy_": "copies and changes of layout", "aten::mul": "element by element", "aten::rand": "other"}
     assert {name: script.kind_of(name) for name in named} == named
