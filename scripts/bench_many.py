@@ -122,9 +122,10 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         f"Sessions of {len(ratios)} simulated tomograms of {shape} voxels, of one case, each with a phantom and noise "
         f"of its own. One network, `net.pt`, is fitted to the first {settings['fitted']} (`cryoshuffle fit`, as many "
         f"steps as `denoise` takes for one). A step looks at {window} voxels, less than by default, as the volumes are "
-        "small, and the tilt axis is told (`--tilt-axis y`). CC: Pearson's correlation with the noise-free reconstruction. Steps of the optimiser, and s, time of "
-        "the processor on one thread, whole programs: of all tomograms together, with the fit of the network where the "
-        "session's is used. Raw numbers: [benchmarks_many.json](benchmarks_many.json).",
+        "small, and the tilt axis is told (`--tilt-axis y`). CC: Pearson's correlation with the noise-free "
+        "reconstruction. Steps of the optimiser, and s, time of the processor on one thread, whole programs: of all "
+        "tomograms together, with the fit of the network where the session's is used. "
+        "Raw numbers: [benchmarks_many.json](benchmarks_many.json).",
     ]
     others = [f"tomogram {n + 1} has {ratio:g} times that" for n, ratio in enumerate(ratios) if ratio != 1]
     for case in settings["cases"]:

@@ -33,6 +33,25 @@ from cryoshuffle.simulation import simulate
 ROOT = Path(__file__).resolve().parent.parent
 FINDINGS = ROOT / "docs" / "robustness.json"
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli", "denoise"]
+# The same program, which takes all windows for done once so many are, and says in a file how many that were.
+SOME_WINDOWS = """
+import json, sys
+from pathlib import Path
+from cryoshuffle import cli, mergers
+count, said = int(sys.argv.pop(1)), Path(sys.argv.pop(1))
+is_done, finalize, left_out = mergers.WindowMerger.is_done, mergers.WindowMerger.finalize, []
+def enough(self, box):
+    done = is_done(self, box)
+    if not done and self.folder is not None and len(self.done) >= count:
+        left_out.append(box)
+        return True
+    return done
+def finish(self):
+    said.write_text(json.dumps([len(self.done), len(self.done) + len(left_out)]))
+    return finalize(self)
+mergers.WindowMerger.is_done, mergers.WindowMerger.finalize = enough, finish
+sys.exit(cli.main())
+"""
 
 
 def write_large(path: Path, side: int) -> None:
@@ -45,34 +64,6 @@ def write_large(path: Path, side: int) -> None:
         mrc.voxel_size = 10.0
 
 
-def run_some_windows(command: Sequence[str], journal: Path, count: int) -> list[int]:
-    """Run until so many windows of the denoising are done, take the others for done, and go on behind them.
-
-    Returns:
-        how many windows were computed, and how many there are.
-    """
-    with subprocess.Popen(command) as process:
-        while process.poll() is None:
-            done = json.loads(journal.read_text(encoding="utf-8"))["done"] if journal.is_file() else []
-            if len(done) >= count:
-                process.kill()
-            time.sleep(1)
-    if not journal.is_file():
-        sys.exit(f"the run ended by itself, with code {process.returncode}, before {count} windows were done: ask less")
-    there = json.loads(journal.read_text(encoding="utf-8"))
-    done, (depth, height, width) = [list(box) for box in there["done"]], there["identity"]["shape"][2:]
-    # The first one says how large a window is; the last along an axis may be smaller.
-    step_y, step_x = done[0][3] - done[0][2], done[0][5] - done[0][4]
-    boxes = [
-        [0, depth, y, min(height, y + step_y), x, min(width, x + step_x)]
-        for y in range(0, height, step_y)
-        for x in range(0, width, step_x)
-    ]
-    write_json({**there, "done": boxes}, journal)
-    subprocess.run([*command, "--resume"], check=True)
-    return [len(done), len(boxes)]
-
-
 def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The peak of the resident memory of a whole run."""
     side = round((options.gib * 2**30 / 4) ** (1 / 3))
@@ -80,12 +71,10 @@ def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     write_large(source, side)
     began = time.monotonic()
     memory = ["--memory", str(options.memory)]
-    command = [*COMMAND, str(source), str(out), "--effort", options.effort, "--quiet", *memory]
-    windows = None
-    if options.windows is None:
-        subprocess.run(command, check=True)
-    else:
-        windows = run_some_windows(command, work / "out_run" / "denoising.json", options.windows)
+    words, said = [str(source), str(out), "--effort", options.effort, "--quiet", *memory], work / "windows.json"
+    few = [sys.executable, "-c", SOME_WINDOWS, str(options.windows), str(said), "denoise"]
+    subprocess.run([*(COMMAND if options.windows is None else few), *words], check=True)
+    windows = None if options.windows is None else json.loads(said.read_text(encoding="utf-8"))
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     return {
