@@ -27,6 +27,7 @@ import mrcfile
 import numpy as np
 from bench_report import commit, machine
 
+from cryoshuffle import scratch
 from cryoshuffle.outputs import write_json
 from cryoshuffle.simulation import simulate
 
@@ -59,8 +60,11 @@ def write_large(path: Path, side: int) -> None:
     tile = simulate("wbp", (80, 144, 144), 0.061, 0).tomogram.numpy()
     times = -(-side // tile.shape[1])
     with mrcfile.new_mmap(path, (side, side, side), 2, overwrite=True) as mrc:
+        scratch.watch(mrc.data)
         for z in range(side):
             mrc.data[z] = np.tile(tile[z % len(tile)], (times, times))[:side, :side]
+            # The system counts what this process has at its peak for those that it starts, too.
+            scratch.release()
         mrc.voxel_size = 10.0
 
 
