@@ -538,9 +538,12 @@ def section(content: Json) -> str:
         ("disk, reading", f"{measured['disk_read_gib_per_s']:.2f} GiB/s", "timed"),
     ]
     if memory is not None:
+        windows = memory.get("windows_computed_and_there")
+        some = f", {windows[0]} of {windows[1]} windows computed" if windows else ""
+        allowed = f"{memory['memory_asked_gib']:g} GiB allowed{some}"
         facts.append(
             (
-                f"peak memory of a run on {memory['tomogram_gib']:.1f} GiB, {memory['memory_asked_gib']:g} GiB allowed",
+                f"peak memory of a run on {memory['tomogram_gib']:.1f} GiB, {allowed}",
                 f"{memory['peak_resident_gib']:.1f} GiB",
                 "robustness.json",
             )
