@@ -76,9 +76,12 @@ def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     memory = ["--memory", str(options.memory)]
     words, said = [str(source), str(out), "--effort", options.effort, "--quiet", *memory], work / "windows.json"
-    few = [sys.executable, "-c", SOME_WINDOWS, str(options.windows), str(said), "denoise"]
-    subprocess.run([*(COMMAND if options.windows is None else few), *words], check=True)
-    windows = None if options.windows is None else json.loads(said.read_text(encoding="utf-8"))
+    command, windows = COMMAND, None
+    if options.windows is not None:
+        command = [sys.executable, "-c", SOME_WINDOWS, str(options.windows), str(said), "denoise"]
+    subprocess.run([*command, *words], check=True)
+    if options.windows is not None:
+        windows = json.loads(said.read_text(encoding="utf-8"))
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     return {

@@ -18,6 +18,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 def load_script(monkeypatch):
     """Imports a program of ``scripts/`` by its name; the next test begins without it, and what it imported there."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
+    # Set first: what is removed without that would not be removed again behind the test.
     for path in SCRIPTS.glob("*.py"):
         monkeypatch.setitem(sys.modules, path.stem, None)
         del sys.modules[path.stem]
