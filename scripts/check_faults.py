@@ -28,6 +28,7 @@ import numpy as np
 from bench_report import commit, machine
 
 from cryoshuffle import scratch
+from cryoshuffle.mergers import JOURNAL
 from cryoshuffle.outputs import write_json
 from cryoshuffle.simulation import simulate
 
@@ -97,25 +98,34 @@ def check_memory(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """The result of a run killed again and again, beside that of one that was left alone."""
-    source = work / "in.mrc"
+    """The result of a run killed again and again, beside that of one that was left alone.
+
+    The first half of the kills may come at any time, the second only once the network is applied.
+    """
+    source, cut = work / "in.mrc", work / "cut.mrc"
+    journal = work / "cut_run" / JOURNAL
     write_large(source, 96)
-    more = ["--steps", str(options.steps), "--quiet", "--memory", "0.01", "--inference-window", "16,48,48"]
+    more = ["--steps", str(options.steps), "--quiet", "--memory", "0.01", "--inference-window", "16,32,32"]
     began = time.monotonic()
     subprocess.run([*COMMAND, str(source), str(work / "whole.mrc"), *more], check=True)
     whole_s = time.monotonic() - began
-    draw, moments, early = random.Random(options.seed), [], False
-    cut = work / "cut.mrc"
+    draw, early = random.Random(options.seed), False
+    moments: list[dict[str, Any]] = []
     while len(moments) < options.count and not cut.exists():
         process = subprocess.Popen([*COMMAND, str(source), str(cut), *more, *(["--resume"] if moments else [])])
+        began = time.monotonic()
         wait_s = draw.uniform(0, options.longest * whole_s)
-        try:
-            process.wait(timeout=wait_s)
-        except subprocess.TimeoutExpired:
+        fitting = len(moments) < options.count // 2
+        while process.poll() is None and (time.monotonic() - began < wait_s or not (fitting or journal.exists())):
+            time.sleep(0.02)
+        if process.poll() is None:
             process.kill()
             process.wait()
-            moments.append(round(wait_s, 1))
+            stage = "denoising" if journal.exists() else "fit"
+            moments.append({"after_s": round(time.monotonic() - began, 1), "stage": stage})
             early = early or (cut.exists() and not mrcfile.validate(cut))
+        elif process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
     if not cut.exists():
         subprocess.run([*COMMAND, str(source), str(cut), *more, "--resume"], check=True)
     left = [
@@ -124,7 +134,8 @@ def check_kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     same = bool(np.array_equal(mrcfile.read(work / "whole.mrc"), mrcfile.read(cut)))
     return {
         "kills": len(moments),
-        "seconds_until_each": moments,
+        "kills_while_denoising": sum(one["stage"] == "denoising" for one in moments),
+        "moments": moments,
         "seconds_of_a_whole_run": whole_s,
         "same_bits": same,
         "partial_file_under_the_final_name": early,

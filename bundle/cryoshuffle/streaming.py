@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.devices import to_device, trim_memory
+from cryoshuffle.devices import to_device, trim_memory, trim_near_limit
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, mean_with_before
@@ -83,6 +83,7 @@ class _Convolved:
         self._held = seen.narrow(2, max(0, count), min(2 * reach, seen.shape[2])).clone()
         if count <= 0:
             return None
+        trim_near_limit()
         return F.conv3d(seen, self._weight, self._bias, padding=[0, *self._reach[1:]])
 
 

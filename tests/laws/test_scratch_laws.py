@@ -124,6 +124,38 @@ def test_weighing_a_volume_on_disk_takes_no_memory_that_grows_with_it(tmp_path):
     assert grown < 128, f"{grown} MiB"
 
 
+_GAPS = """
+import torch
+from cryoshuffle.devices import keep_memory, limit_memory, trim_near_limit
+
+def resident():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
+
+torch.set_num_threads(1)
+with keep_memory(torch.device("cpu")):
+    tensors = [torch.ones(size) for _ in range(64) for size in (2**21, 2**10)]
+    large = tensors[::2]
+    tensors = [small for small in tensors[1::2]]
+    del large
+    found = [resident()]
+    for limit_gib in (2 * found[0] / 1024, found[0] / 1024):
+        limit_memory(limit_gib)
+        trim_near_limit()
+        found.append(resident())
+    assert all(bool((small == 1).all()) for small in tensors)
+print(*found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "confstr"), reason="memory is kept with glibc alone")
+def test_gaps_between_tensors_are_given_back_where_the_program_comes_near_its_limit():
+    """512 MiB of gaps, each behind a small tensor that stays; far from the limit they are kept for the next layer."""
+    command = [sys.executable, "-c", _GAPS]
+    kept, far, near = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert far > kept - 32, f"{kept} MiB, then {far}"
+    assert near < kept - 400, f"{kept} MiB, then {near}"
+
+
 def test_a_part_of_a_volume_on_disk_is_taken_plane_by_plane(tmp_path, little, monkeypatch):
     """What was read is let go of after each plane; the part is a copy; one in memory stays a view."""
     values = torch.randn(1, 12, 10, 8)

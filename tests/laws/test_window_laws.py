@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -208,6 +209,24 @@ def test_a_streamed_network_gives_what_it_gives_at_once(lattice, thickness):
             with torch.no_grad():
                 apart = StreamedNetwork(network, thickness)(x) - network(x)
             assert apart.abs().max() < 1e-12
+
+
+def test_a_streamed_network_looks_at_the_limit_before_each_convolution(net, monkeypatch):
+    """So it is above what it plans with by what one layer takes at most; the result is the same."""
+    seen: list[str] = []
+    convolve, x = F.conv3d, torch.randn(1, 1, 24, 12, 12, dtype=torch.float64)
+
+    def watched(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        seen.extend(["layer"] if weight[0, 0].numel() > 1 else [])
+        return convolve(x, weight, *args, **kwargs)
+
+    with torch.no_grad():
+        whole = net(x)
+        monkeypatch.setattr(streaming, "trim_near_limit", lambda: seen.append("look"))
+        monkeypatch.setattr(F, "conv3d", watched)
+        assert torch.allclose(StreamedNetwork(net, 12)(x), whole, atol=1e-12)
+    assert seen == ["look", "layer"] * (len(seen) // 2)
+    assert len(seen) > 2 * 2 * len(net.body.encoder)
 
 
 def test_only_what_needs_no_whole_window_is_streamed(net):

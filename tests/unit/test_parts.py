@@ -46,6 +46,7 @@ from cryoshuffle.devices import (
     most_memory_bytes,
     to_device,
     trim_memory,
+    trim_near_limit,
     window_bytes,
 )
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, user_error
@@ -266,6 +267,27 @@ def test_memory_is_trimmed_only_while_it_is_kept():
     with keep_memory(torch.device("cpu")):
         trim_memory()
     assert bool((x == 1).all())
+
+
+def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch):
+    """Not far from the limit, nor outside of :func:`keep_memory`, nor again before there is something to give."""
+    resident, trims = [], []
+    monkeypatch.setattr(devices, "_resident_bytes", lambda: resident[-1] * 2**20)
+    monkeypatch.setattr(devices, "trim_memory", lambda: (trims.append(resident[-1]), resident.append(900)))
+    devices.limit_memory(1.0)
+
+    def told(mib: int) -> bool:
+        resident.append(mib)
+        before = len(trims)
+        trim_near_limit()
+        return len(trims) > before
+
+    assert not told(1500)
+    with keep_memory(torch.device("cpu")):
+        assert [told(mib) for mib in (860, 880, 940, 960, 970, 940)] == [False, True, False, False, True, False]
+    devices.limit_memory(4.0)
+    with keep_memory(torch.device("cpu")):
+        assert not told(1500)
 
 
 def test_a_batch_of_one_is_a_view():
