@@ -41,7 +41,7 @@ from cryoshuffle.cli import main as cryoshuffle
 from cryoshuffle.devices import limit_memory
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.mrc import MrcWriter
-from cryoshuffle.outputs import checksum, write_json, write_text
+from cryoshuffle.outputs import SETTLED_S, checksum, write_json, write_text
 from cryoshuffle.transforms import StandardiseIntensity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -343,6 +343,8 @@ def count_passes(work: Path) -> Json:
             mrc.set_data(np.random.default_rng(0).standard_normal((planes, 48, 48)).astype(np.float32))
             mrc.set_volume()
             mrc.voxel_size = 10.0
+        # What was changed a moment ago is read for its checksum each time.
+        time.sleep(2 * SETTLED_S)
         for way, words in {
             "fit": ["denoise", *fit, "--inference-window", within],
             "apply": ["apply", str(network), "--window", within],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.mrc import SUFFIXES as MRC_SUFFIXES
 from cryoshuffle.mrc import MrcWriter, is_mrc_name
 
+# Checksums this process has taken, by the state that the files were in.
+_known: dict[str, str] = {}
+# So long after it was changed, seconds, a file that is changed again has other times, however coarse they are.
+SETTLED_S = 2.0
 SUFFIXES = (*MRC_SUFFIXES, *omezarr.SUFFIXES, ".nii", ".nii.gz")
 
 
@@ -70,19 +76,42 @@ class ExactPath(FolderLayoutBase):
 def checksum(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, in hexadecimal; of a folder, of the names and the content of all its files.
 
+    What this process has read before is not read again as long as the system says that it is the same file, of the same
+    size, and that neither content nor name have changed since.
+
     Raises:
         FileError: if it cannot be read.
     """
     digest, whole = hashlib.sha256(), Path(path)
     try:
-        for one in sorted(part for part in whole.rglob("*") if part.is_file()) if whole.is_dir() else [whole]:
+        files = sorted(part for part in whole.rglob("*") if part.is_file()) if whole.is_dir() else [whole]
+        state = _state(whole, files)
+        if state is not None and state in _known:
+            return _known[state]
+        for one in files:
             if one != whole:
                 digest.update(one.relative_to(whole).as_posix().encode() + b"\0")
             with one.open("rb") as file:
                 while block := file.read(2**22):
                     digest.update(block)
+        if state is not None and state == _state(whole, files):
+            _known[state] = digest.hexdigest()
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    return digest.hexdigest()
+
+
+def _state(whole: Path, files: Sequence[Path]) -> str | None:
+    """What the system says of files; None for some that were changed too shortly before for that to be relied on."""
+    digest, now = hashlib.sha256(), time.time()
+    for one in files:
+        found = os.stat(one)
+        if now - max(found.st_mtime, found.st_ctime) < SETTLED_S:
+            return None
+        name = one.relative_to(whole).as_posix()
+        digest.update(
+            repr((name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode()
+        )
     return digest.hexdigest()
 
 

@@ -7,7 +7,9 @@ import gzip
 import itertools
 import os
 import resource
+import time
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import nibabel
@@ -20,7 +22,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 
 import cryoshuffle.mrc
-from cryoshuffle import scratch
+from cryoshuffle import outputs, scratch
 from cryoshuffle.errors import FileError, InputError, UserError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
@@ -365,3 +367,74 @@ def test_the_shape_of_a_nifti_is_that_of_the_image_whichever_way_its_axes_run(tm
         file.write(np.full(4, np.nan, np.float32).tobytes())
     with pytest.raises(InputError, match="not a valid NIfTI"):
         tomogram_shape(path)
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths that are opened to be read."""
+    paths: list[Path] = []
+    usual = Path.open
+
+    def watched(self: Path, *args: Any, **kwargs: Any) -> Any:
+        paths.append(self)
+        return usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", watched)
+    monkeypatch.setattr(outputs, "_known", {})
+    return paths
+
+
+def rewrite(path: Path) -> None:
+    """Another content of the same size, with the times of the one before."""
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [
+    rewrite,
+    lambda path: path.write_bytes(b"longer than before"),
+    lambda path: path.with_name("new").write_bytes(b"behind") and path.with_name("new").rename(path),
+])  # fmt: skip
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_checksum_is_taken_once_and_anew_of_what_has_changed(tmp_path, monkeypatch, opened, folder, change):
+    """However little of it the system shows; a file of a folder is as good as one by itself."""
+    monkeypatch.setattr(outputs, "SETTLED_S", -3600.0)
+    path = tmp_path / "one" / "a.bin"
+    path.parent.mkdir()
+    whole = path.parent if folder else path
+    path.write_bytes(b"before")
+    opened.clear()
+    first = outputs.checksum(whole)
+    assert [outputs.checksum(whole) for _ in range(3)] == [first] * 3
+    assert len(opened) == 1
+    time.sleep(0.05)
+    change(path)
+    opened.clear()
+    assert outputs.checksum(whole) != first
+    assert len(opened) == 1
+
+
+def test_a_checksum_of_a_folder_knows_its_names(tmp_path, monkeypatch):
+    """A file that is renamed, or one without content that is added, makes it another one."""
+    monkeypatch.setattr(outputs, "SETTLED_S", -3600.0)
+    (tmp_path / "a").write_bytes(b"content")
+    found = [outputs.checksum(tmp_path)]
+    (tmp_path / "a").rename(tmp_path / "b")
+    found.append(outputs.checksum(tmp_path))
+    (tmp_path / "c").touch()
+    found.append(outputs.checksum(tmp_path))
+    assert len(set(found)) == 3
+
+
+def test_a_settled_file_is_one_that_was_not_changed_in_the_last_seconds(tmp_path, monkeypatch, opened):
+    """Nor one from the future, of a server whose clock is ahead."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"content")
+    now = time.time()
+    for later, times in ((60.0, 1), (-60.0, 2), (1.0, 2)):
+        opened.clear()
+        outputs._known.clear()
+        monkeypatch.setattr(outputs.time, "time", lambda later=later: now + later)
+        assert outputs.checksum(path) == outputs.checksum(path)
+        assert len(opened) == times
