@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from cryoshuffle.data import WindowDataset, seed_everything
-from cryoshuffle.devices import keep_memory
+from cryoshuffle.devices import keep_memory, trim_near_limit
 from cryoshuffle.errors import FitInterruptedError, SettingError
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
@@ -165,6 +165,8 @@ class FitState(Protocol):
 class KeptMemory:
     """Keeps the memory that layers free for the next step, while an engine runs (:func:`keep_memory`).
 
+    Between two steps of a program that has come near to its limit it is given back.
+
     Args:
         device: that computes.
     """
@@ -176,8 +178,12 @@ class KeptMemory:
     def attach(self, engine: Engine) -> None:
         """From start to end, or to an error."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
         engine.add_event_handler(Events.COMPLETED, self._stop)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _look(self, engine: Engine) -> None:
+        trim_near_limit()
 
     def _start(self, engine: Engine) -> None:
         self._kept.enter_context(keep_memory(self.device))

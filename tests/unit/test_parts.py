@@ -585,6 +585,7 @@ def told(monkeypatch):
 
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Libc())
     monkeypatch.setattr(devices.sys, "platform", "linux")
+    monkeypatch.setattr(devices, "_resident_bytes", lambda: 0)
     return words
 
 
@@ -645,3 +646,20 @@ def test_memory_is_kept_while_an_engine_runs(told):
         assert told[-1] == ("trim",)
         assert told.count(("step",)) == 1
         assert told.count(("trim",)) == 1
+
+
+def test_a_fit_near_the_limit_gives_back_between_its_steps(told, monkeypatch):
+    """Each step leaves 128 MiB that are not in use; far from the limit nothing is given back before the end."""
+
+    def resident() -> int:
+        return 2**29 + 2**27 * (told[-1] == ("step",))
+
+    monkeypatch.setattr(devices, "_resident_bytes", resident)
+    for limit_gib, between in ((0.625, 3), (1.0, 0)):
+        told.clear()
+        devices.limit_memory(limit_gib)
+        engine = Engine(lambda engine, batch: told.append(("step",)))
+        KeptMemory(torch.device("cpu")).attach(engine)
+        engine.run(range(3))
+        assert told[2 : 2 + 3 + between] == [("step",), *[("trim",)] * (between > 0)] * 3
+        assert told.count(("trim",)) == between + 1
