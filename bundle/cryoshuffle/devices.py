@@ -190,9 +190,13 @@ def trim_near_limit() -> None:
     """:func:`trim_memory`, where the program has come near to what it may take; elsewhere nothing happens.
 
     How well the tensors of a layer fit the gaps that others left differs from run to run: the same streaming of the
-    same volume peaked at 1.7 GiB in one and at 2.3 GiB in another.
+    same volume peaked at 1.7 GiB in one and at 2.3 GiB in another. Where more than the limit is in use anyway it is
+    done less often: each time makes the next layers wait for memory.
     """
-    if _keeping and _resident_bytes() > max(_NEAR * most_memory_bytes(), sum(_in_use) + _WORTH):
+    if not _keeping:
+        return
+    near, used = _NEAR * most_memory_bytes(), sum(_in_use)
+    if _resident_bytes() > max(near, used + (_WORTH if used < near else LEAST_WINDOW)):
         trim_memory()
         _in_use[:] = [_resident_bytes()]
 
