@@ -190,7 +190,7 @@ def trim_near_limit() -> None:
     """:func:`trim_memory`, where the program has come near to what it may take; elsewhere nothing happens.
 
     How well the tensors of a layer fit the gaps that others left differs from run to run: the same streaming of the
-    same volume peaked at 1.7 GiB in one and at 2.3 GiB in another. Where more than the limit is in use anyway it is
+    same volume peaks hundreds of MiB higher in one than in another. Where more than the limit is in use anyway it is
     done less often: each time makes the next layers wait for memory.
     """
     if not _keeping:

@@ -6,6 +6,7 @@ import gc
 import json
 import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -134,9 +135,7 @@ def resident():
 torch.set_num_threads(1)
 with keep_memory(torch.device("cpu")):
     tensors = [torch.ones(size) for _ in range(64) for size in (2**21, 2**10)]
-    large = tensors[::2]
-    tensors = [small for small in tensors[1::2]]
-    del large
+    tensors = tensors[1::2]
     found = [resident()]
     for limit_gib in (2 * found[0] / 1024, found[0] / 1024):
         limit_memory(limit_gib)
@@ -147,7 +146,7 @@ print(*found)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not hasattr(os, "confstr"), reason="memory is kept with glibc alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept with glibc alone")
 def test_gaps_between_tensors_are_given_back_where_the_program_comes_near_its_limit():
     """512 MiB of gaps, each behind a small tensor that stays; far from the limit they are kept for the next layer."""
     command = [sys.executable, "-c", _GAPS]

@@ -269,13 +269,13 @@ def test_memory_is_trimmed_only_while_it_is_kept():
     assert bool((x == 1).all())
 
 
-def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch):
+def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch, told):
     """Not far from the limit, nor outside of :func:`keep_memory`, nor again before there is something to give; less
     often where the limit cannot be kept."""
     resident, trims = [], []
     devices.limit_memory(1.0)
 
-    def told(mib: int, used: int) -> bool:
+    def trims_at(mib: int, used: int) -> bool:
         resident.append(mib)
         before = len(trims)
         monkeypatch.setattr(devices, "_resident_bytes", lambda: resident[-1] * 2**20)
@@ -283,13 +283,13 @@ def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch):
         trim_near_limit()
         return len(trims) > before
 
-    assert not told(1500, 0)
+    assert not trims_at(1500, 0)
     with keep_memory(torch.device("cpu")):
-        assert [told(mib, 840) for mib in (860, 880, 890, 910, 900)] == [False, True, False, True, False]
-        assert [told(mib, 900) for mib in (910, 970, 1150, 1160)] == [True, False, False, True]
+        assert [trims_at(mib, 840) for mib in (860, 880, 890, 910, 900)] == [False, True, False, True, False]
+        assert [trims_at(mib, 900) for mib in (910, 970, 1150, 1160)] == [True, False, False, True]
     devices.limit_memory(4.0)
     with keep_memory(torch.device("cpu")):
-        assert not told(1500, 0)
+        assert not trims_at(1500, 0)
 
 
 def test_a_batch_of_one_is_a_view():
