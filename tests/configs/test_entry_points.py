@@ -23,6 +23,7 @@ import torch
 from monai.bundle import ConfigParser, create_workflow
 from onnx.reference import ReferenceEvaluator
 from phantoms import small_tomogram
+from sizes import FULL, TINY_START, write_tiny_configs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cryoshuffle.checkpoints import save_whole
@@ -43,18 +44,37 @@ def entry_points() -> list[tuple[str, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Path:
-    """The released bundle with a tomogram beside its configs, and the schema that MONAI would fetch."""
-    folder = tmp_path_factory.mktemp("released")
-    made = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "make_bundle.py"), str(folder)], capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    bundle = next(path for path in folder.iterdir() if path.is_dir())
+def bundle(make_once, tmp_path_factory) -> Path:
+    """The released bundle with a tomogram beside its configs, and the schema that MONAI would fetch.
+
+    It is made of a checkout with the tiny network, in the long run of this one.
+    """
+
+    def release(folder: Path) -> None:
+        checkout = ROOT
+        if not FULL:
+            checkout = folder / "checkout"
+            unwanted = shutil.ignore_patterns("__pycache__", "_build", "reference")
+            for name in ("bundle", "configs", "docs", "scripts"):
+                shutil.copytree(ROOT / name, checkout / name, ignore=unwanted)
+            shutil.copy(ROOT / "LICENSE", checkout)
+            write_tiny_configs(checkout / "configs", start="$@bundle_root + '/cryoshuffle/start.pt'")
+            shutil.copy(TINY_START, checkout / "bundle" / "cryoshuffle" / "start.pt")
+        command = [sys.executable, str(checkout / "scripts" / "make_bundle.py"), str(folder / "dist")]
+        made = subprocess.run(command, capture_output=True, text=True)
+        assert made.returncode == 0, made.stderr
+
+    dist = shutil.copytree(make_once("released", release) / "dist", tmp_path_factory.mktemp("released") / "dist")
+    bundle = next(path for path in dist.iterdir() if path.is_dir())
     small_tomogram(bundle / "in.mrc")
     (bundle / "eval").mkdir()
     (bundle / "eval" / "schema.json").write_text(json.dumps(SCHEMA))
     return bundle
+
+
+@pytest.fixture(autouse=True)
+def _configs_of_the_bundle(whole_network):
+    """The bundle's own configs are what runs, tiny or not, also in processes that are started."""
 
 
 def test_the_table_is_there():
@@ -66,13 +86,26 @@ def test_the_table_is_there():
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided")
-@pytest.mark.parametrize(("what", "command", "leaves"), entry_points(), ids=[row[0] for row in entry_points()])
+@pytest.mark.parametrize(
+    ("what", "command", "leaves"),
+    # What two processes fit is tested with the workflows by each run of the suite.
+    [pytest.param(*row, marks=pytest.mark.nightly if "torchrun" in row[1] else []) for row in entry_points()],
+    ids=[row[0] for row in entry_points()],
+)
 def test_an_entry_point_does_what_it_says(what, command, leaves, bundle, monkeypatch):
     """Run in the bundle's folder, without changing a word; fits are shortened by options behind."""
-    words = shlex.split(command)
     monkeypatch.chdir(bundle)
     # What the bundle carries, not what is installed.
     monkeypatch.syspath_prepend(str(bundle))
+    for row in entry_points():
+        # Another worker may have had the row that makes what this one reads.
+        if row[2] and row[0] != what and f" {row[2]} " in command and not (bundle / row[2]).exists():
+            run_row(*row, bundle, monkeypatch)
+    run_row(what, command, leaves, bundle, monkeypatch)
+
+
+def run_row(what: str, command: str, leaves: str, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
     short = SMALL if "train.json" in command else []
     if words[0].startswith("scripts/"):
         script = ROOT / words[0]
@@ -192,23 +225,40 @@ def stays_blind(network: Any, exported: Any, shapes: Sequence[tuple[int, ...]] =
         assert not torch.equal(before[..., 5, :], after[..., 5, :])
 
 
-@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript.*")
-def test_an_exported_network_is_the_same_and_still_blind(tmp_path, monkeypatch):
-    """TorchScript, ONNX for its one size, and ``torch.export`` as the page has it, of a blind network."""
+@pytest.fixture
+def blind_network() -> torch.nn.Module:
+    """The network of the configs; in the default suite two levels of it, as PyTorch takes long to trace it."""
     parser = ConfigParser()
     parser.read_config(ROOT / "configs" / "inference.json")
-    # The same layers, fewer of them: PyTorch takes most of a minute to trace the whole network.
-    parser.update({"network_def#stem_channels": 8, "network_def#body#in_channels": 8})
-    parser.update({"network_def#body#channels": [8, 16], "network_def#body#factors": [2]})
+    if not FULL:
+        parser.update({"network_def#stem_channels": 8, "network_def#body#in_channels": 8})
+        parser.update({"network_def#body#channels": [8, 16], "network_def#body#factors": [2]})
     network = parser.get_parsed_content("network_def").eval()
     assert network.lattice.blind_set.shape == "plane"
-    stays_blind(network, torch.jit.script(network))
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript.*")
+def test_a_network_exported_to_onnx_is_the_same_and_still_blind(blind_network):
+    """For its one size."""
     shape = (1, 1, 8, 12, 8)
-    program = torch.onnx.export(network, (torch.randn(shape),), dynamo=True)
+    program = torch.onnx.export(blind_network, (torch.randn(shape),), dynamo=True)
     model = program.model_proto
     given, evaluator = model.graph.input[0].name, ReferenceEvaluator(model)
-    stays_blind(network, lambda x: torch.from_numpy(evaluator.run(None, {given: x.numpy()})[0]), [shape])
+    stays_blind(blind_network, lambda x: torch.from_numpy(evaluator.run(None, {given: x.numpy()})[0]), [shape])
+
+
+def test_a_scripted_network_is_the_same_and_still_blind(blind_network):
+    """TorchScript, for every size."""
+    stays_blind(blind_network, torch.jit.script(blind_network))
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+def test_an_exported_network_is_the_same_and_still_blind(blind_network, tmp_path, monkeypatch):
+    """By ``torch.export``, as the page has it."""
+    network = blind_network
     (tmp_path / "models").mkdir()
     save_whole({"model": network.state_dict(), "network_def": network.config()}, tmp_path / "models" / "model.pt")
     text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")

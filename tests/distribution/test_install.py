@@ -36,6 +36,7 @@ def test_the_oldest_packages_are_the_lower_bounds(script):
     assert script.oldest('dependencies = [\n    "a-b>=0.5",\n    "c>=2.8.1",\n]\n') == ["a-b==0.5", "c==2.8.1"]
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_installed_or_used_is_said_so(script, tmp_path, capsys):
     """A package that is none, and one without our program, fail in one line; no Python is refused at once."""
     (empty := tmp_path / "empty").mkdir()

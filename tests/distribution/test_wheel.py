@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import pytest
 from phantoms import small_tomogram
+from sizes import VARIABLE
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from what the checkout lets a container see."""
-    folder = tmp_path_factory.mktemp("wheel")
-    (source := folder / "source").mkdir()
-    for name in (line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, source / name)
-    subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(source)],
-        check=True,
-    )
-    return next(folder.glob("*.whl"))
 
 
 def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
@@ -50,7 +34,8 @@ def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):
         (decoy / name / "__init__.py").write_text("owner = 'decoy'\n")
     tomogram = small_tomogram(tmp_path / "in.mrc")
     code = f"""
-import sys
+import os, sys
+os.environ.pop({VARIABLE!r}, None)
 sys.path[:0] = [{str(site)!r}, {str(decoy)!r}]
 import bundle, scripts, configs
 import cryoshuffle

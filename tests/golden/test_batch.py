@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import distributed
 import mrcfile
 import numpy as np
 import psutil
 import pytest
 import starfile
+import torch
 from phantoms import small_tomogram
 
+from cryoshuffle import batch as batch_module
 from cryoshuffle.batch import share_machine
 from cryoshuffle.cli import main
 from cryoshuffle.errors import FileError, InputError
@@ -151,21 +156,95 @@ def _wait_for(log: Path, words: str) -> None:
         time.sleep(0.1)
 
 
-def test_a_batch_is_many_single_runs_whatever_dies(tmp_path):
-    """One tomogram is corrupt, a worker is killed: the others are as when alone; again, nothing is left to do."""
-    words = [*WORDS, "--steps", "12"]
-    data = tmp_path / "data"
-    data.mkdir()
-    for seed, name in enumerate("abc"):
-        small_tomogram(data / f"{name}.mrc", seed=seed)
-    (data / "torn.mrc").write_bytes((data / "a.mrc").read_bytes()[:5000])
-    out = tmp_path / "out"
-    command = [*PROGRAM, "batch", str(data), str(out), "--workers", "2", *words]
+def _batch_words(folder: Path) -> list[str]:
+    return ["batch", str(folder / "data"), str(folder / "out"), "--workers", "2", *WORDS, "--steps", "4"]
+
+
+def _data(folder: Path, names: str) -> None:
+    (folder / "data").mkdir()
+    for seed, name in enumerate(names):
+        small_tomogram(folder / "data" / f"{name}.mrc", seed=seed)
+
+
+def _statuses(folder: Path) -> dict[str, str]:
+    return {outcome["name"]: outcome["status"] for outcome in json.loads((folder / "out" / "batch.json").read_text())}
+
+
+@pytest.fixture(scope="session")
+def batch(make_once) -> Path:
+    """A folder with ``data``, one tomogram, and the batch of it, ``out``."""
+
+    def run(folder: Path) -> None:
+        _data(folder, "a")
+        subprocess.run([*PROGRAM, *_batch_words(folder)], check=True, env=ONE_THREAD)
+
+    return make_once("batch", run)
+
+
+def _as_alone(folder: Path, name: str, result: Path) -> bool:
+    source = folder / "data" / f"{name}.mrc"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert main(["denoise", str(source), str(result), "--quiet", *WORDS, "--steps", "4"]) == 0
+    torch.set_num_threads(threads)
+    return np.array_equal(mrcfile.read(folder / "out" / f"{name}.mrc"), mrcfile.read(result))
+
+
+def test_a_batch_is_many_single_runs(batch, tmp_path):
+    """The same bits as when alone; the page of the batch leads to each."""
+    assert _statuses(batch) == {"a": "done"}
+    assert _as_alone(batch, "a", tmp_path / "alone.mrc")
+    assert 'href="a_run/report.html"' in (batch / "out" / "index.html").read_text()
+
+
+def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    """The sentence it ended with is the batch's, and stands on its page. Dask is real, the runs are not."""
+    _data(tmp_path, "ab")
+    tried: list[str] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        source = Path(command[-2])
+        tried.append(source.stem)
+        return (2, f"{source}: is cut short") if source.stem == "a" else (0, "")
+
+    monkeypatch.setattr(batch_module, "_run", run)
+    local = distributed.LocalCluster
+    monkeypatch.setattr(distributed, "LocalCluster", lambda **more: local(**more, processes=False, protocol="tcp"))
+    assert main(_batch_words(tmp_path)) == 2
+    said = capsys.readouterr()
+    assert sorted(tried) == ["a", "a", "b"]
+    assert _statuses(tmp_path) == {"a": "failed", "b": "done"}
+    assert "[2/2]" in said.out
+    assert said.err.strip() == f"cryoshuffle: a failed: {tmp_path / 'data' / 'a.mrc'}: is cut short"
+    assert "is cut short" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
+    """Nothing is left to do the second time; with other settings it is refused before the first run."""
+    folder = tmp_path / "copy"
+    shutil.copytree(batch, folder)
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace(str(batch), str(folder)))
+    before = (folder / "out" / "a.mrc").stat().st_mtime_ns
+    assert main(_batch_words(folder)) == 0
+    assert capsys.readouterr().out.count("skipped") == 1
+    assert (folder / "out" / "a.mrc").stat().st_mtime_ns == before
+    assert main([*_batch_words(folder), "--seed", "1"]) == 2
+    assert "say --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
+    """Another one takes its tomogram up: the bits of a run that is left alone; beside a tomogram that is torn."""
+    _data(tmp_path, "abc")
+    torn = tmp_path / "data" / "torn.mrc"
+    torn.write_bytes((tmp_path / "data" / "a.mrc").read_bytes()[:5000])
+    command = [*PROGRAM, *_batch_words(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as batch:
-        _wait_for(out / "a_run" / "run.log", "the network is blind")
+        _wait_for(tmp_path / "out" / "a_run" / "run.log", "the network is blind")
         for process in psutil.Process(batch.pid).children(recursive=True):
             said = process.cmdline()
-            if "cryoshuffle.batch" in said and str(data / "a.mrc") in said:
+            if "cryoshuffle.batch" in said and str(tmp_path / "data" / "a.mrc") in said:
                 process.parent().send_signal(signal.SIGKILL)
         printed, complained = batch.communicate(timeout=300)
     assert batch.returncode == 2
@@ -174,22 +253,6 @@ def test_a_batch_is_many_single_runs_whatever_dies(tmp_path):
     sentence = complained.strip()
     assert sentence.startswith("cryoshuffle: torn failed: ")
     assert "torn.mrc" in sentence
-    assert {o["name"]: o["status"] for o in json.loads((out / "batch.json").read_text())} == {
-        "a": "done", "b": "done", "c": "done", "torn": "failed",
-    }  # fmt: skip
-    alone = [*PROGRAM, "denoise", str(data / "a.mrc"), str(tmp_path / "alone.mrc"), "--quiet", *words]
-    threads = {name: str(max(1, (os.cpu_count() or 1) // 2)) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    subprocess.run(alone, check=True, capture_output=True, env={**os.environ, **threads})
-    assert np.array_equal(mrcfile.read(out / "a.mrc"), mrcfile.read(tmp_path / "alone.mrc"))
-    index = (out / "index.html").read_text()
-    assert 'href="a_run/report.html"' in index
-    assert "torn.mrc" in index
-
-    (data / "torn.mrc").unlink()
-    before = (out / "a.mrc").stat().st_mtime_ns
-    began = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert began.stdout.count("skipped") == 3
-    assert (out / "a.mrc").stat().st_mtime_ns == before
-    other = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
-    assert other.returncode == 2
-    assert "say --overwrite" in other.stderr
+    assert _statuses(tmp_path) == {**dict.fromkeys("abc", "done"), "torn": "failed"}
+    assert _as_alone(tmp_path, "a", tmp_path / "alone.mrc")
+    assert "torn.mrc" in (tmp_path / "out" / "index.html").read_text()

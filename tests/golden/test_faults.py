@@ -22,9 +22,11 @@ from phantoms import small_tomogram, write_mrc
 from cryoshuffle import scratch
 from cryoshuffle.checkpoints import load_plain
 from cryoshuffle.cli import main
-from cryoshuffle.mergers import JOURNAL
+from cryoshuffle.mergers import JOURNAL, WindowMerger
 from cryoshuffle.outputs import checksum
 from cryoshuffle.provenance import hold, let_go
+from cryoshuffle.reports import read_history
+from cryoshuffle.windows import Box
 
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
 # So little memory that the volume goes to disk, and windows so small that there are many.
@@ -33,7 +35,20 @@ QUICK = ["--effort", "fast", "--quiet"]
 
 
 def apply(checkpoint: Path, tomogram: Path, out: Path, *more: str) -> list[str]:
-    return [*COMMAND, "apply", str(checkpoint), str(tomogram), str(out), *ON_DISK, *more]
+    return ["apply", str(checkpoint), str(tomogram), str(out), *ON_DISK, *more]
+
+
+def stop_after_windows(patch: pytest.MonkeyPatch, count: int) -> None:
+    """The program gets a SIGTERM once so many windows of the result are done in this run."""
+    original, marked = WindowMerger.mark, itertools.count(1)
+
+    def mark(self: WindowMerger, box: Box) -> None:
+        original(self, box)
+        # A fit scores its held-out slab by windows too; those leave no journal.
+        if self.folder is not None and next(marked) == count:
+            signal.raise_signal(signal.SIGTERM)
+
+    patch.setattr(WindowMerger, "mark", mark)
 
 
 def wait_for_windows(process: subprocess.Popen[str], journal: Path, count: int) -> None:
@@ -50,24 +65,27 @@ def left_behind(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if path.name.startswith(".") or "partial" in path.name)
 
 
-def test_a_killed_denoising_goes_on_after_its_last_window(tmp_path, fitted):
-    """SIGKILL twice, --resume each time: the bits of a run that was never interrupted, and of one in memory."""
+def test_a_killed_denoising_goes_on_after_its_last_window(tmp_path, fitted, monkeypatch, capsys):
+    """SIGKILL, a SIGTERM, --resume each time: the bits of a run that nothing interrupted, and of one in memory."""
     tomogram, checkpoint = fitted
-    subprocess.run(apply(checkpoint, tomogram, tmp_path / "whole.mrc"), check=True)
-    journal = tmp_path / "cut_run" / JOURNAL
-    for number, more in enumerate([(), ("--resume",)], start=1):
-        process = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "cut.mrc", *more), text=True, stderr=-1)
-        wait_for_windows(process, journal, 3 * number)
-        process.kill()
-        process.communicate()
-        assert not (tmp_path / "cut.mrc").exists(), "never a partial file under the final name"
-    refused = subprocess.run(apply(checkpoint, tomogram, tmp_path / "cut.mrc"), capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "holds an unfinished result, add --resume to go on with it or --overwrite" in refused.stderr
-    subprocess.run(apply(checkpoint, tomogram, tmp_path / "cut.mrc", "--resume"), check=True)
+    assert main(apply(checkpoint, tomogram, tmp_path / "whole.mrc")) == 0
+    journal, cut = tmp_path / "cut_run" / JOURNAL, apply(checkpoint, tomogram, tmp_path / "cut.mrc")
+    process = subprocess.Popen([*COMMAND, *cut], text=True, stderr=-1)
+    wait_for_windows(process, journal, 3)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "cut.mrc").exists(), "never a partial file under the final name"
+    with monkeypatch.context() as patch:
+        stop_after_windows(patch, 3)
+        assert main([*cut, "--resume"]) == 3
+    assert not (tmp_path / "cut.mrc").exists()
+    capsys.readouterr()
+    assert main(cut) == 2
+    assert "holds an unfinished result, add --resume to go on with it or --overwrite" in capsys.readouterr().err
+    assert main([*cut, "--resume"]) == 0
     assert "windows are done" in (tmp_path / "cut_run" / "run.log").read_text()
-    in_memory = [*COMMAND, "apply", str(checkpoint), str(tomogram), str(tmp_path / "memory.mrc"), "--quiet"]
-    subprocess.run([*in_memory, "--window", "8,24,24"], check=True)
+    in_memory = ["apply", str(checkpoint), str(tomogram), str(tmp_path / "memory.mrc"), "--quiet"]
+    assert main([*in_memory, "--window", "8,24,24"]) == 0
     results = [mrcfile.read(tmp_path / f"{name}.mrc") for name in ("whole", "cut", "memory")]
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
@@ -87,44 +105,44 @@ def test_other_windows_on_disk_differ_by_rounding(tmp_path, fitted):
     assert max(np.abs(result - results[0]).max() for result in results) < 1e-5 * results[0].std() + 1e-5 * 110
 
 
-def test_what_has_changed_since_is_named(tmp_path, fitted):
+def test_what_has_changed_since_is_named(tmp_path, fitted, monkeypatch, capsys):
     """Another tomogram under the same name, or other options: neither fit nor result is gone on with."""
     _, checkpoint = fitted
     tomogram = small_tomogram(tmp_path / "in.mrc", (24, 72, 72), seed=5)
-    process = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "out.mrc"), text=True, stderr=-1)
-    wait_for_windows(process, tmp_path / "out_run" / JOURNAL, 3)
-    process.kill()
-    process.communicate()
+    with monkeypatch.context() as patch:
+        stop_after_windows(patch, 3)
+        assert main(apply(checkpoint, tomogram, tmp_path / "out.mrc")) == 3
+    capsys.readouterr()
     small_tomogram(tmp_path / "in.mrc", seed=6)
     for more, words in (((), "tomogram was"), (("--detail", "0.5"), "detail was 0.0 and is 0.5")):
-        command = apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume", *more)
-        said = subprocess.run(command, capture_output=True, text=True)
-        assert said.returncode == 2
-        assert words in said.stderr
-        assert said.stderr.count("\n") == 1
+        assert main(apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume", *more)) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
     fit = ["fit", str(tomogram), "--checkpoint", str(tmp_path / "c.pt"), *QUICK]
     assert main(fit) == 0
     small_tomogram(tmp_path / "in.mrc", seed=7)
-    said = subprocess.run([*COMMAND, *fit, "--resume"], capture_output=True, text=True)
-    assert said.returncode == 2
-    assert "content was" in said.stderr
+    capsys.readouterr()
+    assert main([*fit, "--resume"]) == 2
+    assert "content was" in capsys.readouterr().err
 
 
-def test_a_finished_fit_is_not_repeated_after_the_result_was_interrupted(tmp_path, fitted):
+def test_a_finished_fit_is_not_repeated_after_the_result_was_interrupted(tmp_path, fitted, monkeypatch, capsys):
     """SIGTERM while a tomogram is denoised after its fit: exit code 3, a sentence, and --resume takes it up."""
     tomogram, _ = fitted
-    command = [*COMMAND, "denoise", str(tomogram), str(tmp_path / "out.mrc"), *QUICK, "--memory", "0.0001"]
+    command = ["denoise", str(tomogram), str(tmp_path / "out.mrc"), *QUICK, "--memory", "0.0001"]
     command += ["--inference-window", "8,24,24"]
-    process = subprocess.Popen(command, text=True, stderr=subprocess.PIPE)
-    wait_for_windows(process, tmp_path / "out_run" / JOURNAL, 2)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 3
+    with monkeypatch.context() as patch:
+        stop_after_windows(patch, 2)
+        assert main(command) == 3
+    said = capsys.readouterr().err
     assert "goes on with --resume" in said
     assert "Traceback" not in said
-    subprocess.run([*command, "--resume"], check=True)
+    steps = len(read_history(tmp_path / "out_run"))
+    assert main([*command, "--resume"]) == 0
+    assert len(read_history(tmp_path / "out_run")) == steps
     whole = [part.replace("out.mrc", "whole.mrc") for part in command]
-    subprocess.run(whole, check=True)
+    assert main(whole) == 0
     assert np.array_equal(mrcfile.read(tmp_path / "out.mrc"), mrcfile.read(tmp_path / "whole.mrc"))
     assert left_behind(tmp_path) == []
 
@@ -135,7 +153,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, fitted):
 
     def limit(most: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True,
+            [*COMMAND, *apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume")], capture_output=True, text=True,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most)),
         )  # fmt: skip
 
@@ -147,7 +165,7 @@ def test_a_full_disk_costs_nothing_but_time(tmp_path, fitted):
         assert "make room" in said.stderr
         assert not (tmp_path / "out.mrc").exists()
         assert left_behind(tmp_path) == []
-    subprocess.run(apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), check=True)
+    assert main(apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume")) == 0
     assert (tmp_path / "out.mrc").exists()
 
 
@@ -194,26 +212,24 @@ def test_a_clock_that_is_set_changes_nothing(tmp_path, monkeypatch):
         assert "is used up" in fit("late")[1]
 
 
-def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted):
+def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted, capsys):
     """The second is refused while the first lives; the system forgets the lock of a run that was killed."""
     tomogram, checkpoint = fitted
-    first = subprocess.Popen(apply(checkpoint, tomogram, tmp_path / "out.mrc"), text=True, stderr=-1)
+    command = apply(checkpoint, tomogram, tmp_path / "out.mrc")
+    first = subprocess.Popen([*COMMAND, *command], text=True, stderr=-1)
     wait_for_windows(first, tmp_path / "out_run" / JOURNAL, 1)
     # It would be done before the second has begun.
     first.send_signal(signal.SIGSTOP)
-    second = subprocess.run(
-        apply(checkpoint, tomogram, tmp_path / "out.mrc", "--resume"), capture_output=True, text=True
-    )
-    elsewhere = subprocess.run(
-        apply(checkpoint, tomogram, tmp_path / "out.mrc", "--report", str(tmp_path / "elsewhere")),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    first.kill()
-    first.communicate()
-    assert second.returncode == 2
-    assert "another run is at work there" in second.stderr
-    assert elsewhere.returncode == 2
-    assert "out.mrc: another run is about to write it" in elsewhere.stderr
+    try:
+        for more, words in (
+            (["--resume"], "another run is at work there"),
+            (["--report", str(tmp_path / "elsewhere")], "out.mrc: another run is about to write it"),
+        ):
+            assert main([*command, *more]) == 2
+            assert words in capsys.readouterr().err
+    finally:
+        first.kill()
+        first.communicate()
     hold(tmp_path / "out_run")
     hold(tmp_path / "out_run")
     let_go()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from phantoms import CONFIGS, write_mrc
+from sizes import suite_start
 
 from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_network, load_plain, save_whole
@@ -254,7 +255,7 @@ def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):
     options = ["--steps", "3", "--window", "16,24,16", "--quiet", "--blind", "plane", "--tilt-axis", "y"]
     assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *options]) == 0
     model = load_plain(tmp_path / "out_run" / "model.pt")
-    given = load_plain(starting_network())["model"]
+    given = load_plain(suite_start())["model"]
     moved = {name for name, value in model["model"].items() if not torch.equal(value, given[name])}
     assert moved
     assert all(name.endswith("running_mean") for name in moved)

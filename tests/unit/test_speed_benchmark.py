@@ -126,6 +126,7 @@ def test_each_convolution_of_the_body_is_found_as_often_as_it_is_there(speed):
     }
 
 
+@pytest.mark.nightly
 def test_all_parts_are_measured_resumed_and_reported(speed, tmp_path, capsys):
     """Other sections stay, what is finished is not measured again, what could not be is told, without paths."""
     report = sys.modules["bench_report"]
