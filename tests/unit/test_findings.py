@@ -1,0 +1,70 @@
+"""The verdicts of the report: each number is good on one side of its threshold and a reason to look on the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from cryoshuffle.pages import findings
+
+LATTICE = {"stride": 3, "scatter": 0.1}
+HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("good", "doubtful", "level", "words"),
+    [
+        (
+            {"noise": {"clean": True, "reason": "measured"}},
+            {"noise": {"clean": False, "reason": "measured"}},
+            "bad",
+            "measured",
+        ),
+        ({"refinement": {"trust": 0.5}}, {"refinement": {"trust": 0.49}}, "look", "of the result is the network's"),
+        (
+            {"numbers": {"residual": {"low_frequency_correlation": -0.34}}},
+            {"numbers": {"residual": {"low_frequency_correlation": -0.36}}},
+            "look",
+            "coarse detail in common",
+        ),
+        (
+            {"numbers": {"halves": {**HALVES, "beyond_chance": True}}},
+            {"numbers": {"halves": {**HALVES, "beyond_chance": False}}},
+            "look",
+            "",
+        ),
+        (
+            {"numbers": {"signal_left": {"ratio": 1.3, "scatter": 0.05, "where": [1, 2, 3]}}},
+            {"numbers": {"signal_left": {"ratio": 1.4, "scatter": 0.05, "where": [1, 2, 3]}}},
+            "look",
+            "where there is structure",
+        ),
+        (
+            {"numbers": {"seams": {"borders": 1.3, "halfway": 1.0}}},
+            {"numbers": {"seams": {"borders": 1.5, "halfway": 1.0}}},
+            "look",
+            "windows it was denoised in",
+        ),
+        (
+            {"numbers": {"lattice": {"y": {**LATTICE, "excess": 1.2}}}},
+            {"numbers": {"lattice": {"y": {**LATTICE, "excess": 1.4}}}},
+            "look",
+            "along y",
+        ),
+    ],
+)
+def test_a_number_is_good_on_one_side_of_its_threshold_only(good, doubtful, level, words):
+    """One finding each, with the level of its side, that names what it is of."""
+    for content, expected in ((good, "ok"), (doubtful, level)):
+        arguments = {"noise": None, "refinement": None, "numbers": {}, **content}
+        (found,) = findings(**arguments)
+        assert found.level == expected
+        assert words in found.words
+
+
+def test_a_result_that_is_mostly_the_filter_says_why():
+    """The share of each stands in the sentence, the reason only where the network has the lesser part."""
+    much, little = (findings(None, {"trust": trust}, {})[0].words for trust in (0.8, 0.2))
+    assert "80% of the result is the network's, 20% that of the best linear filter" in much
+    assert "too small or too noisy" not in much
+    assert "20% of the result is the network's, 80% that of the best linear filter" in little
+    assert "too small or too noisy" in little
