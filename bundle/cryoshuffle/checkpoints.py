@@ -166,6 +166,7 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
             "trust": float(blend["trust"]),
             "sigma": list(as_widths(blend["sigma"])),
             "gain": float(blend["gain"]),
+            **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
         }
     return Fitted(BlindSet(**blind), lattice["stride"], whitening, blend)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cryoshuffle import scratch
 from cryoshuffle.devices import choose_precision, is_out_of_memory, keep_memory, to_device, trim_memory, window_bytes
 from cryoshuffle.errors import SettingError
-from cryoshuffle.filters import gaussian, gaussian_reach
+from cryoshuffle.filters import filter_reach, filtered
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.mergers import WindowMerger
 from cryoshuffle.network import unwrap
@@ -88,9 +88,9 @@ class HaloWindowInferer(PrecisionInferer):
         precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
         progress: show a bar with voxels per second and the time left.
-        blend: ``trust`` in the network, the rest goes to a Gaussian of ``sigma`` voxels along (Z, Y, X) times ``gain``,
-            which carries the result where a volume was too small or too noisy for a network; None for the network
-            alone.
+        blend: ``trust`` in the network, the rest goes to a linear filter, ``kernel``, or a Gaussian of ``sigma``
+            voxels along (Z, Y, X) times ``gain``, which carries the result where a volume was too small or too noisy
+            for a network; None for the network alone.
         detail: share of the input mixed back into the result, 0 to 1.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
@@ -141,7 +141,7 @@ class HaloWindowInferer(PrecisionInferer):
                 raise SettingError("the network does not know how far it sees: set the halo of the inferer")
             halo = as_triple(radius, "halo")
         if self.blend is not None:
-            reach = gaussian_reach(self.blend["sigma"])
+            reach = filter_reach(self.blend)
             halo = max(halo[0], reach[0]), max(halo[1], reach[1]), max(halo[2], reach[2])
         return halo
 
@@ -187,12 +187,12 @@ class HaloWindowInferer(PrecisionInferer):
         """Planes of a window, and what the filter makes of them."""
         if self.blend is None:
             return
-        reach, depth = gaussian_reach(self.blend["sigma"])[0], crop.shape[2]
+        reach, depth = filter_reach(self.blend)[0], crop.shape[2]
         for start in range(0, depth, thickness):
             first, stop = max(0, start - reach), min(start + thickness, depth)
             seen = to_device(scratch.taken(crop[:, :, first : stop + reach]), device)
-            smooth = torch.stack([gaussian(one, self.blend["sigma"])[None] for one in seen[:, 0]])
-            yield slice(start, stop), float(self.blend["gain"]) * smooth[:, :, start - first : stop - first]
+            smooth = torch.stack([filtered(one, self.blend)[None] for one in seen[:, 0]])
+            yield slice(start, stop), smooth[:, :, start - first : stop - first]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Run the network over the volume."""

@@ -16,7 +16,7 @@ from cryoshuffle.checkpoints import load_plain, save_whole
 from cryoshuffle.filters import FilterChoice
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop
-from cryoshuffle.recorruption import draw_noise, lay_noise
+from cryoshuffle.recorruption import draw_noise, lay_noise, noise_level
 from cryoshuffle.refinement import Refinement, copy_with_weights, settle
 from cryoshuffle.reports import RunLog
 from cryoshuffle.scratch import taken
@@ -26,6 +26,9 @@ logger = logging.getLogger("cryoshuffle")
 DOUBT = 2.0
 SURE = 4.0
 MOSTLY = 0.5
+# Share of a network whose weight is too large: of a real cell .2 to .6 are alike in all bands, and the less the better
+# in the coarsest detail.
+EXCESSIVE = 1 / 3
 _BLOCK = 4
 _SIDE = 96
 _SEED = 1
@@ -52,25 +55,41 @@ class Judgement:
 
     @property
     def trust(self) -> float:
-        """How much of the result is the network's: its weight, but nothing while that may be chance."""
-        sure = (self.weight / self.error - DOUBT) / (SURE - DOUBT) if self.error > 0 else 0.0
-        return min(1.0, max(0.0, self.weight)) * min(1.0, max(0.0, sure))
+        """How much of the result is the network's: its weight, but nothing while that may be chance.
+
+        A weight above 1 by more than chance asks for more than the network has, which no estimate of the signal can
+        be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
+        """
+
+        def beyond_chance(distance: float) -> float:
+            return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
+
+        most = 1.0 - (1.0 - EXCESSIVE) * beyond_chance(self.weight - 1)
+        return min(most, max(0.0, self.weight)) * beyond_chance(self.weight)
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether more of the network is asked for than there is, by more than chance."""
+        return self.weight - 1 > DOUBT * self.error > 0
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.trust, "sigma": list(self.linear.sigma), "gain": self.linear.gain}
+        return {"trust": self.trust, **self.linear.config()}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
         leans = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
         where = "on voxels held out of the fit " if self.fitted else "" if self.reliable else leans
         network = "network" if self.fitted else "starting network, which was not fitted to the volume"
-        z, y, x = self.linear.sigma
         words = (
-            f"{where}the best mixture with the best linear filter (Gaussian, "
-            f"{z:.2g} × {y:.2g} × {x:.2g} voxels along z, y, x) has {self.weight:.2f} ± {self.error:.2f} "
-            f"of the {network}"
+            f"{where}the best mixture with the best linear filter ({self.linear.describe()}) "
+            f"has {self.weight:.2f} ± {self.error:.2f} of the {network}"
         )
+        if self.is_excessive:
+            return (
+                f"{words}, more than all: the noise is not quite known, {1 - self.trust:.0%} of the result is the "
+                "filter's"
+            )
         if self.trust >= MOSTLY:
             return f"{words}: the network carries the result"
         share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
@@ -136,9 +155,10 @@ def judge(
         scored = None if held_out is None else held_out.scored(image.shape[1:])
         part = central_crop(image, _SIDE)[0] if scored is None else taken(image[(slice(None), *scored.read)])[0]
         core = (slice(None),) * 3 if scored is None else scored.core
+        level = noise_level(part, found.spectrum) if found.levels else 1.0
         product = square = torch.zeros_like(part[core], dtype=torch.float64)
         for _ in range(draws):
-            noise = lay_noise(draw_noise(found.spectrum, random), part.shape)
+            noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
             for signed in (noise, -noise):
                 given, target = part + strength * signed, (part - signed / strength)[core]
                 with torch.no_grad():
@@ -155,9 +175,17 @@ def judge(
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
     write_json(
-        {**verdict.blend(), "weight": verdict.weight, "error": verdict.error}, Path(output_dir) / "refinement.json"
+        {
+            "trust": verdict.trust,
+            "sigma": list(found.linear.sigma),
+            "gain": found.linear.gain,
+            "filter": found.linear.describe(),
+            "weight": verdict.weight,
+            "error": verdict.error,
+        },
+        Path(output_dir) / "refinement.json",
     )
     with RunLog(output_dir):
-        log = logger.info if verdict.trust >= MOSTLY else logger.warning
+        log = logger.info if verdict.trust >= MOSTLY and not verdict.is_excessive else logger.warning
         log("%s: %s", verdict.describe(), output)
     return verdict

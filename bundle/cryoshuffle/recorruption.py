@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, BlindSet
+from cryoshuffle.ramp import hold_to_ramp, power_next_to_axis, quietest_section, tilt_overlap
 
 GRID = 64
 REACH = 16
@@ -31,6 +32,16 @@ _ANGLES = 180
 _WIDTH_DEG = 2.0
 _LAGS = 4
 _LEAST = 0.02
+_LEVEL_BLOCK = 8
+# The quietest of many sections is quieter than the noise by chance.
+_QUIET = 1.05
+_ROUNDS = 4
+# Shares of signal that are weak, and no longer.
+_WEAK = (0.15, 0.4)
+# Voxels that tell signal from noise by their spectrum alone; on fewer it is chance.
+ENOUGH = 1_000_000
+_LEAST_SCALE = 0.6
+_STRONGEST = 16.0
 
 
 def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
@@ -191,7 +202,36 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet, denois
         return (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
 
     power = _lesser([across(BAND), across(HIGHEST), left.mean(dim=0)], min(volume.shape))
-    return _positive((power * shape).movedim(0, normal), volume).contiguous()
+    noise = power * shape
+    if volume.numel() >= ENOUGH:
+        noise = _without_overlapping_signal(volume, normal, power, shape)
+    return _positive(noise.movedim(0, normal), volume).contiguous()
+
+
+def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shape: Tensor) -> Tensor:
+    """Noise less what real tomograms have of signal in the bands that tell it; see :mod:`cryoshuffle.ramp`.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+        power: of the noise across the tilt axis, an upper bound, ``(GRID, GRID)``.
+        shape: of the noise along it, for each direction, ``(GRID, GRID, GRID)``.
+
+    Returns:
+        Power, the tilt axis first.
+    """
+    noise = hold_to_ramp(power) * shape
+    # The beam comes along Z.
+    if normal != 0:
+        seen, scale = _QUIET * quietest_section(volume, normal, 0), 1.0
+        for _ in range(_ROUNDS):
+            scale = min(1.0, max(_LEAST_SCALE, scale * seen / power_next_to_axis(noise)))
+            noise = hold_to_ramp(power, scale) * shape
+    # Weak signal that no other tilt confirms is taken for noise.
+    total = smooth_spectrum(volume).movedim(normal, 0)
+    share = ((total - noise) / total).clamp(min=0)
+    strong = ((share - _WEAK[0]) / (_WEAK[1] - _WEAK[0])).clamp(0, 1)
+    return total * (1 - share * torch.maximum(strong, tilt_overlap(volume, normal, GRID)))
 
 
 def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
@@ -220,6 +260,49 @@ def lay_noise(tile: Tensor, shape: Sequence[int]) -> Tensor:
     return tile
 
 
+def fine_power(volume: Tensor) -> Tensor:
+    """How strong the finest detail of a volume is at each place: a voxel less the mean around it, squared.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+
+    Shape:
+        that of ``volume``.
+    """
+    padded = F.pad(volume[None, None].float(), (1,) * 6, mode="replicate")
+    return (volume - F.avg_pool3d(padded, 3, stride=1)[0, 0]).square()
+
+
+def fine_power_of_noise(spectrum: Tensor) -> float:
+    """The mean of :func:`fine_power` over noise of a spectrum."""
+    line = (1 + 2 * torch.cos(2 * math.pi * torch.fft.fftfreq(GRID, dtype=torch.float64))) / 3
+    mean = line[:, None, None] * line[:, None] * line
+    return float((spectrum.double() * (1 - mean).square()).mean())
+
+
+def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
+    """How strong the noise of a volume is from place to place, beside that of its spectrum.
+
+    Noise follows the brightness of the images: it is stronger where the specimen is thick. The finest detail is noise
+    but for little, so its power tells; over some 24 voxels along each axis it is known to a few percent.
+
+    Args:
+        volume: the tomogram or a window of it, ``(Z, Y, X)``.
+        spectrum: of its noise, as of :func:`noise_spectrum`.
+
+    Returns:
+        Factor of the amplitude, of the shape of ``volume``, between 0.5 and 2.
+    """
+    expected = fine_power_of_noise(spectrum)
+    # A bead of gold is no noise.
+    power = fine_power(volume).clamp(max=_STRONGEST * expected)
+    blocks = [min(_LEVEL_BLOCK, n) for n in power.shape]
+    coarse = F.avg_pool3d(power[None, None], blocks, ceil_mode=True, count_include_pad=False)
+    coarse = F.avg_pool3d(F.pad(coarse, (1,) * 6, mode="replicate"), 3, stride=1)
+    level = (coarse / expected).sqrt().clamp(0.5, 2)
+    return F.interpolate(level, size=volume.shape, mode="trilinear", align_corners=False)[0, 0].to(volume)
+
+
 class RandRecorruptd(Randomizable, MapTransform):
     """Adds noise of the tomogram's own kind to the input, and takes it from the target.
 
@@ -228,6 +311,7 @@ class RandRecorruptd(Randomizable, MapTransform):
         spectrum: of the noise, as of :func:`noise_spectrum`.
         strength: a in ``x + a z`` and ``x - z / a``.
         fixed: draw the same noise each time, for a risk that can be compared.
+        levels: make the noise as strong as the volume's is at each place (:func:`noise_level`).
 
     Invariant:
         If the spectrum is that of the noise in x, the noise in input and target is uncorrelated.
@@ -241,7 +325,14 @@ class RandRecorruptd(Randomizable, MapTransform):
 
     backend = [TransformBackends.TORCH]
 
-    def __init__(self, keys: KeysCollection, spectrum: Tensor, strength: float = 1.0, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spectrum: Tensor,
+        strength: float = 1.0,
+        fixed: bool = False,
+        levels: bool = False,
+    ) -> None:
         MapTransform.__init__(self, keys)
         if len(self.keys) != 2:
             raise SettingError(f"recorruption has keys {self.keys}: name the input and the target")
@@ -250,6 +341,7 @@ class RandRecorruptd(Randomizable, MapTransform):
         self.spectrum = spectrum
         self.strength = strength
         self.fixed = fixed
+        self.levels = levels
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Recorrupt a window."""
@@ -259,6 +351,8 @@ class RandRecorruptd(Randomizable, MapTransform):
         tile = draw_noise(self.spectrum, random)
         given, target = (convert_to_tensor(result[key]) for key in self.keys)
         noise = lay_noise(tile, given.shape[1:])[None]
+        if self.levels:
+            noise = noise * noise_level(given[0], self.spectrum)
         result[self.keys[0]] = given + self.strength * noise
         result[self.keys[1]] = target - noise / self.strength
         return result

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, load_weights
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.filters import FilterChoice, choose_filter, shape_for
+from cryoshuffle.filters import FilterChoice, choose_linear, shape_for
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
 from cryoshuffle.network import unwrap
 from cryoshuffle.noise import SKEW, load_halves, noise_from_volume, on_one_scale
 from cryoshuffle.preview import central_crop
-from cryoshuffle.recorruption import draw_noise, lay_noise, noise_spectrum, smooth_spectrum
+from cryoshuffle.recorruption import (
+    draw_noise,
+    fine_power,
+    fine_power_of_noise,
+    lay_noise,
+    noise_level,
+    noise_spectrum,
+    smooth_spectrum,
+)
 from cryoshuffle.whitening import undo_whitening
 
 _SIDE = 128
@@ -29,6 +37,8 @@ _SIDE = 128
 _AT_ONCE = 700_000
 _SPECTRUM_ERROR = 0.03
 _SKEW_ERROR = 5.0
+# Share of the finest detail that has to be noise for its strength to tell that of the noise.
+_NOISY = 0.85
 _LARGEST_ERROR = 0.12
 # Voxels below which a fit learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
 ENOUGH = 1_000_000
@@ -41,6 +51,8 @@ class Refinement:
     Attributes:
         spectrum: of the noise, as of :func:`cryoshuffle.recorruption.noise_spectrum`.
         linear: the best linear filter for that noise.
+        levels: whether the noise is stronger at some places than at others by what the finest detail tells; where that
+            holds much signal it does not.
         reliable: whether a network may be fitted to noise of this spectrum. Where the noise leans the spectrum is less
             certain, and a small volume, seen over and over again, teaches the network what the spectrum lacks.
     """
@@ -48,6 +60,7 @@ class Refinement:
     spectrum: Tensor
     linear: FilterChoice
     reliable: bool = True
+    levels: bool = False
 
 
 def measure_refinement(
@@ -116,8 +129,9 @@ def measure_refinement(
     skew = sum(skews) / max(1, len(skews))
     error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * skew)
     reliable = skew <= SKEW or sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
-    linear = choose_filter(crops, spectrum, error, shape=shape_for(lattice.blind_set))
-    return Refinement(spectrum, linear, reliable)
+    linear = choose_linear(crops, spectrum, error, shape_for(lattice.blind_set))
+    fine = sum(float(fine_power(crop).mean()) for crop in crops) / len(crops)
+    return Refinement(spectrum, linear, reliable, levels=fine_power_of_noise(spectrum) > _NOISY * fine)
 
 
 def begin_with(network: nn.Module, start: str | None, device: torch.device | str = "cpu") -> nn.Module:
@@ -220,6 +234,7 @@ class Distillation:
         strength: of the recorruption.
         draws: averaged.
         fixed: draw the same noise each time, for a score that can be compared.
+        levels: make the noise as strong as the volume's is at each place.
 
     Shape:
         batch with ``image`` and ``label`` of ``(B, 1, Z, Y, X) -> (B, 1, Z, Y, X)`` twice; voxels that are NaN in
@@ -234,10 +249,11 @@ class Distillation:
         strength: float = 1.0,
         draws: int = 2,
         fixed: bool = False,
+        levels: bool = False,
     ) -> None:
         self.teacher = teacher.eval()
         self.spectrum, self.inferer, self.strength = spectrum, inferer, strength
-        self.draws, self.fixed = draws, fixed
+        self.draws, self.fixed, self.levels = draws, fixed, levels
         self._known: dict[tuple[float, ...], Tensor] = {}
 
     def __call__(
@@ -263,8 +279,11 @@ class Distillation:
     def _target(self, image: Tensor, label: Tensor, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
         target = torch.zeros_like(image)
+        level: Tensor | float = 1.0
+        if self.levels:
+            level = torch.stack([noise_level(one[0].cpu(), self.spectrum)[None] for one in image]).to(image.device)
         for _ in range(self.draws):
-            noise = lay_noise(draw_noise(self.spectrum, random), image.shape[2:]).to(image.device)
+            noise = level * lay_noise(draw_noise(self.spectrum, random), image.shape[2:]).to(image.device)
             mirrored = [2 + axis for axis in range(3) if int(torch.randint(2, (1,), generator=random))]
             with torch.no_grad():
                 one = self.inferer((image + self.strength * noise).flip(mirrored), self.teacher)

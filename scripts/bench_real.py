@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Scores the program on a real, whole tomogram of a cell: EMPIAR-10499, tilt series 00254 (Mycoplasma pneumoniae).
+
+The tilt series (41 images of 10 Å pixels, ±60°, CC0) travels in the source distribution of the package warpylib 1.1.2:
+
+    pip download --no-deps --no-binary :all: warpylib==1.1.2 && tar xzf warpylib-1.1.2.tar.gz
+    pip install -e ".[bench]"
+    scripts/bench_real.py warpylib-1.1.2/testdata --work work
+
+Makes the tomogram (20 Å voxels, tilt axis y) and its halves, of every other tilt. Denoises the even half and scores it
+against the raw odd half, which has noise of its own: correlation, whole and in bands (differences of Gaussians).
+A result that keeps the signal is in no band below the raw half.
+Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: 1 for the mean of all
+signals that the tomogram allows, more for a result that is too faint, negative for structure that the tomogram has not.
+The share of the finest detail, by region: above 0 it is copied, below 0 its negative is painted.
+Writes docs/benchmarks_real.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+from bench_report import machine
+from scipy import ndimage
+
+from cryoshuffle.filters import convolve, wiener_kernel
+from cryoshuffle.recorruption import smooth_cross_spectrum, smooth_spectrum
+from cryoshuffle.simulation import reconstruct
+
+ROOT = Path(__file__).resolve().parent.parent
+SERIES = "00254"
+PIXEL_ANGSTROM = 10.0
+BANDS = ((0.7, 1.5), (1.0, 2.0), (1.5, 3.0), (2.0, 5.0))
+SLOPE_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6), (5.6, 11.0))
+GAUSSIANS = (
+    (0.75,) * 3,
+    (1.0,) * 3,
+    (1.5,) * 3,
+    (2.0,) * 3,
+    (1.5, 0.75, 1.0),
+    (2, 1, 1.4),
+    (2.4, 1.2, 1.7),
+    (3, 1.5, 2),
+)
+# Of the tomogram of 20 Å, (z, y, x).
+REGIONS = {
+    "cell": (slice(40, 56), slice(100, 200), slice(100, 200)),
+    "ice, right": (slice(40, 56), slice(20, 150), slice(275, 314)),
+    "ice, left": (slice(40, 56), slice(180, 300), slice(5, 60)),
+    "dense": (slice(40, 56), slice(60, 120), slice(30, 80)),
+}
+
+
+def erase_gold(image: np.ndarray, seed: int) -> np.ndarray:
+    """An image whose beads are filled with what lies around them and noise as strong.
+
+    Args:
+        image: ``(Y, X)``.
+        seed: of the noise.
+    """
+    smooth = ndimage.gaussian_filter(image, 1.5)
+    around = ndimage.median_filter(smooth[::4, ::4], 25).repeat(4, 0).repeat(4, 1)[: image.shape[0], : image.shape[1]]
+    dark = smooth - around
+    deviation = 1.4826 * np.median(np.abs(dark))
+    bead = ndimage.binary_dilation(ndimage.binary_opening(dark < -6 * deviation), iterations=5)
+    weight = ndimage.gaussian_filter((~bead).astype(np.float32), 8) + 1e-6
+    filled = ndimage.gaussian_filter(np.where(bead, 0, image), 8) / weight
+    grain = np.random.default_rng(seed).permutation((image - smooth)[~bead])[: bead.sum()]
+    result = image.copy()
+    result[bead] = filled[bead] + 1.05 * grain
+    return result
+
+
+def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tilt images behind their alignment, and the tilt angles.
+
+    Args:
+        data: folder of the test data.
+        binning: Fourier-cropped to pixels so many times as large.
+        keep_gold: leave the beads in.
+
+    Returns:
+        ``(tilt, Y, X)``, and degrees.
+    """
+    transforms = np.loadtxt(data / "xf_import" / f"{SERIES}.xf")
+    angles = torch.from_numpy(np.loadtxt(data / "xf_import" / f"{SERIES}.tlt")).float()
+    with mrcfile.open(data / f"{SERIES}.stack.mrc", permissive=True) as mrc:
+        stack = np.asarray(mrc.data, dtype=np.float32)
+    images = []
+    for number, (image, (a, b, c, d, dx, dy)) in enumerate(zip(stack, transforms, strict=True)):
+        image = (image - image.mean()) / image.std()
+        image = image if keep_gold else erase_gold(image, number)
+        image = np.clip(image, *np.percentile(image, (0.02, 99.98)))
+        middle = (np.array(image.shape) - 1) / 2
+        back = np.linalg.inv(np.array([[d, c], [b, a]]))
+        offset = middle - back @ (middle + np.array([dy, dx]))
+        images.append(ndimage.affine_transform(image, back, offset, order=3, mode="constant", cval=0.0))
+    whole = np.stack(images)
+    height, width = (n // binning // 2 * 2 for n in whole.shape[1:])
+    spectrum = np.fft.fftshift(np.fft.fft2(whole), axes=(1, 2))
+    y, x = (n // 2 for n in whole.shape[1:])
+    spectrum = spectrum[:, y - height // 2 : y + height // 2, x - width // 2 : x + width // 2]
+    cropped = np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(1, 2))).real.astype(np.float32)
+    return torch.from_numpy(cropped), angles
+
+
+def make(data: Path, folder: Path, binning: int, keep_gold: bool) -> None:
+    """The tomogram and its halves, as MRC files; does nothing where they are there."""
+    if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full")):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    images, angles = aligned_images(data, binning, keep_gold)
+    # Tilted the other way round than the package's simulations are.
+    even, odd = (reconstruct(images[first::2], -angles[first::2], 192 // binning) for first in (0, 1))
+    count = len(angles)
+    full = ((count + 1) // 2 * even + count // 2 * odd) / count
+    for name, volume in (("even", even), ("odd", odd), ("full", full)):
+        with mrcfile.new(folder / f"{name}.mrc", overwrite=True) as mrc:
+            mrc.set_data(volume.numpy())
+            mrc.voxel_size = binning * PIXEL_ANGSTROM
+
+
+def read(path: Path) -> np.ndarray:
+    """A volume, float32."""
+    return np.array(mrcfile.read(path), dtype=np.float32)
+
+
+def inner(shape: Sequence[int]) -> tuple[slice, ...]:
+    """What is scored of a volume: not its outermost tenths."""
+    return tuple(slice(n // 10, n - n // 10) for n in shape)
+
+
+def band_of(volume: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A volume between two Gaussians, voxels."""
+    return ndimage.gaussian_filter(volume, low) - ndimage.gaussian_filter(volume, high)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Of the inner parts of two volumes."""
+    part = inner(one.shape)
+    return float(np.corrcoef(one[part].ravel(), other[part].ravel())[0, 1])
+
+
+def against_half(result: np.ndarray, half: np.ndarray) -> dict[str, object]:
+    """Correlation with a raw half that the result has not seen, whole and in :data:`BANDS`."""
+    bands = [round(correlation(band_of(result, *band), band_of(half, *band)), 4) for band in BANDS]
+    return {"correlation": round(correlation(result, half), 4), "bands": bands}
+
+
+def slopes(tomogram: np.ndarray, result: np.ndarray) -> list[float]:
+    """Slope of tomogram on result in :data:`SLOPE_BANDS`, fine to coarse."""
+    part, found = inner(tomogram.shape), []
+    for band in SLOPE_BANDS:
+        noisy, denoised = (band_of(v, *band)[part].astype(np.float64) for v in (tomogram, result))
+        found.append(round(float((noisy * denoised).sum() / np.square(denoised).sum()), 2))
+    return found
+
+
+def fine_share(tomogram: np.ndarray, result: np.ndarray) -> dict[str, float]:
+    """Slope of the result's finest detail on the tomogram's, by region."""
+    noisy, denoised = (v - ndimage.gaussian_filter(v, 0.8) for v in (tomogram, result))
+    return {
+        name: round(float((noisy[place] * denoised[place]).mean() / np.square(noisy[place]).mean()), 4)
+        for name, place in REGIONS.items()
+    }
+
+
+def wiener_with_hindsight(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
+    """The even half behind the Wiener filter that both halves tell."""
+    one, other = (torch.from_numpy((half - half.mean()) / half.std()) for half in (even, odd))
+    total, shared = smooth_spectrum(one), smooth_cross_spectrum(one, other)
+    return convolve(one, wiener_kernel(total, total - shared)).numpy()
+
+
+def denoise(source: Path, result: Path, options: Sequence[str]) -> float:
+    """Run the program; seconds that it took."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "cryoshuffle.cli", "denoise", str(source), str(result), "--quiet", "--overwrite"]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    return time.monotonic() - began
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make, denoise, score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder testdata of the package")
+    parser.add_argument("--work", type=Path, required=True, help="folder for tomograms and results")
+    parser.add_argument("--efforts", default="fast,standard")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks_real.json")
+    options = parser.parse_args(arguments)
+    if not (options.data / f"{SERIES}.stack.mrc").is_file():
+        parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
+    folder = options.work / ("gold" if options.keep_gold else "erased")
+    make(options.data, folder, 2, options.keep_gold)
+    even, odd, full = (read(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
+    gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
+    best, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
+    rows: list[dict[str, object]] = [
+        {"method": "raw half", **against_half(even, odd)},
+        {"method": "best Gaussian, hindsight", "sigma": list(sigma), **best},
+        {"method": "Wiener filter, hindsight", **against_half(wiener_with_hindsight(even, odd), odd)},
+    ]
+    for effort in options.efforts.split(","):
+        for seed in options.seeds.split(","):
+            words = ["--effort", effort, "--seed", seed]
+            out = folder / f"{effort}_{seed}_even.mrc"
+            seconds = denoise(folder / "even.mrc", out, words)
+            row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(read(out), odd)}
+            out = folder / f"{effort}_{seed}_full.mrc"
+            denoise(folder / "full.mrc", out, words)
+            row |= {"slopes": slopes(full, read(out)), "fine_share": fine_share(full, read(out))}
+            judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
+            rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
+            print(json.dumps(rows[-1]), flush=True)
+    path = options.docs / "benchmarks_real.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    known["gold kept" if options.keep_gold else "gold erased"] = {
+        "machine": machine(), "commit": commit.strip(), "bands_voxels": BANDS,
+        "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
+    }  # fmt: skip
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print(f"{row['method']:28s} {row['correlation']:.4f}  {row['bands']}")
+
+
+if __name__ == "__main__":
+    main()
