@@ -13,7 +13,7 @@ A result that keeps the signal is in no band below the raw half.
 Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: 1 for the mean of all
 signals that the tomogram allows, more for a result that is too faint, negative for structure that the tomogram has not.
 The share of the finest detail, by region: above 0 it is copied, below 0 its negative is painted.
-Writes docs/benchmarks_real.json.
+Writes docs/benchmarks_real.json, a section of docs/benchmarks.md and docs/benchmark_cell.png.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
 import torch
-from bench_report import machine
+from bench_report import machine, replace_section, save_panel
 from scipy import ndimage
 
 from cryoshuffle.filters import convolve, wiener_kernel
@@ -38,6 +39,9 @@ from cryoshuffle.simulation import reconstruct
 
 ROOT = Path(__file__).resolve().parent.parent
 SERIES = "00254"
+BEGIN = "<!-- real: begin, written by scripts/bench_real.py -->"
+END = "<!-- real: end -->"
+PICTURE = "benchmark_cell.png"
 PIXEL_ANGSTROM = 10.0
 BANDS = ((0.7, 1.5), (1.0, 2.0), (1.5, 3.0), (2.0, 5.0))
 SLOPE_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6), (5.6, 11.0))
@@ -189,6 +193,41 @@ def denoise(source: Path, result: Path, options: Sequence[str]) -> float:
     return time.monotonic() - began
 
 
+def section(findings: Mapping[str, Any]) -> str:
+    """The part of the page of benchmarks that shows what is in ``benchmarks_real.json``."""
+    lines = [
+        BEGIN, "", "## A real tomogram of a cell", "",
+        "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
+        "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
+        "correlation (CC), whole and in four bands, fine to coarse. The rows with hindsight know both halves.",
+        "By `scripts/bench_real.py`.",
+    ]  # fmt: skip
+    for name, one in findings.items():
+        lines += [
+            "", f"### With the beads of {name}", "", f"On {one['machine']}, commit {one['commit']}.", "",
+            "| method | CC | " + " | ".join(f"{low} to {high} voxels" for low, high in one["bands_voxels"])
+            + " | share of the network | s |",
+            "| --- |" + " ---: |" * (3 + len(one["bands_voxels"])),
+        ]  # fmt: skip
+        for row in one["rows"]:
+            title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
+            cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
+            lines.append("| " + " | ".join([*cells, str(row.get("trust", "")), str(row.get("seconds", ""))]) + " |")
+        lines += [
+            "", "The whole tomogram, denoised. Slope of tomogram on result by band, fine to coarse: 1 for the mean of",
+            "all signals that the tomogram allows, more where the result is fainter. And the share of the finest",
+            "detail that is copied, below 0 painted as its negative, by region.", "",
+            "| method | slopes | " + " | ".join(REGIONS) + " |", "| --- | --- |" + " ---: |" * len(REGIONS),
+        ]  # fmt: skip
+        for row in one["rows"]:
+            if "slopes" in row:
+                shares = " | ".join(f"{row['fine_share'][place]:+.3f}" for place in REGIONS)
+                title = f"`--effort {row['method']}`, seed {row['seed']}"
+                lines.append(f"| {title} | {', '.join(map(str, row['slopes']))} | {shares} |")
+    lines += ["", f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised]({PICTURE})", "", END, ""]
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make, denoise, score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,6 +270,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
     }  # fmt: skip
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    page = options.docs / "benchmarks.md"
+    before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
+    page.write_text(replace_section(before, section(known), BEGIN, END), encoding="utf-8")
+    if not options.keep_gold:
+        shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}
+        for effort in options.efforts.split(","):
+            shown[effort] = read(folder / f"{effort}_{options.seeds.split(',')[0]}_full.mrc")
+        save_panel({title: torch.from_numpy(volume) for title, volume in shown.items()}, options.docs / PICTURE)
     for row in rows:
         print(f"{row['method']:28s} {row['correlation']:.4f}  {row['bands']}")
 

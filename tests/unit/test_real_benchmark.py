@@ -67,3 +67,23 @@ def test_a_folder_without_the_tilt_series_is_refused(real, tmp_path, capsys):
     with pytest.raises(SystemExit):
         real.main([str(tmp_path), "--work", str(tmp_path)])
     assert "give the folder testdata of warpylib 1.1.2" in capsys.readouterr().err
+
+
+def test_the_section_shows_what_was_found_and_stays_beside_the_others(real):
+    """Hindsight, efforts, slopes and shares, with machine and commit; what was not run has no row."""
+    rows = [
+        {"method": "raw half", "correlation": 0.0283, "bands": [0.1, 0.2, 0.3, 0.4]},
+        {
+            "method": "fast", "seed": 0, "seconds": 40, "correlation": 0.1, "bands": [0.2, 0.3, 0.4, 0.5],
+            "trust": 0.25, "slopes": [1.0, 2.0], "fine_share": dict.fromkeys(real.REGIONS, -0.012),
+        },
+    ]  # fmt: skip
+    found = {"gold erased": {"machine": "a mill", "commit": "abc", "bands_voxels": real.BANDS, "rows": rows}}
+    text = real.section(found)
+    assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |" in text
+    assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 0.25 | 40 |" in text
+    assert "| `--effort fast`, seed 0 | 1.0, 2.0 | -0.012 | -0.012 | -0.012 | -0.012 |" in text
+    assert "On a mill, commit abc." in text
+    page = real.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", text, real.BEGIN, real.END)
+    assert "## Speed" in page
+    assert real.replace_section(page, text, real.BEGIN, real.END) == page
