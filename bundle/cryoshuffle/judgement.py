@@ -29,6 +29,8 @@ MOSTLY = 0.5
 # Share of a network whose weight is too large: of a real cell .2 to .6 are alike in all bands, and the less the better
 # in the coarsest detail.
 EXCESSIVE = 1 / 3
+# Weights that are no excess yet, and a whole one: simulated tomograms have up to 1.15, the real cell had 1.7.
+EXCESS = (1.2, 1.5)
 _BLOCK = 4
 _SIDE = 96
 _SEED = 1
@@ -57,20 +59,21 @@ class Judgement:
     def trust(self) -> float:
         """How much of the result is the network's: its weight, but nothing while that may be chance.
 
-        A weight above 1 by more than chance asks for more than the network has, which no estimate of the signal can
+        A weight well above 1 asks for more than the network has, which no estimate of the signal can
         be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
         """
 
         def beyond_chance(distance: float) -> float:
             return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
 
-        most = 1.0 - (1.0 - EXCESSIVE) * beyond_chance(self.weight - 1)
+        excess = min(1.0, max(0.0, (self.weight - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
+        most = 1.0 - (1.0 - EXCESSIVE) * excess * beyond_chance(self.weight - 1)
         return min(most, max(0.0, self.weight)) * beyond_chance(self.weight)
 
     @property
     def is_excessive(self) -> bool:
         """Whether more of the network is asked for than there is, by more than chance."""
-        return self.weight - 1 > DOUBT * self.error > 0
+        return self.weight > EXCESS[0] and self.weight - 1 > DOUBT * self.error > 0
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""

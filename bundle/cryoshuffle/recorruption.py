@@ -42,6 +42,8 @@ _WEAK = (0.15, 0.4)
 ENOUGH = 1_000_000
 _LEAST_SCALE = 0.6
 _STRONGEST = 16.0
+# Differences of the level that are none yet, and no longer.
+_ALIKE = (0.06, 0.1)
 
 
 def smooth_spectrum(volume: Tensor, reach: int = REACH) -> Tensor:
@@ -284,7 +286,8 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
     """How strong the noise of a volume is from place to place, beside that of its spectrum.
 
     Noise follows the brightness of the images: it is stronger where the specimen is thick. The finest detail is noise
-    but for little, so its power tells; over some 24 voxels along each axis it is known to a few percent.
+    but for little, so its power tells, over some 24 voxels along Y and X and the whole of Z: back-projection lays noise
+    evenly along the beam. A few percent of difference count as none, as dense places have as much more fine detail.
 
     Args:
         volume: the tomogram or a window of it, ``(Z, Y, X)``.
@@ -299,7 +302,9 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
     blocks = [min(_LEVEL_BLOCK, n) for n in power.shape]
     coarse = F.avg_pool3d(power[None, None], blocks, ceil_mode=True, count_include_pad=False)
     coarse = F.avg_pool3d(F.pad(coarse, (1,) * 6, mode="replicate"), 3, stride=1)
-    level = (coarse / expected).sqrt().clamp(0.5, 2)
+    level = (coarse.mean(dim=2, keepdim=True) / expected).sqrt().clamp(0.5, 2)
+    apart = level - 1
+    level = 1 + apart * ((apart.abs() - _ALIKE[0]) / (_ALIKE[1] - _ALIKE[0])).clamp(0, 1)
     return F.interpolate(level, size=volume.shape, mode="trilinear", align_corners=False)[0, 0].to(volume)
 
 

@@ -251,8 +251,10 @@ def test_what_a_filter_explains_is_what_it_explains():
 @pytest.mark.parametrize(("weight", "error", "trust", "words"), [
     (0.9, 0.05, 0.9, "the network carries the result"),
     (1.05, 0.05, 1.0, "the network carries the result"),
-    (1.2, 0.05, 1 / 3, "more than all: the noise is not quite known, 67% of the result is the filter's"),
-    (1.2, 0.15, 1.0, "the network carries the result"),
+    (1.2, 0.05, 1.0, "the network carries the result"),
+    (1.35, 0.05, 2 / 3, "more than all: the noise is not quite known, 33% of the result is the filter's"),
+    (1.7, 0.05, 1 / 3, "more than all: the noise is not quite known, 67% of the result is the filter's"),
+    (1.7, 0.4, 1.0, "the network carries the result"),
     (0.4, 0.05, 0.4, "60% of the result is the filter's"),
     (0.4, 0.16, 0.1, "90% of the result is the filter's"),
     (0.4, 0.3, 0.0, "the result is all the filter's"),
