@@ -24,6 +24,7 @@ _EXCESS = (1.1, 1.25)
 # Cycles per voxel: coarse across the tilt axis, fine along it.
 BAND_ACROSS = (0.03, 0.09)
 BAND_ALONG = (0.3, 0.5)
+_FINE_ACROSS = 0.2
 _STRETCH = 8
 _PADDED = 512
 _MODULATION = 0.35
@@ -98,10 +99,14 @@ def quietest_section(volume: Tensor, normal: int, beam: int) -> float:
     taper = tapers[0][:, None] * tapers[1]
     along, across = torch.fft.fftfreq(values.shape[1]).abs()[:, None], torch.fft.rfftfreq(values.shape[2])
     band = (along >= BAND_ALONG[0]) & (across >= BAND_ACROSS[0]) & (across < BAND_ACROSS[1])
-    power = (
-        torch.stack([torch.fft.rfft2((plane - plane.mean()) * taper).abs().square()[band].mean() for plane in values])
-        / taper.square().sum()
+    fine = (along >= BAND_ALONG[0]) & (across >= _FINE_ACROSS)
+    planes = [torch.fft.rfft2((plane - plane.mean()) * taper).abs().square() for plane in values]
+    power, level = (
+        torch.stack([plane[part].mean() for plane in planes]) / taper.square().sum() for part in (band, fine)
     )
+    # Padding is no specimen and no noise either. Of the rest the noise may be uneven, and shows where it is finest.
+    whole = level > 0.5 * level.median()
+    power = power[whole] * level[whole].mean() / level[whole]
     stretch = min(_STRETCH, len(power))
     return float(F.avg_pool1d(power[None, None], stretch, 1).min())
 

@@ -10,7 +10,7 @@ from cryoshuffle import filters, recorruption
 from cryoshuffle.filters import choose_filter, choose_linear, convolve, shape_for, wiener_kernel
 from cryoshuffle.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet
-from cryoshuffle.ramp import hold_to_ramp, tilt_overlap
+from cryoshuffle.ramp import hold_to_ramp, quietest_section, tilt_overlap
 from cryoshuffle.recorruption import (
     GRID,
     RandRecorruptd,
@@ -50,6 +50,27 @@ def test_what_lies_over_the_ramp_next_to_the_axis_is_signal():
 def test_noise_that_holds_no_signal_is_left_as_it_is(power):
     """A ramp needs no holding, and where there is none nothing is held to it."""
     assert torch.allclose(hold_to_ramp(power)[RADIUS > 0.02], power[RADIUS > 0.02], rtol=0.02)
+
+
+def test_the_quietest_sections_hold_noise_alone():
+    """A specimen in the middle third of the sections changes nothing, nor does padding, nor noise that grows with z."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(60, 96, 96, generator=random)
+    expected = quietest_section(noise, 1, 0)
+    assert expected == pytest.approx(1, rel=0.1)
+    # Coarse across the tilt axis, fine along it.
+    lines = torch.randn(20, 96, 1, generator=random).expand(20, 96, 96) * torch.cos(
+        0.06 * 2 * torch.pi * torch.arange(96)
+    )
+    specimen = noise.clone()
+    specimen[20:40] += lines
+    middle = quietest_section(specimen[20:40], 1, 0)
+    assert middle > 2 * expected
+    assert quietest_section(specimen, 1, 0) == pytest.approx(expected, rel=0.1)
+    padded = torch.cat([torch.zeros(12, 96, 96), specimen])
+    assert quietest_section(padded, 1, 0) == pytest.approx(expected, rel=0.1)
+    uneven = specimen * torch.linspace(0.9, 1.1, 60)[:, None, None]
+    assert quietest_section(uneven, 1, 0) == pytest.approx(expected, rel=0.1)
 
 
 def test_tilts_overlap_next_to_the_axis_and_part_sooner_the_wider_their_step():
