@@ -57,14 +57,10 @@ def bundle_process(cwd: Path, *names: str, **overrides: object) -> subprocess.Co
 
 def bundle_run(cwd: Path, *names: str, **overrides: object) -> None:
     """The same in this process, which spares the seconds of the imports."""
-    before, folder = sys.argv, Path.cwd()
-    sys.argv = ["monai.bundle", *bundle_words(*names, **overrides)]
-    os.chdir(cwd)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["monai.bundle", *bundle_words(*names, **overrides)])
         runpy.run_module("monai.bundle", run_name="__main__")
-    finally:
-        sys.argv = before
-        os.chdir(folder)
 
 
 def causes(error: BaseException) -> str:
@@ -338,19 +334,17 @@ STAGES = ("blind", "refine", "distil")
 STATES = {"blind": "state.pt", "refine": "state_refine.pt", "distil": "state_distil.pt"}
 
 
-def three_stages(tomogram: Path, folder: Path, name: str, **more: object) -> list[str]:
-    """A fit through all three stages, some epochs each, as words behind ``python -m monai.bundle``."""
-    return bundle_words(
-        "train.json", "refine.yaml", tomogram=tomogram, checkpoint=folder / f"{name}.pt",
-        output_dir=folder / f"{name}_run", steps=40, distil_after=10, steps_per_epoch=2, window="[16,24,16]",
-        blind="plane", tilt_axis="y", quiet=True, **more,
-    )  # fmt: skip
+def three_stages(tomogram: Path, folder: Path, name: str) -> dict[str, object]:
+    """Options of a fit through all three stages, some epochs each."""
+    return {
+        "tomogram": tomogram, "checkpoint": folder / f"{name}.pt", "output_dir": folder / f"{name}_run", "steps": 40,
+        "distil_after": 10, "steps_per_epoch": 2, "window": "[16,24,16]", "blind": "plane", "tilt_axis": "y",
+        "quiet": True,
+    }  # fmt: skip
 
 
 def run_three_stages(tomogram: Path, folder: Path, name: str, **more: object) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["monai.bundle", *three_stages(tomogram, folder, name, **more)])
-        runpy.run_module("monai.bundle", run_name="__main__")
+    bundle_run(folder, "train.json", "refine.yaml", **three_stages(tomogram, folder, name), **more)
 
 
 @pytest.fixture(scope="session")
@@ -378,7 +372,10 @@ def test_a_killed_fit_resumes_to_the_same_weights(tmp_path, whole_fit):
     """SIGKILL in the second stage, --resume: bit for bit the weights of a fit that was never interrupted."""
     tomogram, state = whole_fit / "in.mrc", tmp_path / "cut_run" / STATES["refine"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "monai.bundle", *three_stages(tomogram, tmp_path, "cut")],
+        [
+            sys.executable, "-m", "monai.bundle",
+            *bundle_words("train.json", "refine.yaml", **three_stages(tomogram, tmp_path, "cut")),
+        ],
         text=True, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )  # fmt: skip
     deadline = time.monotonic() + 120
