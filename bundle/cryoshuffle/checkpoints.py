@@ -162,8 +162,9 @@ def fitted_blind(path: str | os.PathLike[str]) -> Fitted:
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
     blend = checkpoint.get("blend")
     if blend is not None:
+        trust = blend["trust"]
         blend = {
-            "trust": float(blend["trust"]),
+            "trust": [float(t) for t in trust] if isinstance(trust, Sequence) else float(trust),
             "sigma": list(as_widths(blend["sigma"])),
             "gain": float(blend["gain"]),
             **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from cryoshuffle.recorruption import ENOUGH, smooth_spectrum
 
 WIDTHS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4, 4.0)
 WIENER_REACH = 16
+# Widths, voxels, of the Gaussians between which the bands lie, fine to coarse.
+BAND_EDGES = (0.7, 1.4, 2.8, 5.6)
 _NARROW = 0.5**0.5
 Widths = tuple[float, float, float]
 
@@ -89,7 +92,7 @@ def convolve(volume: Tensor, kernel: Tensor) -> Tensor:
         that of ``volume``.
     """
     reach = [k // 2 for k in kernel.shape]
-    sides = [_fast_side(n + r) for n, r in zip(volume.shape, reach, strict=True)]
+    sides = [_fast_side(max(n + r, 2 * r + 1)) for n, r in zip(volume.shape, reach, strict=True)]
     placed = torch.zeros(sides, device=volume.device)
     z, y, x = ((torch.arange(-r, r + 1, device=volume.device) % n) for r, n in zip(reach, sides, strict=True))
     placed[z[:, None, None], y[None, :, None], x] = kernel.to(placed)
@@ -228,6 +231,43 @@ def _mirrored_mean(spectrum: Tensor) -> Tensor:
     for axis in range(3):
         spectrum = (spectrum + spectrum.flip(axis).roll(1, axis)) / 2
     return spectrum
+
+
+def bands(volume: Tensor) -> list[Tensor]:
+    """A volume in bands of detail, fine to coarse; with what is coarser than all it is their sum.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+
+    Returns:
+        Differences of neighbours among the volume and its Gaussians of :data:`BAND_EDGES`, as many as those.
+    """
+    smoothed = [volume, *(gaussian(volume, width) for width in BAND_EDGES)]
+    return [finer - coarser for finer, coarser in pairwise(smoothed)]
+
+
+def band_kernel(shares: Sequence[float]) -> Tensor:
+    """The kernel that keeps a share of each band, and nothing of what is coarser than all of them.
+
+    Args:
+        shares: of :func:`bands`, fine to coarse, one for each of :data:`BAND_EDGES`.
+
+    Shape:
+        ``(k, k, k)``, odd.
+
+    Raises:
+        SettingError: if there are more or fewer shares.
+    """
+    if len(shares) != len(BAND_EDGES):
+        raise SettingError(f"{len(shares)} shares of bands are given: give {len(BAND_EDGES)}, fine to coarse")
+    reach = gaussian_reach(BAND_EDGES[-1])[0]
+    kernel = torch.zeros((2 * reach + 1,) * 3)
+    kernel[reach, reach, reach] = shares[0]
+    for width, share, coarser in zip(BAND_EDGES, shares, [*shares[1:], 0.0], strict=True):
+        line = _line(width)
+        inner = slice(reach - len(line) // 2, reach + len(line) // 2 + 1)
+        kernel[inner, inner, inner] += (coarser - share) * line[:, None, None] * line[:, None] * line
+    return kernel
 
 
 def wiener_kernel(total: Tensor, noise: Tensor, reach: int = WIENER_REACH) -> Tensor:

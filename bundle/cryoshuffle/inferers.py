@@ -19,11 +19,11 @@ from tqdm import tqdm
 from cryoshuffle import scratch
 from cryoshuffle.devices import choose_precision, is_out_of_memory, keep_memory, to_device, trim_memory, window_bytes
 from cryoshuffle.errors import SettingError
-from cryoshuffle.filters import filter_reach, filtered
+from cryoshuffle.filters import band_kernel, convolve, filter_reach, filtered
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.mergers import WindowMerger
 from cryoshuffle.network import unwrap
-from cryoshuffle.streaming import StreamedNetwork, can_stream
+from cryoshuffle.streaming import StreamedNetwork, can_stream, with_context
 from cryoshuffle.windows import choose_pieces, choose_window, cut_windows, round_up
 
 logger = logging.getLogger("cryoshuffle")
@@ -90,7 +90,8 @@ class HaloWindowInferer(PrecisionInferer):
         progress: show a bar with voxels per second and the time left.
         blend: ``trust`` in the network, the rest goes to a linear filter, ``kernel``, or a Gaussian of ``sigma``
             voxels along (Z, Y, X) times ``gain``, which carries the result where a volume was too small or too noisy
-            for a network; None for the network alone.
+            for a network; None for the network alone. Trust is one share, or one for each band of detail
+            (:func:`cryoshuffle.filters.bands`); what is coarser than all bands is then the filter's.
         detail: share of the input mixed back into the result, 0 to 1.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
@@ -127,7 +128,9 @@ class HaloWindowInferer(PrecisionInferer):
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
-        self.blend = None if blend is None or blend["trust"] >= 1 else dict(blend)
+        by_band = blend is not None and isinstance(blend["trust"], Sequence)
+        self.blend = None if blend is None or (not by_band and blend["trust"] >= 1) else dict(blend)
+        self.bands = band_kernel(blend["trust"]) if blend is not None and by_band else None
         self.window = None if window is None else as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
         self.device = device
@@ -143,7 +146,11 @@ class HaloWindowInferer(PrecisionInferer):
         if self.blend is not None:
             reach = filter_reach(self.blend)
             halo = max(halo[0], reach[0]), max(halo[1], reach[1]), max(halo[2], reach[2])
-        return halo
+        more = self._band_reach()
+        return halo[0] + more, halo[1] + more, halo[2] + more
+
+    def _band_reach(self) -> int:
+        return 0 if self.bands is None else self.bands.shape[0] // 2
 
     def _predict(
         self, crop: Tensor, network: Callable[..., Tensor], period: Triple, *args: Any, **kwargs: Any
@@ -176,22 +183,32 @@ class HaloWindowInferer(PrecisionInferer):
         """Planes of a window, and what the network makes of them, piece by piece; mirror images are to be added up."""
         if not thickness:
             period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
-            yield slice(0, crop.shape[2]), self._predict(to_device(crop, device), network, period)
+            yield slice(0, crop.shape[2]), self._in_bands(self._predict(to_device(crop, device), network, period))
             return
         streamed, passes = StreamedNetwork(core, thickness), MIRRORED if self.mirrors else MIRRORED[:1]
         for mirrored in passes:
-            for planes, piece in streamed.pieces(crop, mirrored, device, self.autocast(device)):
+            pieces = streamed.pieces(crop, mirrored, device, self.autocast(device))
+            if self.bands is not None:
+                pieces = with_context(pieces, self._in_bands, self._band_reach(), crop.shape[2])
+            for planes, piece in pieces:
                 yield planes, piece / len(passes)
+
+    def _in_bands(self, part: Tensor) -> Tensor:
+        """What is the network's of a part of its result."""
+        if self.bands is None:
+            return part
+        return torch.stack([torch.stack([convolve(one, self.bands) for one in channels]) for channels in part])
 
     def _filtered(self, crop: Tensor, thickness: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Planes of a window, and what the filter makes of them."""
         if self.blend is None:
             return
-        reach, depth = filter_reach(self.blend)[0], crop.shape[2]
+        reach, depth = filter_reach(self.blend)[0] + self._band_reach(), crop.shape[2]
         for start in range(0, depth, thickness):
             first, stop = max(0, start - reach), min(start + thickness, depth)
             seen = to_device(scratch.taken(crop[:, :, first : stop + reach]), device)
             smooth = torch.stack([filtered(one, self.blend)[None] for one in seen[:, 0]])
+            smooth = smooth if self.bands is None else smooth - self._in_bands(smooth)
             yield slice(start, stop), smooth[:, :, start - first : stop - first]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -252,7 +269,12 @@ class HaloWindowInferer(PrecisionInferer):
         window, thickness = self._plan(shape, halo, period, most, core, smaller)
         z, y, x = (round_up(side, step) for side, step in zip(window, period, strict=True))
         self.used_window = z, y, x
-        trust = 1.0 if self.blend is None else float(self.blend["trust"])
+        # With bands both parts are shared out already.
+        network_share, filter_share = 1.0, 1.0
+        if self.bands is not None:
+            network_share = float(bool(self.bands.count_nonzero()))
+        elif self.blend is not None:
+            network_share, filter_share = float(self.blend["trust"]), 1.0 - float(self.blend["trust"])
         thick, done = thickness or max(1, shape[0]), 0
         for cut in cut_windows(shape, window, halo, period):
             rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
@@ -261,8 +283,8 @@ class HaloWindowInferer(PrecisionInferer):
                 merger.begin(cut.keep)
             crop = volume[(slice(None), slice(None), *cut.read)]
             made = [
-                (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * trust),
-                (self._filtered(crop, thick, device), (1 - self.detail) * (1 - trust)),
+                (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * network_share),
+                (self._filtered(crop, thick, device), (1 - self.detail) * filter_share),
                 (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
             ]
             for number, (parts, share) in enumerate(made):

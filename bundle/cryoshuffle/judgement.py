@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, save_whole
-from cryoshuffle.filters import FilterChoice
+from cryoshuffle.filters import BAND_EDGES, FilterChoice, bands
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import draw_noise, lay_noise, noise_level
@@ -33,27 +33,25 @@ EXCESSIVE = 1 / 3
 EXCESS = (1.2, 1.5)
 _BLOCK = 4
 _SIDE = 96
+# Voxels around what is compared by band, for the coarsest Gaussian to see.
+_MARGIN = 16
 _SEED = 1
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Network against linear filter.
+class Weight:
+    """Weight of the network in the mixture with the filter that has the smallest recorrupted risk.
 
     Attributes:
-        linear: the filter.
-        weight: of the network in the mixture of the two with the smallest recorrupted risk on voxels held out of the
-            fit; less than 0 or more than 1 is possible.
-        error: of the weight, standard error.
-        fitted: whether the network was fitted to the volume, or only settled on it.
-        reliable: whether the noise is known well enough to fit a network to a volume as small.
+        value: less than 0 or more than 1 is possible.
+        error: its standard error.
     """
 
-    linear: FilterChoice
-    weight: float
+    value: float
     error: float
-    fitted: bool = True
-    reliable: bool = True
+
+    def _beyond_chance(self, distance: float) -> float:
+        return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
 
     @property
     def trust(self) -> float:
@@ -62,22 +60,48 @@ class Judgement:
         A weight well above 1 asks for more than the network has, which no estimate of the signal can
         be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
         """
-
-        def beyond_chance(distance: float) -> float:
-            return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
-
-        excess = min(1.0, max(0.0, (self.weight - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
-        most = 1.0 - (1.0 - EXCESSIVE) * excess * beyond_chance(self.weight - 1)
-        return min(most, max(0.0, self.weight)) * beyond_chance(self.weight)
+        excess = min(1.0, max(0.0, (self.value - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
+        most = 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
+        return min(most, max(0.0, self.value)) * self._beyond_chance(self.value)
 
     @property
     def is_excessive(self) -> bool:
         """Whether more of the network is asked for than there is, by more than chance."""
-        return self.weight > EXCESS[0] and self.weight - 1 > DOUBT * self.error > 0
+        return self.value > EXCESS[0] and self.value - 1 > DOUBT * self.error > 0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Network against linear filter.
+
+    Attributes:
+        linear: the filter.
+        weight: of the network, over all detail, on voxels held out of the fit.
+        bands: weights by band of detail (:func:`cryoshuffle.filters.bands`), the least of several places; empty where
+            the volume is too small to tell.
+        fitted: whether the network was fitted to the volume, or only settled on it.
+        reliable: whether the noise is known well enough to fit a network to a volume as small.
+    """
+
+    linear: FilterChoice
+    weight: Weight
+    bands: tuple[Weight, ...] = ()
+    fitted: bool = True
+    reliable: bool = True
+
+    @property
+    def trust(self) -> float:
+        """How much of the result is the network's, the mean over the bands where there are any."""
+        return sum(band.trust for band in self.bands) / len(self.bands) if self.bands else self.weight.trust
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether more of the network is asked for than there is, by more than chance."""
+        return any(weight.is_excessive for weight in (self.weight, *self.bands))
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.trust, **self.linear.config()}
+        return {"trust": [band.trust for band in self.bands] if self.bands else self.trust, **self.linear.config()}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
@@ -86,8 +110,11 @@ class Judgement:
         network = "network" if self.fitted else "starting network, which was not fitted to the volume"
         words = (
             f"{where}the best mixture with the best linear filter ({self.linear.describe()}) "
-            f"has {self.weight:.2f} ± {self.error:.2f} of the {network}"
+            f"has {self.weight.value:.2f} ± {self.weight.error:.2f} of the {network}"
         )
+        if self.bands:
+            shares = ", ".join(f"{band.trust:.0%}" for band in self.bands)
+            words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
         if self.is_excessive:
             return (
                 f"{words}, more than all: the noise is not quite known, {1 - self.trust:.0%} of the result is the "
@@ -100,13 +127,41 @@ class Judgement:
         return f"{words}: the volume is too {why} to trust the network alone, {share} the filter's"
 
 
-def _slope(products: Tensor, squares: Tensor) -> tuple[float, float]:
-    """Slope of a line through the origin from sums over blocks, and its standard error from their scatter."""
-    total = float(squares.sum())
-    if total <= 0 or len(products) < 2:
-        return 0.0, 0.0
-    slope = float(products.sum()) / total
-    return slope, float((products - slope * squares).std()) * len(products) ** 0.5 / total
+class _Comparison:
+    """Sums over blocks of voxels from which the weight of the network follows."""
+
+    def __init__(self) -> None:
+        self._products: list[Tensor] = []
+        self._squares: list[Tensor] = []
+
+    def add(self, apart: Sequence[Tensor], left: Sequence[Tensor]) -> None:
+        """Add one place: network less filter, and target less filter, for each field of noise."""
+        product = torch.stack([(a.double() * b) for a, b in zip(apart, left, strict=True)]).sum(dim=0)
+        square = torch.stack([a.double().square() for a in apart]).sum(dim=0)
+        side = [min(_BLOCK, n) for n in product.shape]
+        self._products.append(F.avg_pool3d(product[None], side).flatten())
+        self._squares.append(F.avg_pool3d(square[None], side).flatten())
+
+    def weight(self) -> Weight:
+        """Slope of a line through the origin, and its standard error from the scatter of the blocks."""
+        products, squares = torch.cat(self._products), torch.cat(self._squares)
+        total = float(squares.sum())
+        if total <= 0 or len(products) < 2:
+            return Weight(0.0, 0.0)
+        slope = float(products.sum()) / total
+        return Weight(slope, float((products - slope * squares).std()) * len(products) ** 0.5 / total)
+
+
+def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[tuple[Tensor, tuple[slice, ...]]]:
+    """Parts of a volume, each ``(Z, Y, X)``, and the voxels of each to compare; what no fit has seen comes first."""
+    places: list[tuple[Tensor, tuple[slice, ...]]] = []
+    if held_out is not None:
+        scored = held_out.scored(image.shape[1:])
+        places.append((taken(image[(slice(None), *scored.read)])[0], scored.core))
+    if by_band:
+        part = central_crop(image, _SIDE + 2 * _MARGIN)[0]
+        places.append((part, tuple(slice(_MARGIN, n - _MARGIN) if n > 4 * _MARGIN else slice(n) for n in part.shape)))
+    return places or [(central_crop(image, _SIDE)[0], (slice(None),) * 3)]
 
 
 def judge(
@@ -152,28 +207,35 @@ def judge(
         settle(judged, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
-    products, squares = [], []
+    by_band = found.linear.kernel is not None
+    whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
-        scored = None if held_out is None else held_out.scored(image.shape[1:])
-        part = central_crop(image, _SIDE)[0] if scored is None else taken(image[(slice(None), *scored.read)])[0]
-        core = (slice(None),) * 3 if scored is None else scored.core
-        level = noise_level(part, found.spectrum) if found.levels else 1.0
-        product = square = torch.zeros_like(part[core], dtype=torch.float64)
-        for _ in range(draws):
-            noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
-            for signed in (noise, -noise):
-                given, target = part + strength * signed, (part - signed / strength)[core]
-                with torch.no_grad():
-                    net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
-                linear = found.linear(given)[core]
-                apart = (net[core] - linear).double()
-                product, square = product + apart * (target - linear), square + apart.square()
-        side = [min(_BLOCK, n) for n in product.shape]
-        products.append(F.avg_pool3d(product[None], side).flatten())
-        squares.append(F.avg_pool3d(square[None], side).flatten())
-    weight, error = _slope(torch.cat(products), torch.cat(squares))
-    verdict = Judgement(found.linear, weight, error, held_out is not None, found.reliable)
+        for number, (part, core) in enumerate(_places(image, held_out, by_band)):
+            level = noise_level(part, found.spectrum) if found.levels else 1.0
+            apart, left = [], []
+            for _ in range(draws):
+                noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
+                for signed in (noise, -noise):
+                    given = part + strength * signed
+                    with torch.no_grad():
+                        net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
+                    linear = found.linear(given)
+                    apart.append(net - linear)
+                    left.append(part - signed / strength - linear)
+            if number == 0:
+                whole.add([one[core] for one in apart], [one[core] for one in left])
+            if by_band:
+                # A list of bands for each field, turned into a list of fields for each band.
+                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, left)]
+                for comparison, *band in zip(places[number], *split, strict=True):
+                    comparison.add(*([one[core] for one in ones] for ones in band))
+    least: tuple[Weight, ...] = ()
+    if by_band:
+        compared = places if held_out is not None else places[:1]
+        per_place = [[comparison.weight() for comparison in place] for place in compared]
+        least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
+    verdict = Judgement(found.linear, whole.weight(), least, held_out is not None, found.reliable)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
@@ -183,8 +245,11 @@ def judge(
             "sigma": list(found.linear.sigma),
             "gain": found.linear.gain,
             "filter": found.linear.describe(),
-            "weight": verdict.weight,
-            "error": verdict.error,
+            "weight": verdict.weight.value,
+            "error": verdict.weight.error,
+            "excessive": verdict.is_excessive,
+            "levels": found.levels,
+            "bands": [{"weight": band.value, "error": band.error, "trust": band.trust} for band in verdict.bands],
         },
         Path(output_dir) / "refinement.json",
     )

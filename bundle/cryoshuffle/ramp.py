@@ -8,6 +8,7 @@ them holds no other tilt confirms. Axes are (Z, Y, X).
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,12 @@ _NEXT_TO_AXIS = 0.03
 _MOST_AT_AXIS = 0.7
 # Excess over the ramp that is none yet, and from which on it is all signal.
 _EXCESS = (1.1, 1.25)
-# Cycles per voxel: coarse across the tilt axis, fine along it.
-BAND_ACROSS = (0.03, 0.09)
-BAND_ALONG = (0.3, 0.5)
-_FINE_ACROSS = 0.2
-_STRETCH = 8
+_LEAST_SLOPE = 0.5
+# Cycles per voxel: where the slope is read off, across the tilt axis and along it.
+_LINE = (0.03, 0.12)
+ALONG = (0.3, 0.5)
+_SECTORS = 10
+_LEAST_POINTS = 4
 _PADDED = 512
 _MODULATION = 0.35
 _LARGEST_DEG = 50.0
@@ -39,6 +41,14 @@ def _radius(grid: int) -> Tensor:
     return (frequency[:, None].square() + frequency.square()).sqrt()
 
 
+def _polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
+    """Distance from the tilt axis, cycles per voxel, and direction from the untilted image's plane, degrees."""
+    one, two = (torch.fft.fftfreq(side, dtype=torch.float64) for side in (beam, other))
+    direction = torch.rad2deg(torch.atan2(one[:, None].expand(beam, other), two.expand(beam, other)))
+    # A direction and its opposite are one.
+    return (one[:, None].square() + two.square()).sqrt(), (direction + 90) % 180 - 90
+
+
 def _filled(power: Tensor) -> Tensor:
     """Where across the axis the tilts have been: not in the missing wedge."""
     grid = len(power)
@@ -50,7 +60,18 @@ def _filled(power: Tensor) -> Tensor:
     return (mean > 0.5 * mean.median())[sector]
 
 
-def hold_to_ramp(power: Tensor, scale: float = 1.0) -> Tensor:
+def _blurred(radius: Tensor, reach: int) -> Tensor:
+    """A spectrum as it is when correlation is kept over ``reach`` voxels only."""
+    grid = len(radius)
+    index = torch.arange(1 - reach, reach)
+    taper = 0.5 + 0.5 * torch.cos(math.pi * index.double() / reach)
+    kept = torch.zeros(grid, grid, dtype=torch.float64)
+    kept[(index % grid)[:, None], index % grid] = taper[:, None] * taper
+    blurred: Tensor = torch.fft.fft2(torch.fft.ifft2(radius) * kept).real
+    return blurred
+
+
+def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
     """The power of noise across the tilt axis, held to what the ramp leaves of white noise.
 
     Noise of back-projection grows in proportion to the distance from the axis. What a spectrum has next to the axis
@@ -58,7 +79,8 @@ def hold_to_ramp(power: Tensor, scale: float = 1.0) -> Tensor:
 
     Args:
         power: across the axis, ``(n, n)``, zero frequency first; an upper bound of the noise's.
-        scale: of the ramp beside what is read off at the anchor, up to 1, which itself holds signal.
+        slope: of the ramp, as of :func:`ramp_slope`. Taken where it is less than the slope at the anchor, which
+            holds signal too, and at least half of that.
 
     Returns:
         The same where it does not grow as a ramp's does (a SIRT-like filter), nowhere more than given.
@@ -72,54 +94,61 @@ def hold_to_ramp(power: Tensor, scale: float = 1.0) -> Tensor:
     at_axis, (anchor, place) = mean(0.0, _NEXT_TO_AXIS)[0], mean(*_ANCHOR)
     if not at_axis < _MOST_AT_AXIS * anchor:
         return power
-    # The spectrum is smooth over about one step of the grid, so it does not come down to 0 at the axis.
-    ramp = scale * anchor / place * radius.clamp(min=0.5 / len(power))
+    steepest = anchor / place
+    ramp = min(steepest, max(_LEAST_SLOPE * steepest, slope)) * _blurred(radius, len(power) // 4)
     share = ((power / ramp - _EXCESS[0]) / (_EXCESS[1] - _EXCESS[0])).clamp(0, 1)
     return torch.where(radius < place, torch.minimum(power, (1 - share) * power + share * ramp), power)
 
 
-def quietest_section(volume: Tensor, normal: int, beam: int) -> float:
-    """The least power of a stretch of sections across the beam, where noise is seen next to the axis of the ramp.
+def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = None) -> tuple[float, float]:
+    """How fast noise grows with the distance from the tilt axis, where all tilts overlap.
 
-    Back-projection lays the noise evenly along the beam, but the specimen ends above and below: what the quietest
-    sections hold is an upper bound of the noise. Looked at is what is coarse across the tilt axis, where the ramp
-    leaves the least noise, and fine along it.
+    There the power of the signal hardly depends on the distance, so the power of the tomogram is a floor of signal
+    and a line of noise on it: the slope of a straight line fitted to it is the noise's. What is fine along the axis is
+    looked at, where the signal is weakest.
 
     Args:
         volume: the tomogram, ``(Z, Y, X)``.
         normal: number of the tilt axis.
         beam: number of the axis of the beam.
+        shape: of the noise along the tilt axis, mean 1, ``(n, n, n)``, the tilt axis first, then the beam, zero
+            frequency first; None for white noise.
 
     Returns:
-        Mean power over :data:`BAND_ACROSS` and :data:`BAND_ALONG`, on the scale of the mean of a power spectrum along
-        the beam.
+        Power per distance in cycles per voxel, the mean along the tilt axis, on the scale of the mean of a power
+        spectrum; and its standard error, from the scatter between directions. Both are infinite where the volume is
+        too small to tell.
     """
-    values = volume.movedim((beam, normal), (0, 1)).float()
-    tapers = [torch.hann_window(n, periodic=False) for n in values.shape[1:]]
-    taper = tapers[0][:, None] * tapers[1]
-    along, across = torch.fft.fftfreq(values.shape[1]).abs()[:, None], torch.fft.rfftfreq(values.shape[2])
-    band = (along >= BAND_ALONG[0]) & (across >= BAND_ACROSS[0]) & (across < BAND_ACROSS[1])
-    fine = (along >= BAND_ALONG[0]) & (across >= _FINE_ACROSS)
-    planes = [torch.fft.rfft2((plane - plane.mean()) * taper).abs().square() for plane in values]
-    power, level = (
-        torch.stack([plane[part].mean() for plane in planes]) / taper.square().sum() for part in (band, fine)
-    )
-    # Padding is no specimen and no noise either. Of the rest the noise may be uneven, and shows where it is finest.
-    whole = level > 0.5 * level.median()
-    power = power[whole] * level[whole].mean() / level[whole]
-    stretch = min(_STRETCH, len(power))
-    return float(F.avg_pool1d(power[None, None], stretch, 1).min())
+    values = volume.movedim((normal, beam), (0, 1)).float()
+    values = values - values.mean()
+    weight = 1.0
+    for axis, side in enumerate(values.shape):
+        taper = torch.hann_window(side, periodic=False)
+        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+        weight *= float(taper.square().sum())
+    along = torch.fft.rfftfreq(values.shape[0])
+    fine = (along >= ALONG[0]) & (along < ALONG[1])
+    power = torch.fft.rfftn(values, dim=(1, 2, 0))[fine].abs().square().mean(dim=0).double() / weight
+    radius, direction = _polar(*power.shape)
+    if shape is not None:
+        frequency, place = torch.fft.fftfreq(len(shape), dtype=torch.float64).abs(), _polar(*shape.shape[1:])
+        near = (place[0] > 0) & (place[0] < _LINE[1]) & (place[1].abs() < _LARGEST_DEG)
+        power = power / shape[(frequency >= ALONG[0]) & (frequency < ALONG[1])][:, near].mean()
+    ring = (radius >= _LINE[0]) & (radius < _LINE[1])
 
+    def fitted(low: float, high: float) -> float | None:
+        part = ring & (direction >= low) & (direction < high)
+        if int(part.sum()) < _LEAST_POINTS:
+            return None
+        line = torch.stack([torch.ones_like(radius[part]), radius[part]], dim=1)
+        return float(torch.linalg.lstsq(line, power[part][:, None]).solution[1])
 
-def power_next_to_axis(noise: Tensor) -> float:
-    """What a spectrum of noise lets expect of :func:`quietest_section`.
-
-    Args:
-        noise: ``(n, n, n)``, the tilt axis first, then the beam, zero frequency first.
-    """
-    frequency = torch.fft.fftfreq(len(noise), dtype=torch.float64).abs()
-    across = (frequency >= BAND_ACROSS[0]) & (frequency < BAND_ACROSS[1])
-    return float(noise.mean(dim=1)[frequency >= BAND_ALONG[0]][:, across].mean())
+    edges = torch.linspace(-_LARGEST_DEG, _LARGEST_DEG, _SECTORS + 1).tolist()
+    sectors = [slope for low, high in pairwise(edges) if (slope := fitted(low, high)) is not None]
+    whole = fitted(-_LARGEST_DEG, _LARGEST_DEG)
+    if whole is None or len(sectors) < 2:
+        return math.inf, math.inf
+    return whole, float(torch.tensor(sectors).std()) / len(sectors) ** 0.5
 
 
 def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.ramp import hold_to_ramp, power_next_to_axis, quietest_section, tilt_overlap
+from cryoshuffle.ramp import hold_to_ramp, ramp_slope, tilt_overlap
 
 GRID = 64
 REACH = 16
@@ -33,14 +33,12 @@ _WIDTH_DEG = 2.0
 _LAGS = 4
 _LEAST = 0.02
 _LEVEL_BLOCK = 8
-# The quietest of many sections is quieter than the noise by chance.
-_QUIET = 1.05
-_ROUNDS = 4
+# Standard errors that the slope of the ramp may be less than it seems by chance.
+_DOUBT = 2.0
 # Shares of signal that are weak, and no longer.
 _WEAK = (0.15, 0.4)
 # Voxels that tell signal from noise by their spectrum alone; on fewer it is chance.
 ENOUGH = 1_000_000
-_LEAST_SCALE = 0.6
 _STRONGEST = 16.0
 # Differences of the level that are none yet, and no longer.
 _ALIKE = (0.06, 0.1)
@@ -160,7 +158,13 @@ def _lesser(estimates: Sequence[Tensor], side: int) -> Tensor:
     return least
 
 
-def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet, denoised: Tensor | None = None) -> Tensor:
+def noise_spectrum(
+    volume: Tensor,
+    residual: Tensor,
+    blind_set: BlindSet,
+    denoised: Tensor | None = None,
+    around: Tensor | None = None,
+) -> Tensor:
     """Power spectrum of the noise of a tomogram.
 
     ``plane``
@@ -180,6 +184,7 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet, denois
         residual: the tomogram less its blind prediction.
         blind_set: of the prediction.
         denoised: the tomogram as a network that sees everything has it, without a fit to it; None without such.
+        around: more of the tomogram than the volume, for what takes many voxels to tell; None for no more.
 
     Returns:
         Power on a grid of :data:`GRID` along (Z, Y, X), as of :func:`smooth_spectrum`.
@@ -206,11 +211,11 @@ def noise_spectrum(volume: Tensor, residual: Tensor, blind_set: BlindSet, denois
     power = _lesser([across(BAND), across(HIGHEST), left.mean(dim=0)], min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
-        noise = _without_overlapping_signal(volume, normal, power, shape)
+        noise = _without_overlapping_signal(volume, normal, power, shape, volume if around is None else around)
     return _positive(noise.movedim(0, normal), volume).contiguous()
 
 
-def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shape: Tensor) -> Tensor:
+def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shape: Tensor, around: Tensor) -> Tensor:
     """Noise less what real tomograms have of signal in the bands that tell it; see :mod:`cryoshuffle.ramp`.
 
     Args:
@@ -218,17 +223,17 @@ def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shap
         normal: number of the tilt axis.
         power: of the noise across the tilt axis, an upper bound, ``(GRID, GRID)``.
         shape: of the noise along it, for each direction, ``(GRID, GRID, GRID)``.
+        around: more of the tomogram.
 
     Returns:
         Power, the tilt axis first.
     """
-    noise = hold_to_ramp(power) * shape
+    slope = math.inf
     # The beam comes along Z.
     if normal != 0:
-        seen, scale = _QUIET * quietest_section(volume, normal, 0), 1.0
-        for _ in range(_ROUNDS):
-            scale = min(1.0, max(_LEAST_SCALE, scale * seen / power_next_to_axis(noise)))
-            noise = hold_to_ramp(power, scale) * shape
+        slope, error = ramp_slope(around, normal, 0, shape)
+        slope += _DOUBT * error
+    noise = hold_to_ramp(power, slope) * shape
     # Weak signal that no other tilt confirms is taken for noise.
     total = smooth_spectrum(volume).movedim(normal, 0)
     share = ((total - noise) / total).clamp(min=0)

@@ -33,6 +33,7 @@ from cryoshuffle.recorruption import (
 from cryoshuffle.whitening import undo_whitening
 
 _SIDE = 128
+_AROUND = 320
 # Voxels that a network in training mode takes at once, in less than 1 GiB.
 _AT_ONCE = 700_000
 _SPECTRUM_ERROR = 0.03
@@ -121,7 +122,8 @@ def measure_refinement(
             settle(settled, [{"image": before[None]}])
             with torch.no_grad():
                 denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
-        spectra.append(noise_spectrum(before, before - after, lattice.blind_set, denoised))
+        around = undo_whitening(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _AROUND), whitening)[0]
+        spectra.append(noise_spectrum(before, before - after, lattice.blind_set, denoised, around))
         if lattice.blind_set.shape == "plane":
             skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)

@@ -8,7 +8,7 @@ Axes are ``B C Z Y X``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -161,6 +161,43 @@ class _Body:
 def can_stream(network: Any) -> bool:
     """Whether a network is one of ours, in evaluation mode: attention that pools a window would need all of it."""
     return isinstance(network, BlindSpotNet) and isinstance(network.body, ShuffleUNet) and not network.training
+
+
+def with_context(
+    pieces: Iterable[tuple[slice, Tensor]], function: Callable[[Tensor], Tensor], reach: int, depth: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """What a function makes of a volume that comes in pieces, though it looks ``reach`` planes to either side.
+
+    Args:
+        pieces: planes of the volume, and the piece, ``(B, C, planes, Y, X)``, each next to the one before, upwards or
+            downwards.
+        function: of volumes that keeps their shape.
+        reach: planes that it looks to either side.
+        depth: of the volume, planes.
+
+    Yields:
+        as ``pieces``, all planes once.
+    """
+    held: Tensor | None = None
+    upwards, start, stop, first, last = True, 0, 0, 0, 0
+    for planes, piece in pieces:
+        if held is None:
+            upwards, held, start, stop = planes.start == 0, piece, planes.start, planes.stop
+            first, last = (0, 0) if upwards else (depth, depth)
+        elif upwards:
+            held, stop = torch.cat([held, piece], dim=2), planes.stop
+        else:
+            held, start = torch.cat([piece, held], dim=2), planes.start
+        low, high = start + (reach if start > 0 else 0), stop - (reach if stop < depth else 0)
+        low, high = (max(low, last), high) if upwards else (low, min(high, first))
+        if low < high:
+            before, behind = max(start, low - reach), min(stop, high + reach)
+            made = function(held[:, :, before - start : behind - start])
+            yield slice(low, high), made[:, :, low - before : high - before]
+            first, last = low, high
+        # Only what the next planes look back to is kept.
+        before, behind = (max(start, last - reach), stop) if upwards else (start, min(stop, first + reach))
+        held, start, stop = held[:, :, before - start : behind - start], before, behind
 
 
 class StreamedNetwork:

@@ -6,11 +6,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cryoshuffle import filters, recorruption
-from cryoshuffle.filters import choose_filter, choose_linear, convolve, shape_for, wiener_kernel
+from cryoshuffle import filters, inferers, recorruption
+from cryoshuffle.errors import SettingError
+from cryoshuffle.filters import (
+    BAND_EDGES,
+    band_kernel,
+    bands,
+    choose_filter,
+    choose_linear,
+    convolve,
+    gaussian,
+    shape_for,
+    wiener_kernel,
+)
 from cryoshuffle.inferers import HaloWindowInferer
-from cryoshuffle.lattice import BlindSet
-from cryoshuffle.ramp import hold_to_ramp, quietest_section, tilt_overlap
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.ramp import hold_to_ramp, ramp_slope, tilt_overlap
 from cryoshuffle.recorruption import (
     GRID,
     RandRecorruptd,
@@ -21,6 +33,7 @@ from cryoshuffle.recorruption import (
     smooth_spectrum,
 )
 from cryoshuffle.simulation import TiltScheme, simulate
+from cryoshuffle.streaming import with_context
 
 FREQUENCY = torch.fft.fftfreq(GRID, dtype=torch.float64)
 RADIUS = (FREQUENCY[:, None].square() + FREQUENCY.square()).sqrt()
@@ -52,25 +65,38 @@ def test_noise_that_holds_no_signal_is_left_as_it_is(power):
     assert torch.allclose(hold_to_ramp(power)[RADIUS > 0.02], power[RADIUS > 0.02], rtol=0.02)
 
 
-def test_the_quietest_sections_hold_noise_alone():
-    """A specimen in the middle third of the sections changes nothing, nor does padding, nor noise that grows with z."""
-    random = torch.Generator().manual_seed(0)
-    noise = torch.randn(60, 96, 96, generator=random)
-    expected = quietest_section(noise, 1, 0)
-    assert expected == pytest.approx(1, rel=0.1)
-    # Coarse across the tilt axis, fine along it.
-    lines = torch.randn(20, 96, 1, generator=random).expand(20, 96, 96) * torch.cos(
-        0.06 * 2 * torch.pi * torch.arange(96)
-    )
-    specimen = noise.clone()
-    specimen[20:40] += lines
-    middle = quietest_section(specimen[20:40], 1, 0)
-    assert middle > 2 * expected
-    assert quietest_section(specimen, 1, 0) == pytest.approx(expected, rel=0.1)
-    padded = torch.cat([torch.zeros(12, 96, 96), specimen])
-    assert quietest_section(padded, 1, 0) == pytest.approx(expected, rel=0.1)
-    uneven = specimen * torch.linspace(0.9, 1.1, 60)[:, None, None]
-    assert quietest_section(uneven, 1, 0) == pytest.approx(expected, rel=0.1)
+def made_of(power: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """A field with a given power spectrum."""
+    white = torch.randn(power.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.fft.ifftn(torch.fft.fftn(white) * power.float().sqrt()).real
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.5, 1.0])
+def test_the_slope_of_the_ramp_is_read_off_below_signal(floor):
+    """Noise of slope 8 that fades along the axis, on it a floor of signal that ends where planes part, both along Y.
+
+    The slope is right within three of its errors, or 15 %. Held to it the power is the noise's next to the axis; held
+    to what the anchor tells, with the signal there, it is not (control).
+    """
+    z, y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (96, 160, 160))
+    radius = (z[:, None, None].square() + x.square()).sqrt()
+    fading = 1.5 - 2 * y.abs()[None, :, None]
+    signal = floor * (1 - (radius - 0.12).clamp(0, 0.2) / 0.2) * torch.ones_like(fading)
+    volume = made_of(8 * radius * fading + signal)
+    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
+    shape = (1.5 - 2 * frequency)[:, None, None].expand(GRID, GRID, GRID)
+    slope, error = ramp_slope(volume, 1, 0, shape)
+    assert slope == pytest.approx(8, abs=max(3 * error, 1.2))
+    if floor == 1.0:
+        power = smooth_spectrum(volume).mean(dim=1)
+        near = (RADIUS > 0.03) & (RADIUS < 0.1)
+        noise = float(smooth_spectrum(made_of(8 * radius * fading)).mean(dim=1)[near].mean())
+        assert 0.9 * noise < float(hold_to_ramp(power, slope)[near].mean()) < 1.25 * noise
+        assert float(hold_to_ramp(power)[near].mean()) > 1.5 * noise
+
+
+def test_a_few_voxels_tell_no_slope():
+    assert ramp_slope(torch.randn(8, 8, 8), 1, 0) == (float("inf"), float("inf"))
 
 
 def test_tilts_overlap_next_to_the_axis_and_part_sooner_the_wider_their_step():
@@ -203,3 +229,57 @@ def test_a_kernel_gives_the_same_result_whatever_the_window():
     assert torch.allclose(results[0][0, 0], convolve(volume[0, 0], kernel), atol=1e-4)
     for other in results[1:]:
         assert torch.allclose(results[0], other, atol=1e-4)
+
+
+def test_the_bands_and_what_is_coarser_are_the_volume():
+    """Their sum, and the kernel of all bands in full; each share of the kernel is that of its band."""
+    volume = torch.randn(24, 30, 28, generator=torch.Generator().manual_seed(0))
+    parts = bands(volume)
+    assert len(parts) == len(BAND_EDGES)
+    assert torch.allclose(sum(parts), volume - gaussian(volume, BAND_EDGES[-1]), atol=1e-5)
+    shares = (0.2, 0.9, 0.0, 0.5)
+    expected = sum(share * part for share, part in zip(shares, parts, strict=True))
+    assert torch.allclose(convolve(volume, band_kernel(shares)), expected, atol=1e-5)
+    with pytest.raises(SettingError, match="give 4, fine to coarse"):
+        band_kernel([1.0, 0.5])
+
+
+@pytest.mark.parametrize("downwards", [False, True])
+def test_pieces_with_context_are_the_whole(downwards):
+    """Whatever their thickness, upwards and downwards; without context they would not be (control)."""
+    volume = torch.randn(1, 1, 40, 6, 7, generator=torch.Generator().manual_seed(0))
+    kernel = torch.randn(9, 3, 3, generator=torch.Generator().manual_seed(1))
+
+    def function(part: torch.Tensor) -> torch.Tensor:
+        return convolve(part[0, 0], kernel)[None, None]
+
+    for thickness in (3, 7, 16, 40):
+        pieces = [slice(start, min(start + thickness, 40)) for start in range(0, 40, thickness)]
+        given = [(planes, volume[:, :, planes]) for planes in (reversed(pieces) if downwards else pieces)]
+        for reach, right in ((4, True), (0, thickness == 40)):
+            result = torch.zeros_like(volume)
+            for planes, part in with_context(given, function, reach, 40):
+                result[:, :, planes] += part
+            assert torch.allclose(result, function(volume), atol=1e-4) == right
+
+
+@pytest.mark.parametrize("mirrors", [False, True])
+def test_network_and_filter_share_by_band_whatever_the_window(monkeypatch, mirrors):
+    """In one window, in many, in planes one after another; what is coarser than all bands is the filter's."""
+    torch.manual_seed(0)
+    body = ShuffleUNet(in_channels=4, channels=(4, 6), factors=(2,))
+    net = BlindSpotNet(Lattice((1, 2, 1), BlindSet("plane", "y")), body, stem_channels=4).eval()
+    volume = torch.randn(1, 1, 40, 36, 44, generator=torch.Generator().manual_seed(0))
+    kernel = torch.randn(9, 9, 9, generator=torch.Generator().manual_seed(1)) / 27
+    shares = [0.2, 0.9, 0.0, 0.5]
+    blend = {"trust": shares, "sigma": [1.0, 1.0, 1.0], "gain": 1.0, "kernel": kernel}
+    with torch.no_grad():
+        network = HaloWindowInferer(precision="fp32", mirrors=mirrors)(volume, net)[0, 0]
+        linear = convolve(volume[0, 0], kernel)
+        expected = linear + sum(share * band for share, band in zip(shares, bands(network - linear), strict=True))
+        for window in (None, (8, 12, 20), (40, 16, 44), None):
+            result = HaloWindowInferer(window, precision="fp32", blend=blend, mirrors=mirrors)(volume, net)[0, 0]
+            assert torch.allclose(result, expected, atol=1e-4)
+            # The last is streamed.
+            monkeypatch.setattr(inferers, "WHOLE", 0)
+    assert not torch.allclose(linear, expected, atol=1e-2)

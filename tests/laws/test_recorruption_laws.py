@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from torch import Tensor
 from cryoshuffle import starting_network
 from cryoshuffle.checkpoints import load_network, load_plain
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import WIDTHS, FilterChoice, choose_filter, gaussian, shape_for
+from cryoshuffle.filters import WIDTHS, FilterChoice, bands, choose_filter, gaussian, shape_for, wiener_kernel
 from cryoshuffle.handlers import BlindnessGuard
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
-from cryoshuffle.judgement import Judgement, judge
+from cryoshuffle.judgement import Judgement, Weight, judge
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
@@ -263,7 +264,7 @@ def test_what_a_filter_explains_is_what_it_explains():
 ])  # fmt: skip
 def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):
     """Four standard errors are enough; a network that may be of no use is not used."""
-    found = Judgement(FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), weight, error)
+    found = Judgement(FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(weight, error))
     assert found.trust == pytest.approx(trust)
     assert words in found.describe()
     assert "2 × 1.4 × 1 voxels along z, y, x" in found.describe()
@@ -301,11 +302,11 @@ def test_the_judge_finds_the_best_mixture(tmp_path, share):
     linear, net = found.linear(noisy)[window.core], network(noisy[None, None])[0, 0][window.core]
     apart = net - linear
     best = float((apart * (truth[0, 0][window.core] - linear)).sum() / apart.square().sum())
-    assert verdict.error < 0.1
-    assert verdict.weight == pytest.approx(best, abs=4 * verdict.error)
+    assert verdict.weight.error < 0.1
+    assert verdict.weight.value == pytest.approx(best, abs=4 * verdict.weight.error)
     assert (verdict.trust > 0.9, verdict.trust == 0) == (share == 0, share == 1)
     assert load_plain(output)["blend"] == verdict.blend()
-    assert json.loads((tmp_path / "refinement.json").read_text())["weight"] == verdict.weight
+    assert json.loads((tmp_path / "refinement.json").read_text())["weight"] == verdict.weight.value
     assert "on voxels held out" in (tmp_path / "run.log").read_text()
 
 
@@ -318,6 +319,49 @@ class Filter(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(x[0, 0])[None, None]
+
+
+class ByPlace(torch.nn.Module):
+    """In the place of a network: a volume for the held-out slab, and another for the middle, told by their shapes."""
+
+    def __init__(self, slab: Tensor, middle: Tensor) -> None:
+        super().__init__()
+        self.slab, self.middle = torch.nn.Parameter(slab), torch.nn.Parameter(middle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return next(v for v in (self.slab.detach(), self.middle.detach()) if v.shape == x.shape[2:])[None, None]
+
+
+@pytest.mark.parametrize("kind", ["fine", "slab alone"])
+def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kind):
+    """With the truth in the two finer bands alone: trust there, none in the coarsest. With the truth in the slab and
+    nothing in the middle: no trust in any, though the weight over all detail is high (control)."""
+    made = simulate("wbp", (40, 64, 96), snr=0.1, seed=0)
+    mean, deviation = made.tomogram.mean(), made.tomogram.std()
+    volume, spectrum = (made.tomogram - mean) / deviation, smooth_spectrum(made.noise / deviation).float()
+    truth = (made.truth - made.truth.mean()) / deviation
+    linear = replace(
+        choose_filter([volume], spectrum), kernel=wiener_kernel(smooth_spectrum(volume), spectrum.double())
+    )
+    read = HeldOutSlab().scored(truth.shape).read
+    fine = sum(bands(truth)[:2])
+    known = {"fine": (fine[read], fine), "slab alone": (truth[read], torch.zeros_like(truth))}
+    network, path = ByPlace(*known[kind]), tmp_path / "model.pt"
+    torch.save({"model": network.state_dict()}, path)
+    verdict = judge(
+        [{"image": volume[None]}], network, str(path), Refinement(spectrum, linear), PrecisionInferer("fp32"),
+        HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
+    )  # fmt: skip
+    trusts = [band.trust for band in verdict.bands]
+    assert verdict.blend()["trust"] == trusts
+    if kind == "fine":
+        assert min(trusts[:2]) > 0.8
+        assert trusts[3] < 0.2
+        assert "fine to coarse, the network's share is" in verdict.describe()
+    else:
+        assert max(trusts) < 0.2
+        assert verdict.weight.trust > 0.8
+    assert load_plain(tmp_path / "judged.pt")["blend"]["trust"] == trusts
 
 
 @pytest.mark.parametrize("seed", [2, 3])
@@ -340,7 +384,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
         files = str(tmp_path / "judged.pt"), str(tmp_path)
         inferer = PrecisionInferer("fp32")
         verdict = judge([{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(), *files, **more)
-        return (verdict.weight - best) / verdict.error
+        return (verdict.weight.value - best) / verdict.weight.error
 
     assert abs(errors_off()) < 3
     assert errors_off(strength=0.7) > 4
