@@ -286,15 +286,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     simulate = commands.add_parser("simulate", help="make a tomogram whose truth is known")
     simulate.add_argument("output", metavar="OUT", help="folder for tomogram, halves, truth and phantom")
-    simulate.add_argument("--case", default="wbp", choices=["white", "wbp", "aligned", "sirt", "binned"])
+    simulate.add_argument("--case", default="wbp", choices=["white", "wbp", "aligned", "sirt", "binned", "insitu"])
     simulate.add_argument("--shape", type=_triple, default=[80, 144, 144], metavar="Z,Y,X", help="voxels")
     simulate.add_argument("--snr", type=_positive, default=0.1, help="power of signal over noise (default: 0.1)")
     simulate.add_argument(
         "--mtf", type=_share, default=1.0, help="what the detector leaves of the signal at Nyquist (default: 1, all)"
     )
+    simulate.add_argument(
+        "--voxel-size", type=_positive, default=10.0, metavar="Å", help="of the phantom (default: 10)"
+    )
     simulate.add_argument("--seed", type=_radius, default=0, help="the same seed gives the same bits (default: 0)")
     simulate.add_argument("--overwrite", action="store_true", help="replace what is there")
-    simulate.add_argument("--templates", metavar="DIR", help="MRC densities at 10 Å (default: those of the package)")
+    simulate.add_argument(
+        "--templates", metavar="DIR", help="MRC densities of that voxel size (default: those of the package)"
+    )
 
     evaluate = commands.add_parser("evaluate", help="score a denoised tomogram, with or without a truth")
     evaluate.add_argument("result", metavar="RESULT", help="the denoised tomogram")
@@ -464,12 +469,16 @@ def _noise(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
+    from cryoshuffle.phantoms import load_templates
     from cryoshuffle.runs import check_run_dir
-    from cryoshuffle.simulation import load_templates, save_simulation, simulate
+    from cryoshuffle.simulation import save_simulation, simulate
 
     check_run_dir(Path(options.output))
     templates = None if options.templates is None else load_templates(options.templates)
-    simulation = simulate(options.case, options.shape, options.snr, options.seed, templates, mtf_at_nyquist=options.mtf)
+    simulation = simulate(
+        options.case, options.shape, options.snr, options.seed, templates, options.voxel_size,
+        mtf_at_nyquist=options.mtf,
+    )  # fmt: skip
     _say(tomogram=save_simulation(simulation, options.output, options.overwrite)[0])
     return 0
 

@@ -18,13 +18,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.errors import FileError, SettingError
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.outputs import write_json
+from cryoshuffle.phantoms import TEMPLATE_ANGSTROM, Cell, load_templates, make_cell, make_phantom, scaled
 from cryoshuffle.preflight import check_new_file
 
-CASES = ("white", "wbp", "aligned", "sirt", "binned")
-TEMPLATES = Path(__file__).parent / "templates"
+CASES = ("white", "wbp", "aligned", "sirt", "binned", "insitu")
+# Path of electrons through ice after which a third of them is left, and how much of a wave an angstrom of protein
+# turns back, at 300 kV (twice 2.2 V of inner potential beyond the ice's).
+_FREE_PATH_ANGSTROM = 3500.0
+_CONTRAST_PER_ANGSTROM = 0.0029
+_IN_SITU = {"rotation_deg": 4.3, "dose": 3.0}
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ class TiltScheme:
         sirt_iterations: weight of a SIRT-like filter of so many iterations; 0 for the plain ramp.
         mtf_at_nyquist: what the detector leaves of the signal's amplitude at 0.5 cycles per voxel, a Gaussian in
             between; its noise stays white, as that of counting detectors is. 1 for an ideal one.
+        rotation_deg: images are recorded turned by so much, and turned back by cubic interpolation with the shifts; 0
+            for not turned, then the shifts are undone by linear interpolation.
+        dose: of an image, electrons per Å^2, from the smallest tilt to the largest: fine detail fades with it, and the
+            images are weighted by what is left. 0 for no damage and no weights.
 
     Raises:
         SettingError: for angles that are no tilt series, or an MTF not between 0 and 1.
@@ -55,6 +64,8 @@ class TiltScheme:
     shift_voxels: float = 0.0
     sirt_iterations: int = 0
     mtf_at_nyquist: float = 1.0
+    rotation_deg: float = 0.0
+    dose: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.largest_deg < 90 or not 0 < self.step_deg <= self.largest_deg:
@@ -87,6 +98,8 @@ class Simulation:
         seed: of everything.
         noise: of the tomogram.
         mtf_at_nyquist: of the detector.
+        even_tilts: reconstruction of every other tilt image, in the case ``insitu``.
+        odd_tilts: of the others.
     """
 
     tomogram: Tensor
@@ -100,95 +113,8 @@ class Simulation:
     seed: int
     noise: Tensor = field(repr=False)
     mtf_at_nyquist: float = 1.0
-
-
-def load_templates(folder: str | Path | None = None, only: Sequence[str] | None = None) -> list[Tensor]:
-    """Molecule densities, each scaled to a maximum of 1.
-
-    Args:
-        folder: of MRC files at the voxel size of the phantom; None takes the four of the package (10 Å).
-        only: names of files, without ``.mrc``; None takes all.
-
-    Raises:
-        FileError: if the folder is missing or holds no MRC file, or not one that is named.
-        InputError: if one is not three-dimensional or has no positive value.
-    """
-    place = TEMPLATES if folder is None else Path(folder)
-    paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
-    if not paths:
-        raise FileError(f"{place}: is no folder with MRC densities, choose another")
-    if only is not None:
-        lacking = sorted(set(only) - {path.stem for path in paths})
-        if lacking:
-            raise FileError(f"{place}: has no density {lacking[0]}.mrc, choose the folder that has it")
-        paths = [path for path in paths if path.stem in only]
-    templates = []
-    for path in paths:
-        with mrcfile.open(path, permissive=True) as mrc:
-            density = torch.from_numpy(np.asarray(mrc.data, dtype=np.float32).copy())
-        if density.ndim != 3 or not float(density.max()) > 0:
-            raise InputError(f"{path}: is no volume with positive density, leave it out")
-        templates.append((density / density.max()).clamp(min=0))
-    return templates
-
-
-def make_phantom(shape: Sequence[int], seed: int = 0, templates: Sequence[Tensor] | None = None) -> Tensor:
-    """A crowded piece of cell: molecules in random places and orientations, vesicles with bilayers, a filament.
-
-    Args:
-        shape: (Z, Y, X), voxels of 10 Å for the densities of the package.
-        seed: of places and orientations.
-        templates: molecule densities; None takes those of the package.
-
-    Returns:
-        Density (Z, Y, X), 0 in the ice, about 1 in protein.
-    """
-    z, y, x = as_triple(shape, "phantom shape", smallest=16)
-    random = torch.Generator().manual_seed(seed)
-    molecules = load_templates() if templates is None else list(templates)
-    volume = torch.zeros(z, y, x)
-    grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
-
-    def uniform(low: float, high: float, count: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=random)
-
-    sides = torch.tensor([z, y, x], dtype=torch.float32)
-    for _ in range(max(1, z * y * x // 700_000)):
-        centre, radius = uniform(0.2, 0.8, 3) * sides, float(uniform(0.12, 0.3)) * min(y, x)
-        distance = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)).sqrt() - radius
-        for leaflet in (-1.8, 1.8):
-            volume += 0.6 * torch.exp(-((distance - leaflet) ** 2) / (2 * 0.8**2))
-    start, direction = uniform(0.2, 0.8, 3) * sides, F.normalize(uniform(-1, 1, 3) * torch.tensor([0.2, 1, 1]), dim=0)
-    offsets = [g - c for g, c in zip(grid, start, strict=True)]
-    along = sum(o * d for o, d in zip(offsets, direction, strict=True))
-    across = sum((o - along * d) ** 2 for o, d in zip(offsets, direction, strict=True))
-    volume += 0.7 * torch.exp(-across / (2 * 2.0**2))
-    for index in range(max(4, z * y * x // 15_000)):
-        molecule = _rotated(molecules[index % len(molecules)], random)
-        corner = [
-            int(torch.randint(-n // 2, s - n // 2, (1,), generator=random))
-            for n, s in zip(molecule.shape, (z, y, x), strict=True)
-        ]
-        _add_inside(volume, molecule, corner)
-    return volume.clamp(max=1.5)
-
-
-def _rotated(molecule: Tensor, random: torch.Generator) -> Tensor:
-    """A density turned about its centre by a random rotation, in a box that holds it."""
-    side = int(np.ceil(np.linalg.norm(molecule.shape)))
-    pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
-    matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
-    matrix = matrix * torch.sign(torch.det(matrix))
-    theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
-    box = F.pad(molecule, pad)[None, None]
-    return F.grid_sample(box, F.affine_grid(theta, list(box.shape), align_corners=False), align_corners=False)[0, 0]
-
-
-def _add_inside(volume: Tensor, part: Tensor, corner: Sequence[int]) -> None:
-    """Add a part at a corner that may lie outside; what does not fit is cut off."""
-    here = tuple(slice(max(0, c), min(s, c + n)) for c, n, s in zip(corner, part.shape, volume.shape, strict=True))
-    there = tuple(slice(h.start - c, h.stop - c) for h, c in zip(here, corner, strict=True))
-    volume[here] += part[there]
+    even_tilts: Tensor | None = field(default=None, repr=False)
+    odd_tilts: Tensor | None = field(default=None, repr=False)
 
 
 def project(volume: Tensor, angles_deg: Tensor) -> Tensor:
@@ -267,6 +193,94 @@ def align(images: Tensor, shifts: Tensor) -> Tensor:
     return torch.stack(result)
 
 
+def apply_damage(images: Tensor, scheme: TiltScheme, voxel_size_angstrom: float) -> Tensor:
+    """Images with fine detail faded by the dose that the specimen had before, or weighted by what is left of it.
+
+    Shape:
+        ``(tilt, Y, X) -> (tilt, Y, X)``, in the order of the angles.
+
+    Source:
+        Grant & Grigorieff 2015, critical dose.
+    """
+    if scheme.dose == 0:
+        return images
+    before = torch.empty(len(images))
+    before[scheme.angles_deg().abs().argsort(stable=True)] = scheme.dose * torch.arange(
+        len(images), dtype=torch.float32
+    )
+    k = _frequencies(images.shape).clamp(min=1e-4) / voxel_size_angstrom
+    critical = 0.245 * k**-1.665 + 2.81
+    left = torch.exp(-(before[:, None, None] + scheme.dose / 2) / (2 * critical))
+    return torch.fft.irfft2(torch.fft.rfft2(images) * left, s=images.shape[-2:])
+
+
+def turn(images: Tensor, degrees: float, shifts: Tensor, back: bool = False) -> Tensor:
+    """Turn images about their middle and shift them, by cubic interpolation; what comes from outside is 0.
+
+    Args:
+        images: ``(tilt, Y, X)``.
+        degrees: by which they are turned.
+        shifts: along (Y, X), ``(tilt, 2)``, voxels.
+        back: undo it.
+
+    Shape:
+        ``(tilt, Y, X) -> (tilt, Y, X)``.
+    """
+    cos, sin = float(np.cos(np.radians(degrees))), float(np.sin(np.radians(degrees)))
+    # Where a pixel comes from, (X, Y), from the middle.
+    source = torch.eye(3).repeat(len(images), 1, 1)
+    source[:, :2, :2] = torch.tensor([[cos, -sin], [sin, cos]])
+    source[:, :2, 2] = shifts.flip(1)
+    if back:
+        source = torch.linalg.inv(source)
+    y, x = images.shape[1:]
+    halves = torch.tensor([x / 2, y / 2, 1.0])
+    theta = source[:, :2] * halves / halves[:2, None]
+    grid = F.affine_grid(theta, [len(images), 1, y, x], align_corners=False)
+    return F.grid_sample(images[:, None], grid, mode="bicubic", align_corners=False)[:, 0]
+
+
+def brightness(thickness: Tensor, angles_deg: Tensor, voxel_size_angstrom: float) -> Tensor:
+    """What share of the electrons comes through a slab, at each pixel of its tilt images.
+
+    Args:
+        thickness: of the slab, (Y, X), voxels; beside the volume it goes on as at the border.
+        angles_deg: tilts about y.
+        voxel_size_angstrom: of the thickness.
+
+    Shape:
+        ``(tilt, Y, X)``.
+    """
+    x = thickness.shape[1]
+    place = torch.arange(x) - (x - 1) / 2
+    through = []
+    for cos in torch.cos(torch.deg2rad(angles_deg)).tolist():
+        there = (place / cos + (x - 1) / 2).round().long().clamp(0, x - 1)
+        through.append(torch.exp(-thickness[:, there] / cos * voxel_size_angstrom / _FREE_PATH_ANGSTROM))
+    return torch.stack(through)
+
+
+def _record_cell(
+    cell: Cell, scheme: TiltScheme, voxel_size_angstrom: float, random: torch.Generator
+) -> tuple[Tensor, list[Tensor]]:
+    """Aligned images of a cell: without noise, and two of noise alone, ``(tilt, Y, X)`` each."""
+    angles = scheme.angles_deg()
+    shifts = (2 * torch.rand(len(angles), 2, generator=random) - 1) * scheme.shift_voxels
+    waves = apply_ctf(project(cell.density, angles), scheme, voxel_size_angstrom)
+    waves = apply_mtf(apply_damage(waves, scheme, voxel_size_angstrom), scheme)
+    bright = brightness(cell.thickness, angles, voxel_size_angstrom)
+    mean = bright.mean(dim=(1, 2), keepdim=True)
+    # Protein is bright here, so where fewer electrons come through is bright too. An image is scaled to its noise.
+    signal = (mean - bright + bright * waves * _CONTRAST_PER_ANGSTROM * voxel_size_angstrom) / mean.sqrt()
+
+    def aligned(recorded: Tensor) -> Tensor:
+        return turn(apply_damage(recorded, scheme, voxel_size_angstrom), scheme.rotation_deg, shifts)
+
+    recorded = turn(signal, scheme.rotation_deg, shifts, back=True)
+    strength = turn((bright / mean).sqrt(), scheme.rotation_deg, shifts, back=True).clamp(min=0.1)
+    return aligned(recorded), [aligned(strength * torch.randn(recorded.shape, generator=random)) for _ in range(2)]
+
+
 def _shift_exactly(images: Tensor, shifts: Tensor) -> Tensor:
     """Shift each image without interpolation, in Fourier space."""
     ky, kx = torch.fft.fftfreq(images.shape[-2]), torch.fft.rfftfreq(images.shape[-1])
@@ -333,17 +347,20 @@ def simulate(
     ``aligned``  the same, the images shifted by parts of a pixel and aligned by linear interpolation
     ``sirt``     back-projection with a SIRT-like filter
     ``binned``   back-projection on a grid finer by half, Fourier-cropped to the shape: voxels of 1.5 times the size
+    ``insitu``   the edge of a crowded cell in thinner ice, with beads of gold: images as bright as they are thin,
+                 Poisson-like noise, damage and weights by dose, turned by cubic interpolation for the alignment
     ===========  ==================================================================================
 
     Noise grows with the tilt as the specimen gets thicker: its variance is that of 1 / cos(tilt). The halves have noise
-    of their own (frames split in two), and the tomogram is their mean.
+    of their own (frames split in two), and the tomogram is their mean. The case ``insitu`` has halves of every other
+    tilt as well.
 
     Args:
-        case: one of the five.
+        case: one of the six.
         shape: (Z, Y, X), voxels.
         snr: power of the truth over power of the noise in the tomogram.
         seed: the same seed gives the same bits.
-        templates: molecule densities; None takes those of the package.
+        templates: molecule densities, in voxels of the phantom; None takes those of the package.
         voxel_size_angstrom: of the phantom.
         scheme: of the tilt series; None takes ±60 degrees in steps of 3.
         mtf_at_nyquist: of the detector, where no scheme is given.
@@ -359,11 +376,15 @@ def simulate(
         raise SettingError(f"MTF is {mtf_at_nyquist}: the case white has no detector, leave it out")
     sides = as_triple(shape, "shape", smallest=16)
     scheme = scheme if scheme is not None else TiltScheme(
-        shift_voxels=0.5 if case == "aligned" else 0.0, sirt_iterations=10 if case == "sirt" else 0,
-        mtf_at_nyquist=mtf_at_nyquist,
+        shift_voxels=0.5 if case in {"aligned", "insitu"} else 0.0, sirt_iterations=10 if case == "sirt" else 0,
+        mtf_at_nyquist=mtf_at_nyquist, **(_IN_SITU if case == "insitu" else {}),
     )  # fmt: skip
     random = torch.Generator().manual_seed(seed + 1)
+    if case == "insitu":
+        return _simulate_cell(sides, snr, seed, templates, voxel_size_angstrom, scheme, random)
     finer = as_triple([round(1.5 * n) for n in sides], "shape") if case == "binned" else sides
+    if templates is None and voxel_size_angstrom != TEMPLATE_ANGSTROM:
+        templates = [scaled(molecule, TEMPLATE_ANGSTROM / voxel_size_angstrom) for molecule in load_templates()]
     phantom = make_phantom(finer, seed, templates)
     if case == "white":
         truth = phantom - phantom.mean()
@@ -398,6 +419,44 @@ def simulate(
     )
 
 
+def _simulate_cell(
+    shape: Triple,
+    snr: float,
+    seed: int,
+    templates: Sequence[Tensor] | None,
+    voxel_size_angstrom: float,
+    scheme: TiltScheme,
+    random: torch.Generator,
+) -> Simulation:
+    """The case ``insitu`` of :func:`simulate`."""
+    cell = make_cell(shape, seed, templates, voxel_size_angstrom)
+    signal, noises = _record_cell(cell, scheme, voxel_size_angstrom, random)
+    angles, every = scheme.angles_deg(), slice(None)
+
+    def finish(images: Tensor, some: slice = every) -> Tensor:
+        return reconstruct(images[some], angles[some], shape[0], scheme.sirt_iterations)
+
+    truth, halves = finish(signal), [finish(noise) for noise in noises]
+    noise = (halves[0] + halves[1]) / 2
+    scale = float((truth.var() / (noise.var() * snr)).sqrt())
+    images = signal + scale * (noises[0] + noises[1]) / 2
+    return Simulation(
+        tomogram=truth + scale * noise,
+        even=truth + scale * halves[0],
+        odd=truth + scale * halves[1],
+        truth=truth,
+        phantom=cell.density,
+        noise=scale * noise,
+        voxel_size_angstrom=voxel_size_angstrom,
+        case="insitu",
+        snr=snr,
+        seed=seed,
+        mtf_at_nyquist=scheme.mtf_at_nyquist,
+        even_tilts=finish(images, slice(0, None, 2)),
+        odd_tilts=finish(images, slice(1, None, 2)),
+    )
+
+
 def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool = False) -> list[Path]:
     """Write all volumes of a simulation as MRC files, and what it was made with as ``simulation.json``.
 
@@ -413,7 +472,8 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
         FileError: if they cannot be written, or are there already.
     """
     place = Path(folder)
-    names = ("tomogram", "even", "odd", "truth", "phantom")
+    names = ["tomogram", "even", "odd", "truth", "phantom"]
+    names += [name for name in ("even_tilts", "odd_tilts") if getattr(simulation, name) is not None]
     paths = [place / f"{name}.mrc" for name in names]
     try:
         place.mkdir(exist_ok=True)

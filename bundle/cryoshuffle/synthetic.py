@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import as_triple
-from cryoshuffle.simulation import CASES, TiltScheme, load_templates, simulate
+from cryoshuffle.phantoms import load_templates, scaled
+from cryoshuffle.simulation import CASES, TiltScheme, simulate
 from cryoshuffle.windows import draw_box
 
 _DENSE = 0.05
@@ -25,9 +26,11 @@ class Variety:
     """What simulated tomograms differ in; pairs are the smallest and the largest.
 
     Args:
-        cases: kinds of reconstruction, of :data:`cryoshuffle.simulation.CASES`.
+        cases: kinds of reconstruction, of :data:`cryoshuffle.simulation.CASES`; one that is named more than once is
+            drawn so much more often.
         snr: power of signal over noise, drawn evenly in its logarithm; smoothing raises it.
         voxel_size_angstrom: of the volume, before the case ``binned`` makes it 1.5 times as large.
+        cell_voxel_size_angstrom: the same for the case ``insitu``.
         largest_deg: tilts go from minus to plus one of these angles.
         step_deg: between tilts, one of these.
         defocus_angstrom: underfocus.
@@ -39,11 +42,14 @@ class Variety:
         turned_deg: degrees.
         damped: share of volumes that were smoothed after their reconstruction.
         damping: cycles per voxel at which the Gaussian that did it has fallen to 0.6 of the amplitude.
+        rotation_deg: of the recorded images, for the case ``insitu``.
+        dose: of an image, electrons per Å^2, one of these, for the case ``insitu``.
     """
 
-    cases: Sequence[str] = CASES
+    cases: Sequence[str] = (*CASES, "insitu", "insitu")
     snr: tuple[float, float] = (0.015, 1.0)
     voxel_size_angstrom: tuple[float, float] = (7.0, 14.0)
+    cell_voxel_size_angstrom: tuple[float, float] = (8.0, 24.0)
     largest_deg: Sequence[float] = (54.0, 60.0, 66.0)
     step_deg: Sequence[float] = (2.0, 3.0)
     defocus_angstrom: tuple[float, float] = (15000.0, 50000.0)
@@ -55,6 +61,8 @@ class Variety:
     turned_deg: float = 10.0
     damped: float = 0.4
     damping: tuple[float, float] = (0.2, 0.6)
+    rotation_deg: tuple[float, float] = (-10.0, 10.0)
+    dose: Sequence[float] = (0.0, 2.0, 3.0)
 
 
 class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
@@ -145,20 +153,23 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         v = self.variety
         case = str(random.choice(list(v.cases)))
         snr = math.exp(random.uniform(*np.log(v.snr)))
-        size = float(random.uniform(*v.voxel_size_angstrom))
+        cell = case == "insitu"
+        size = float(random.uniform(*(v.cell_voxel_size_angstrom if cell else v.voxel_size_angstrom)))
         count = min(int(random.integers(v.molecules[0], v.molecules[1], endpoint=True)), len(self.molecules))
         some = [self.molecules[i] for i in random.choice(len(self.molecules), count, replace=False)]
         # A little size of their own and a little weight: there are more molecules than templates.
-        parts = [_scaled(m, 10 / size * float(random.uniform(0.9, 1.1))) * float(random.uniform(0.6, 1)) for m in some]
+        parts = [scaled(m, 10 / size * float(random.uniform(0.9, 1.1))) * float(random.uniform(0.6, 1)) for m in some]
         if random.random() < v.sparse:
             parts += [torch.zeros(8, 8, 8)] * int(random.integers(1, count, endpoint=True))
         scheme = TiltScheme(
             largest_deg=float(random.choice(list(v.largest_deg))),
             step_deg=float(random.choice(list(v.step_deg))),
             defocus_angstrom=float(random.uniform(*v.defocus_angstrom)),
-            shift_voxels=0.5 if case == "aligned" else 0.0,
+            shift_voxels=0.5 if case in {"aligned", "insitu"} else 0.0,
             sirt_iterations=int(random.choice(list(v.sirt_iterations))) if case == "sirt" else 0,
             mtf_at_nyquist=float(random.uniform(*v.mtf_at_nyquist)),
+            rotation_deg=float(random.uniform(*v.rotation_deg)) if cell else 0.0,
+            dose=float(random.choice(list(v.dose))) if cell else 0.0,
         )
         made = simulate(case, self.shape, snr, int(seeds.generate_state(1)[0]), parts, size, scheme)
         tomogram, truth = made.tomogram, made.truth - made.truth.mean()
@@ -195,9 +206,3 @@ def _damped(volume: Tensor, at: float) -> Tensor:
     z, y = (torch.fft.fftfreq(n) for n in volume.shape[:2])
     squared = z[:, None, None] ** 2 + y[:, None] ** 2 + torch.fft.rfftfreq(volume.shape[2]) ** 2
     return torch.fft.irfftn(torch.fft.rfftn(volume) * torch.exp(-squared / (2 * at**2)), s=volume.shape)
-
-
-def _scaled(density: Tensor, factor: float) -> Tensor:
-    """A density with larger or smaller voxels."""
-    sides = [max(2, round(n * factor)) for n in density.shape]
-    return F.interpolate(density[None, None], size=sides, mode="trilinear", align_corners=False)[0, 0]

@@ -36,7 +36,8 @@ from cryoshuffle.cli import main
 from cryoshuffle.errors import FitInterruptedError, UserError
 from cryoshuffle.handlers import EpochSeeds
 from cryoshuffle.mrc import open_mrc
-from cryoshuffle.simulation import TEMPLATES, simulate
+from cryoshuffle.phantoms import TEMPLATES
+from cryoshuffle.simulation import simulate
 from cryoshuffle.transforms import _statistics
 
 COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from cryoshuffle.phantoms import load_templates, make_cell, make_phantom
 from cryoshuffle.simulation import (
     CASES,
     TiltScheme,
     align,
     apply_ctf,
+    apply_damage,
     apply_mtf,
-    load_templates,
-    make_phantom,
+    brightness,
     project,
     reconstruct,
     simulate,
+    turn,
 )
 
 SHAPE = (24, 32, 40)
@@ -127,3 +129,77 @@ def test_phantoms_differ_by_seed_and_hold_what_they_should():
         TiltScheme(largest_deg=95)
     with pytest.raises(ValueError, match="MTF at Nyquist is 0"):
         TiltScheme(mtf_at_nyquist=0)
+
+
+def test_turned_images_are_turned_back():
+    """What is smooth comes back, whatever angle and shift; turned twice the same way it does not (control)."""
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
+    images = torch.stack([torch.sin(y / 5) * torch.cos(x / 7), torch.sin(x / 6)])
+    shifts = torch.tensor([[0.4, -2.3], [1.7, 0.2]])
+    turned = turn(images, 4.3, shifts)
+    inner = (slice(None), slice(12, -12), slice(12, -12))
+    assert float((turned - images)[inner].abs().max()) > 0.2
+    assert float((turn(turned, 4.3, shifts, back=True) - images)[inner].abs().max()) < 0.02
+    assert float((turn(turned, 4.3, shifts) - images)[inner].abs().max()) > 0.2
+
+
+def test_alignment_by_cubic_interpolation_correlates_noise_along_the_tilt_axis():
+    """A little, and not at all where nothing is turned or shifted by part of a pixel."""
+    noise = torch.randn(4, 200, 200, generator=torch.Generator().manual_seed(0))
+    shifts = torch.zeros(4, 2)
+
+    def along(images: torch.Tensor, lag: int) -> float:
+        inner = images[:, 20:-20, 20:-20]
+        return float((inner[:, lag:] * inner[:, :-lag]).mean() / inner.square().mean())
+
+    assert 0.03 < along(turn(noise, 4.3, shifts), 1) < 0.5
+    assert abs(along(turn(noise, 0.0, shifts), 1)) < 0.02
+    assert abs(along(turn(noise, 0.0, shifts + 1), 1)) < 0.02
+
+
+def test_less_light_comes_through_what_is_thicker():
+    """By the law of absorption, and at 60 degrees as through twice the thickness."""
+    thickness = torch.full((4, 40), 50.0)
+    thickness[:, :20] = 100.0
+    bright = brightness(thickness, torch.tensor([0.0, 60.0]), 10.0)
+    assert torch.allclose(bright[0, :, 5], bright[0, :, 30].square())
+    assert torch.allclose(bright[1, :, 30], bright[0, :, 30].square())
+
+
+def test_fine_detail_fades_with_the_dose():
+    """Less of it is left in images recorded later, at larger tilts; without a dose nothing changes."""
+    impulse = torch.zeros(41, 32, 32)
+    impulse[:, 16, 16] = 1
+    scheme = TiltScheme(dose=3.0)
+    left = torch.fft.rfft2(apply_damage(impulse, scheme, 10.0)).abs()
+    assert float(left[20, 0, 16]) > float(left[30, 0, 16]) > float(left[40, 0, 16])
+    assert float(left[40, 0, 2]) > 0.5 > float(left[40, 0, 16])
+    assert apply_damage(impulse, TiltScheme(), 10.0) is impulse
+
+
+def test_a_cell_is_crowded_and_thicker_than_the_ice_and_gold_lies_on_it():
+    """In voxels of 10 and of 20 Å; the noise is weaker where fewer electrons come through."""
+    for size in (10.0, 20.0):
+        cell = make_cell((48, 96, 96), 0, voxel_size_angstrom=size)
+        inside = cell.thickness > cell.thickness.min() + 4
+        assert 0.05 < float(inside.float().mean()) < 0.95
+        middle = cell.density[20:28]
+        assert float(middle[:, inside].mean()) > 3 * float(middle[:, ~inside].mean())
+        assert 5 < float(cell.density.max()) <= 10
+    made = simulate("insitu", (48, 96, 96), 0.1, 0, voxel_size_angstrom=30.0)
+    thickness = make_cell((48, 96, 96), 0, voxel_size_angstrom=30.0).thickness
+    thin, thick = thickness <= thickness.quantile(0.2), thickness >= thickness.quantile(0.8)
+    assert float(made.noise[20:28][:, thin].var()) > 1.03 * float(made.noise[20:28][:, thick].var())
+
+
+def test_tilt_halves_share_the_signal_where_their_planes_overlap():
+    """Their mean, weighted by the count of tilts, is the tomogram; fine detail they share less than frame halves do."""
+    made = simulate("insitu", (48, 96, 96), 50.0, 1)
+    assert torch.allclose((21 * made.even_tilts + 20 * made.odd_tilts) / 41, made.tomogram, atol=1e-5)
+
+    def shared(one: torch.Tensor, other: torch.Tensor) -> float:
+        fine = [v - torch.nn.functional.avg_pool3d(v[None, None], 5, 1, 2)[0, 0] for v in (one, other)]
+        return float(torch.corrcoef(torch.stack([v.flatten() for v in fine]))[0, 1])
+
+    assert shared(made.even, made.odd) > 0.85
+    assert shared(made.even_tilts, made.odd_tilts) < 0.75

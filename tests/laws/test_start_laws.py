@@ -22,8 +22,9 @@ from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import RelativeError
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.phantoms import TEMPLATES
 from cryoshuffle.refinement import begin_with, measure_refinement, settle
-from cryoshuffle.simulation import TEMPLATES, simulate
+from cryoshuffle.simulation import simulate
 from cryoshuffle.synthetic import SimulatedWindows, Variety, _damped, _turned
 
 

@@ -1,0 +1,207 @@
+"""What is in a simulated specimen: molecules, membranes, filaments, a crowded cell in thinner ice, beads of gold.
+
+Axes are (Z, Y, X); the beam comes along z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.lattice import as_triple
+
+TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATE_ANGSTROM = 10.0
+# A cell is crowded: this much of it is in molecules that are drawn, and more in smaller ones that are not.
+_OCCUPIED = 0.25
+_CYTOSOL = 0.1
+_GOLD = 10.0
+_GOLD_RADIUS_ANGSTROM = 50.0
+_LEAFLET_ANGSTROM = 18.0
+_LEAFLET_WIDTH_ANGSTROM = 8.0
+
+
+def load_templates(folder: str | Path | None = None, only: Sequence[str] | None = None) -> list[Tensor]:
+    """Molecule densities, each scaled to a maximum of 1.
+
+    Args:
+        folder: of MRC files at the voxel size of the phantom; None takes the four of the package (10 Å).
+        only: names of files, without ``.mrc``; None takes all.
+
+    Raises:
+        FileError: if the folder is missing or holds no MRC file, or not one that is named.
+        InputError: if one is not three-dimensional or has no positive value.
+    """
+    place = TEMPLATES if folder is None else Path(folder)
+    paths = sorted(place.glob("*.mrc")) if place.is_dir() else []
+    if not paths:
+        raise FileError(f"{place}: is no folder with MRC densities, choose another")
+    if only is not None:
+        lacking = sorted(set(only) - {path.stem for path in paths})
+        if lacking:
+            raise FileError(f"{place}: has no density {lacking[0]}.mrc, choose the folder that has it")
+        paths = [path for path in paths if path.stem in only]
+    templates = []
+    for path in paths:
+        with mrcfile.open(path, permissive=True) as mrc:
+            density = torch.from_numpy(np.asarray(mrc.data, dtype=np.float32).copy())
+        if density.ndim != 3 or not float(density.max()) > 0:
+            raise InputError(f"{path}: is no volume with positive density, leave it out")
+        templates.append((density / density.max()).clamp(min=0))
+    return templates
+
+
+def make_phantom(
+    shape: Sequence[int],
+    seed: int = 0,
+    templates: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """A crowded piece of cell: molecules in random places and orientations, vesicles with bilayers, a filament.
+
+    Args:
+        shape: (Z, Y, X), voxels of 10 Å for the densities of the package.
+        seed: of places and orientations.
+        templates: molecule densities; None takes those of the package.
+
+    Returns:
+        Density (Z, Y, X), 0 in the ice, about 1 in protein.
+    """
+    z, y, x = as_triple(shape, "phantom shape", smallest=16)
+    random = torch.Generator().manual_seed(seed)
+    molecules = load_templates() if templates is None else list(templates)
+    volume = torch.zeros(z, y, x)
+    grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
+
+    def uniform(low: float, high: float, count: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=random)
+
+    sides = torch.tensor([z, y, x], dtype=torch.float32)
+    for _ in range(max(1, z * y * x // 700_000)):
+        centre, radius = uniform(0.2, 0.8, 3) * sides, float(uniform(0.12, 0.3)) * min(y, x)
+        distance = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)).sqrt() - radius
+        for leaflet in (-1.8, 1.8):
+            volume += 0.6 * torch.exp(-((distance - leaflet) ** 2) / (2 * 0.8**2))
+    start, direction = uniform(0.2, 0.8, 3) * sides, F.normalize(uniform(-1, 1, 3) * torch.tensor([0.2, 1, 1]), dim=0)
+    offsets = [g - c for g, c in zip(grid, start, strict=True)]
+    along = sum(o * d for o, d in zip(offsets, direction, strict=True))
+    across = sum((o - along * d) ** 2 for o, d in zip(offsets, direction, strict=True))
+    volume += 0.7 * torch.exp(-across / (2 * 2.0**2))
+    for index in range(max(4, z * y * x // 15_000)):
+        molecule = _rotated(molecules[index % len(molecules)], random)
+        corner = [
+            int(torch.randint(-n // 2, s - n // 2, (1,), generator=random))
+            for n, s in zip(molecule.shape, (z, y, x), strict=True)
+        ]
+        _add_inside(volume, molecule, corner)
+    return volume.clamp(max=1.5)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The edge of a cell in thinner ice.
+
+    Attributes:
+        density: (Z, Y, X), 0 in the ice, about 1 in protein, more in gold.
+        thickness: of ice and cell along the beam, (Y, X), voxels.
+    """
+
+    density: Tensor
+    thickness: Tensor
+
+
+def scaled(density: Tensor, factor: float) -> Tensor:
+    """A density with smaller voxels, more of them, or larger ones.
+
+    Args:
+        density: (Z, Y, X).
+        factor: voxels after by voxels before, along each axis.
+    """
+    sides = [max(2, round(n * factor)) for n in density.shape]
+    return F.interpolate(density[None, None], size=sides, mode="trilinear", align_corners=False)[0, 0]
+
+
+def make_cell(
+    shape: Sequence[int],
+    seed: int = 0,
+    templates: Sequence[Tensor] | None = None,
+    voxel_size_angstrom: float = TEMPLATE_ANGSTROM,
+) -> Cell:
+    """The edge of a cell, crowded with molecules of many sizes, in ice that is thinner beside it.
+
+    Args:
+        shape: (Z, Y, X), voxels.
+        seed: of everything.
+        templates: molecule densities in voxels of that size; None takes those of the package.
+        voxel_size_angstrom: of the volume.
+    """
+    z, y, x = as_triple(shape, "phantom shape", smallest=16)
+    random = torch.Generator().manual_seed(seed)
+    if templates is None:
+        templates = [scaled(molecule, TEMPLATE_ANGSTROM / voxel_size_angstrom) for molecule in load_templates()]
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=random))
+
+    grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
+    # The cell is part of a large, flat body whose middle lies beside the volume, at any side of it.
+    angle, radius = uniform(0, 2 * math.pi), uniform(0.8, 1.3) * max(y, x)
+    into = uniform(-0.05, 0.25) * min(y, x)
+    middle = [y / 2 + (radius - into) * math.sin(angle), x / 2 + (radius - into) * math.cos(angle)]
+    height, ice = uniform(0.6, 0.8) * z, uniform(0.3, 0.45) * z
+    flat = ((grid[1][0] - middle[0]).square() + (grid[2][0] - middle[1]).square()).sqrt()
+    # From the rim inwards the cell rises like the edge of a drop.
+    inwards = (radius - flat).clamp(min=0)
+    half = 0.5 * height * (1 - torch.exp(-inwards / (0.3 * height)))
+    outside = torch.maximum((grid[0] - (z - 1) / 2).abs() - half, (flat - radius).expand(z, y, x))
+    leaflet, width = (a / voxel_size_angstrom for a in (_LEAFLET_ANGSTROM, _LEAFLET_WIDTH_ANGSTROM))
+    volume = _CYTOSOL * torch.sigmoid(-(outside + 2 * leaflet))
+    for side in (-leaflet, leaflet):
+        volume += 0.7 * torch.exp(-((outside + leaflet + side) ** 2) / (2 * max(0.5, width) ** 2))
+    inside = outside < -3 * leaflet
+    places = inside.nonzero()
+    left = _OCCUPIED * len(places)
+    sizes = [float((template > 0.3).sum()) for template in templates]
+    while left > 0 and len(places):
+        number = int(torch.randint(len(templates), (1,), generator=random))
+        # More of them are small than there are templates for.
+        factor = uniform(0.8, 1.0) if uniform(0, 1) < 0.4 else uniform(0.35, 0.7)
+        molecule = _rotated(scaled(templates[number], factor), random)
+        place = places[int(torch.randint(len(places), (1,), generator=random))].tolist()
+        _add_inside(volume, molecule, [p - n // 2 for p, n in zip(place, molecule.shape, strict=True)])
+        left -= max(20.0, sizes[number] * factor**3)
+    volume = volume.clamp(max=1.5)
+    thickness = torch.maximum(2 * half, torch.tensor(ice))
+    bead = _GOLD_RADIUS_ANGSTROM / voxel_size_angstrom
+    for _ in range(max(1, round(y * x / (40 * bead) ** 2))):
+        at = [uniform(0.1, 0.9) * y, uniform(0.1, 0.9) * x]
+        top = (z - 1) / 2 + float(thickness[int(at[0]), int(at[1])]) / 2
+        distance = torch.stack([g - c for g, c in zip(grid, (top, *at), strict=True)]).norm(dim=0)
+        volume = torch.maximum(volume, _GOLD * torch.sigmoid(2 * (bead - distance)))
+    return Cell(volume, thickness)
+
+
+def _rotated(molecule: Tensor, random: torch.Generator) -> Tensor:
+    """A density turned about its centre by a random rotation, in a box that holds it."""
+    side = int(np.ceil(np.linalg.norm(molecule.shape)))
+    pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
+    matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
+    matrix = matrix * torch.sign(torch.det(matrix))
+    theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
+    box = F.pad(molecule, pad)[None, None]
+    return F.grid_sample(box, F.affine_grid(theta, list(box.shape), align_corners=False), align_corners=False)[0, 0]
+
+
+def _add_inside(volume: Tensor, part: Tensor, corner: Sequence[int]) -> None:
+    """Add a part at a corner that may lie outside; what does not fit is cut off."""
+    here = tuple(slice(max(0, c), min(s, c + n)) for c, n, s in zip(corner, part.shape, volume.shape, strict=True))
+    there = tuple(slice(h.start - c, h.stop - c) for h, c in zip(here, corner, strict=True))
+    volume[here] += part[there]
