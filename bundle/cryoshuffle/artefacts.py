@@ -26,6 +26,12 @@ _BLOCKS = 4
 _FEWEST_BLOCKS = 16
 # Of the Gaussian that leaves coarse detail, voxels.
 _COARSE = (1.5, 1.5, 1.5)
+# What is finer than a Gaussian of this width, voxels, is nearly all noise.
+_FINEST = 0.8
+# Between Gaussians of these widths, voxels, fine to coarse.
+DETAIL_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6))
+# A region has so many voxels along y and x, and there are at most so many along each.
+_REGION, _REGIONS = 32, 3
 
 
 def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -108,6 +114,77 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
     place = torch.unravel_index(torch.tensor(found), residual.shape)
     where = [p.start + int(i) * side + side // 2 for p, i, side in zip(inner, place, sides, strict=True)]
     return {"ratio": ratio, "scatter": ratio * math.sqrt(spread), "where": where}
+
+
+def detail_slopes(before: Tensor, after: Tensor) -> list[float]:
+    """Slope of tomogram on result in each band of detail: what a result that makes up detail cannot keep above 0.
+
+    1 where the result is the mean of all signals that the tomogram allows, more where it is too faint, or keeps noise;
+    below 0 where it holds the tomogram's negative.
+
+    Args:
+        before: the noisy tomogram, ``(Z, Y, X)``.
+        after: the denoised one, in the same grey values.
+
+    Returns:
+        as many as :data:`DETAIL_BANDS`; 0 where the result has no detail.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+    """
+    check_comparable(before=before, after=after)
+    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
+    slopes = []
+    for low, high in DETAIL_BANDS:
+        noisy, denoised = ((gaussian(v, low) - gaussian(v, high))[inner].double() for v in (before, after))
+        power = float(denoised.square().sum())
+        slopes.append(float((noisy * denoised).sum()) / power if power > 0 else 0.0)
+    return slopes
+
+
+def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """Whether the finest detail of a result is the negative of the tomogram's anywhere: texture that is in no data.
+
+    The finest detail of a tomogram is nearly all noise. A denoiser that knows the noise keeps a little of it or
+    nothing; one that takes it for stronger than it is takes more away than there is.
+
+    Args:
+        before: the noisy tomogram, ``(Z, Y, X)``.
+        after: the denoised one, in the same grey values.
+
+    Returns:
+        Of the regions, up to 3 x 3 along y and x: ``correlations`` of the finest detail of result and tomogram;
+        ``least`` of them, and the middle (y, x) of its region as ``where``, voxels; ``levels``, deviation of the finest
+        detail of the tomogram over that of the whole.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+    """
+    check_comparable(before=before, after=after)
+    fine = [volume - gaussian(volume, _FINEST) for volume in (before, after)]
+    inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
+    noisy, denoised = (volume[inner] for volume in fine)
+    whole = float(noisy.std())
+    counts = [max(1, min(_REGIONS, n // _REGION)) for n in noisy.shape[1:]]
+    correlations, levels, places = [], [], []
+    for row in range(counts[0]):
+        for column in range(counts[1]):
+            ends = [
+                (n * i // c, n * (i + 1) // c) for n, i, c in zip(noisy.shape[1:], (row, column), counts, strict=True)
+            ]
+            part = (slice(None), *(slice(*end) for end in ends))
+            a, b = noisy[part].double(), denoised[part].double()
+            norm = float(a.square().mean().sqrt() * b.square().mean().sqrt())
+            correlations.append(float((a * b).mean()) / norm if norm > 0 else 0.0)
+            levels.append(float(a.std()) / whole if whole > 0 else 1.0)
+            places.append([sum(end) // 2 + cut.start for end, cut in zip(ends, inner[1:], strict=True)])
+    least = min(correlations)
+    return {
+        "correlations": correlations,
+        "least": least,
+        "where": places[correlations.index(least)],
+        "levels": levels,
+    }
 
 
 def seam_metric(

@@ -17,8 +17,10 @@ from phantoms import write_mrc
 from PIL import Image
 
 from cryoshuffle.artefacts import (
+    detail_slopes,
     lattice_excess,
     lattice_scatter,
+    painted_noise,
     residual_report,
     residue_imbalance,
     seam_metric,
@@ -500,3 +502,34 @@ def test_a_residual_that_holds_signal_is_stronger_where_structure_is():
     assert all(low <= at < high for at, low, high in zip(smooth["where"], (4, 24, 24), (28, 64, 64), strict=True))
     with pytest.raises(InputError, match="too small to compare"):
         signal_left(noisy[:6, :8, :8], truth[:6, :8, :8] + noisy[:6, :8, :8])
+
+
+def test_painted_noise_is_seen_where_it_is():
+    """The truth, and a Gaussian, hold no negative of the noise; where it is painted in a corner the corner is named."""
+    made = simulate("wbp", (32, 96, 96), snr=0.1, seed=0)
+    noisy, truth = made.tomogram, made.truth
+    for result in (truth, gaussian(noisy, 1.5)):
+        assert painted_noise(noisy, result)["least"] > -0.1
+    fine = made.noise - gaussian(made.noise, 0.8)
+    corner = torch.zeros(96, 96)
+    corner[64:, :32] = 0.8
+    painted = painted_noise(noisy, truth - corner * fine)
+    assert painted["least"] < -0.4
+    y, x = painted["where"]
+    assert y > 64
+    assert x < 32
+    assert sorted(painted["correlations"])[1] > -0.1
+    before, louder = (painted_noise(v, truth)["levels"] for v in (noisy, noisy * (1 + corner)))
+    assert max(louder) > 1.2 * max(before)
+
+
+def test_slopes_tell_detail_that_runs_against_the_tomogram():
+    """Those of the truth are about 1, of a faint result more; below 0 only in the band that is turned round."""
+    made = simulate("wbp", (48, 96, 96), snr=1.0, seed=0)
+    noisy, truth = made.tomogram, made.truth
+    assert detail_slopes(noisy, truth) == pytest.approx([1, 1, 1, 1], abs=0.25)
+    assert detail_slopes(noisy, truth / 2) == pytest.approx([2, 2, 2, 2], abs=0.5)
+    turned = truth - 6 * (gaussian(truth, 0.35) - gaussian(truth, 0.7))
+    slopes = detail_slopes(noisy, turned)
+    assert slopes[0] < -0.1
+    assert slopes[3] > 0.5

@@ -7,6 +7,7 @@ import pytest
 from cryoshuffle.pages import findings
 
 LATTICE = {"stride": 3, "scatter": 0.1}
+PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
 
 
@@ -39,6 +40,12 @@ HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolut
             "where there is structure",
         ),
         (
+            {"numbers": {"painted": {**PAINTED, "least": -0.05}}},
+            {"numbers": {"painted": {**PAINTED, "least": -0.15}}},
+            "bad",
+            "negative of the noise",
+        ),
+        (
             {"numbers": {"seams": {"borders": 1.3, "halfway": 1.0}}},
             {"numbers": {"seams": {"borders": 1.5, "halfway": 1.0}}},
             "look",
@@ -68,3 +75,25 @@ def test_a_result_that_is_mostly_the_filter_says_why():
     assert "too small or too noisy" not in much
     assert "20% of the result is the network's, 80% that of the best linear filter" in little
     assert "too small or too noisy" in little
+
+
+def test_detail_that_runs_against_the_tomogram_is_told():
+    """By its band; where every slope is above 0 nothing is said."""
+    assert findings(None, None, {"slopes": [3.0, 2.0, 1.5, 1.1]}) == []
+    (found,) = findings(None, None, {"slopes": [3.0, -0.2, 1.5, 1.1]})
+    assert found.level == "bad"
+    assert "Detail of 0.7 to 1.4 voxels" in found.words
+
+
+def test_uneven_noise_is_told_where_it_was_taken_for_even():
+    painted = {**PAINTED, "least": 0.1}
+    for levels, count in ((True, 0), (False, 1)):
+        found = findings(None, {"trust": 0.8, "levels": levels}, {"painted": painted})
+        assert sum("was taken for even" in one.words for one in found) == count
+
+
+def test_a_weight_above_all_is_told():
+    refinement = {"trust": 0.8, "weight": 1.7}
+    assert not any("not quite known" in one.words for one in findings(None, refinement, {}))
+    found = findings(None, {**refinement, "excessive": True}, {})
+    assert any("has 1.70 times the network" in one.words for one in found)
