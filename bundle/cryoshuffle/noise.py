@@ -20,6 +20,7 @@ from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.preview import central_crop
+from cryoshuffle.recorruption import filter_power, smooth_spectrum
 from cryoshuffle.sampling import mask_region, mask_weights
 from cryoshuffle.transforms import FillNotFinite, StandardiseIntensity
 from cryoshuffle.whitening import Whitening
@@ -30,6 +31,8 @@ CLEAN = 0.05
 TIE = 0.02
 SKEW = 0.02
 LEAST_POWER = 0.1
+# Share of the power that a filter has to leave of the finest detail: a Gaussian of .15 cycles per voxel leaves 1e-5.
+LEAST_PASSED = 3e-6
 # Voxels along each axis, from the middle, that tell the noise.
 LARGEST = 192
 _LEAST_EMPTY = 4096
@@ -375,10 +378,13 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
     if estimate.filtered:
         if tilt_axis is None:
             raise SettingError(
-                "the volume has been low-pass filtered, so its noise cannot be measured from it alone: give the "
-                "unfiltered one, or --tilt-axis"
+                "the volume has been low-pass filtered, so its noise does not tell the tilt axis: give --tilt-axis, or "
+                "better the reconstruction before the filter"
             )
-        reason = f"plane across {tilt_axis}, as asked for; the volume has been low-pass filtered and cannot be measured"
+        reason = (
+            f"plane across {tilt_axis}, as asked for; the volume has been low-pass filtered, and what the filter has "
+            "left of the noise is told from its spectrum"
+        )
         return BlindChoice(BlindSet("plane", tilt_axis), None, reason, clean=False)
     largest = max(estimate.leftover(axis, 0) for axis in AXES)
     if largest <= CLEAN:
@@ -566,6 +572,21 @@ class Measured:
         }
 
 
+def _refuse_without_detail(path: str, volume: Tensor, tilt_axis: str) -> None:
+    """Refuse a volume of whose finest detail a filter has left so little that its noise is not to be told.
+
+    Raises:
+        InputError: if it is one.
+    """
+    passed = filter_power(smooth_spectrum(volume), AXES.index(tilt_axis))
+    if float(passed.min()) < LEAST_PASSED:
+        raise InputError(
+            f"{path}: has been low-pass filtered, and of its finest detail {float(passed.min()):.0e} of the power is "
+            "left, too little to tell the noise by: bin it by 2, which takes nothing away that is there, or give the "
+            "reconstruction before the filter"
+        )
+
+
 def resolve_blind(
     tomograms: Sequence[str],
     blind: str = "auto",
@@ -616,8 +637,13 @@ def resolve_blind(
         volume = load_volume(str(tomograms[0]), permissive, folder=folder, fill_nan=fill_nan)
         estimate = noise_from_empty(volume, load_mask(empty, folder))
     else:
-        volumes = (load_volume(str(path), permissive, LARGEST, folder, fill_nan, mask) for path in tomograms)
-        estimate = average([noise_from_volume(volume) for volume in volumes])
+        estimates = []
+        for path in tomograms:
+            volume = load_volume(str(path), permissive, LARGEST, folder, fill_nan, mask)
+            estimates.append(noise_from_volume(volume))
+            if estimates[-1].filtered and tilt_axis is not None:
+                _refuse_without_detail(path, volume, tilt_axis)
+        estimate = average(estimates)
     if blind == "auto" and radius is None:
         return Measured(choose_blind(estimate, tilt_axis), estimate)
     white = all(estimate.leftover(axis, 0) <= CLEAN for axis in AXES)

@@ -40,6 +40,16 @@ _WEAK = (0.15, 0.4)
 # Voxels that tell signal from noise by their spectrum alone; on fewer it is chance.
 ENOUGH = 1_000_000
 _STRONGEST = 16.0
+# Steps of the frequency in which a filter is told, distance from the tilt axis and frequency from which on there is
+# little signal, directions that have been tilted to (degrees), rounds of the fit, and share of the power at Nyquist
+# below which it was a filter.
+FILTER_BINS = 16
+_NEAR = 0.1
+_SIGNAL = 0.12
+_TILTED = 50.0
+_ALTERNATIONS = 200
+_FILTERED = 0.05
+_FINE = (0.3, 0.5)
 # Differences of the level that are none yet, and no longer.
 _ALIKE = (0.06, 0.1)
 
@@ -200,19 +210,89 @@ def noise_spectrum(
     if blind_set.shape != "plane":
         return left
     normal = AXES.index(blind_set.axis)
-    shape = _along(volume, normal)
+    passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
+    was_filtered = float(passed.min()) < 1
+    # A filter outweighs what interpolation did along the axis. Noise that it made alike there the blind network may
+    # have learnt, so its residual tells nothing.
+    shape = passed if was_filtered else _along(volume, normal)
     unexplained = smooth_cross_spectrum(volume, volume if denoised is None else volume - denoised)
-    total, left = unexplained.movedim(normal, 0), left.movedim(normal, 0)
+    total, left = unexplained.movedim(normal, 0) / passed, left.movedim(normal, 0)
 
     def across(above: float) -> Tensor:
         high = frequency > above
         return (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
 
-    power = _lesser([across(BAND), across(HIGHEST), left.mean(dim=0)], min(volume.shape))
+    known = [_unfiltered_power(total)] if was_filtered else [across(BAND), across(HIGHEST), left.mean(dim=0)]
+    power = _lesser(known, min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
         noise = _without_overlapping_signal(volume, normal, power, shape, volume if around is None else around)
+    if was_filtered:
+        # Beyond what is known of the filter there is no signal.
+        noise = torch.where(_radii()[1] < 0.5, noise, smooth_spectrum(volume).movedim(normal, 0))
     return _positive(noise.movedim(0, normal), volume).contiguous()
+
+
+def _radii() -> tuple[Tensor, Tensor]:
+    """Distance from the first axis of a spectrum, and from its origin, cycles per voxel."""
+    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64)
+    across = (frequency[:, None].square() + frequency.square()).sqrt().expand(GRID, GRID, GRID)
+    return across, (across.square() + frequency[:, None, None].square()).sqrt()
+
+
+def _unfiltered_power(total: Tensor) -> Tensor:
+    """Power across the tilt axis of a spectrum that a filter was divided out of, from detail it is known for.
+
+    Args:
+        total: the tilt axis first.
+
+    Shape:
+        ``(GRID, GRID)``.
+    """
+    across, whole = _radii()
+    known = (whole > _FINE[0]) & (whole < _FINE[1])
+    # Far from the axis, the finest that there is.
+    known |= (across > _FINE[0]) & (whole < across.clamp(min=0.5) + 0.5 / GRID)
+    return (total * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+
+
+def filter_power(spectrum: Tensor, normal: int) -> Tensor:
+    """What a filter behind the reconstruction has left of the power, by spatial frequency.
+
+    The noise of a reconstruction depends on the distance from the tilt axis, a filter on the distance from the origin
+    of the spectrum. So the logarithm of the power, away from the signal, is the sum of a function of the one and a
+    function of the other.
+
+    Args:
+        spectrum: of the tomogram, as of :func:`smooth_spectrum`.
+        normal: number of the tilt axis.
+
+    Returns:
+        Share of the power, of the shape of ``spectrum``; 1 where there may be signal. All 1 where the finest detail has
+        kept most of it: that is what interpolation does.
+    """
+    logs = spectrum.movedim(normal, 0).clamp(min=1e-30).log()
+    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64)
+    across, whole = _radii()
+    # The missing wedge holds no noise of the images.
+    direction = torch.rad2deg(torch.atan2(frequency[:, None].expand_as(logs), frequency.expand_as(logs)))
+    inside = ((direction + 90) % 180 - 90).abs() < _TILTED if normal != 0 else torch.ones_like(logs, dtype=torch.bool)
+    used = inside & (across > _NEAR) & (whole > _SIGNAL) & (whole < 0.5)
+    place = (2 * FILTER_BINS * across[used]).long() * FILTER_BINS + (2 * FILTER_BINS * whole[used]).long()
+    count = torch.zeros(FILTER_BINS**2, dtype=torch.float64).index_add_(0, place, torch.ones_like(logs[used]))
+    mean = torch.zeros_like(count).index_add_(0, place, logs[used]) / count.clamp(min=1)
+    count, mean = count.reshape(FILTER_BINS, FILTER_BINS), mean.reshape(FILTER_BINS, FILTER_BINS)
+    passed = torch.zeros(FILTER_BINS, dtype=torch.float64)
+    for _ in range(_ALTERNATIONS):
+        ramp = ((mean - passed) * count).sum(dim=1) / count.sum(dim=1).clamp(min=1)
+        passed = ((mean - ramp[:, None]) * count).sum(dim=0) / count.sum(dim=0).clamp(min=1)
+    known = count.sum(dim=0) > 0
+    passed = torch.where(known, passed - passed[known][0], torch.zeros_like(passed))
+    if float(passed[-1]) > math.log(_FILTERED):
+        return torch.ones_like(spectrum)
+    step = (2 * FILTER_BINS * whole - 0.5).clamp(0, FILTER_BINS - 1.001)
+    lower = step.long()
+    return (passed[lower] * (1 - step + lower) + passed[lower + 1] * (step - lower)).exp().movedim(0, normal)
 
 
 def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shape: Tensor, around: Tensor) -> Tensor:

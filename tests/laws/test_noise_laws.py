@@ -34,7 +34,7 @@ from cryoshuffle.noise import (
 from cryoshuffle.simulation import CASES, Simulation, simulate
 from cryoshuffle.whitening import Whitening, WhitenNoise, WhitenNoised
 
-SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1}
+SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1, "insitu": 0.1}
 
 
 @lru_cache
@@ -61,12 +61,12 @@ def test_halves_tell_the_autocorrelation_of_the_noise(case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_volume_tells_it_along_the_tilt_axis(case):
-    """From the noisy tomogram alone: within 0.05 along the tilt axis at lags 1 to 3."""
+    """From the noisy tomogram alone: within 0.05 along the tilt axis at lags 1 to 3, in situ within 0.08."""
     simulation = simulated(case)
     estimate = noise_from_volume(simulation.tomogram)
     for lag in (1, 2, 3):
         truth = true_autocorrelation(simulation.noise, 1, lag)
-        assert abs(estimate.autocorrelation["y"][lag - 1] - truth) < 0.05
+        assert abs(estimate.autocorrelation["y"][lag - 1] - truth) < (0.08 if case == "insitu" else 0.05)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -83,7 +83,7 @@ def test_the_right_blind_set_is_chosen(case, turned):
             continue
         assert (choice.blind_set.shape, choice.blind_set.axis) == ("plane", "x" if turned else "y")
         assert choice.blind_set.half_width == 0
-        assert (choice.whitening is not None) == (case == "aligned")
+        assert (choice.whitening is not None) == (case in {"aligned", "insitu"})
         assert choice.clean
 
 
