@@ -29,9 +29,13 @@ from bench_methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Out
 
 from cryoshuffle.evaluation import evaluate
 from cryoshuffle.outputs import write_json
-from cryoshuffle.simulation import CASES, save_simulation, simulate
+from cryoshuffle.simulation import CASES as SIMULATED
+from cryoshuffle.simulation import save_simulation, simulate
 
-SNR = {"white": 0.1, "wbp": 0.061, "aligned": 0.19, "sirt": 0.19, "binned": 0.1}
+# The cell in voxels of 20 Å as well, as large as those of the real one.
+COARSE = "insitu20"
+CASES = (*SIMULATED, COARSE)
+SNR = {"white": 0.1, "wbp": 0.061, "aligned": 0.19, "sirt": 0.19, "binned": 0.1, "insitu": 0.02, COARSE: 0.06}
 VOLUMES = ("tomogram", "even", "odd", "truth")
 BY_KEY = {method.key: method for method in (*METHODS, *ABLATION)}
 # Rows of the ablation that the main tables have as well, under their plain names.
@@ -46,7 +50,11 @@ def prepare(folder: Path, case: str, shape: Sequence[int], snr: float, seed: int
     """
     described = folder / "simulation.json"
     if not described.is_file():
-        made = simulate(case, shape, snr, seed)
+        made = (
+            simulate("insitu", shape, snr, seed, voxel_size_angstrom=20.0)
+            if case == COARSE
+            else simulate(case, shape, snr, seed)
+        )
         mean, deviation = made.tomogram.mean(), made.tomogram.std()
         scaled = {name: (getattr(made, name) - mean) / deviation for name in VOLUMES}
         folder.mkdir(parents=True, exist_ok=True)
