@@ -43,6 +43,8 @@ BEGIN = "<!-- real: begin, written by scripts/bench_real.py -->"
 END = "<!-- real: end -->"
 PICTURE = "benchmark_cell.png"
 PIXEL_ANGSTROM = 10.0
+# The middle of the tomogram in voxels of 10 Å, (z, y, x).
+FINE_CROP = (128, 256, 256)
 BANDS = ((0.7, 1.5), (1.0, 2.0), (1.5, 3.0), (2.0, 5.0))
 SLOPE_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6), (5.6, 11.0))
 GAUSSIANS = (
@@ -117,8 +119,16 @@ def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Ten
     return torch.from_numpy(cropped), angles
 
 
-def make(data: Path, folder: Path, binning: int, keep_gold: bool) -> None:
-    """The tomogram and its halves, as MRC files; does nothing where they are there."""
+def make(data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence[int] | None = None) -> None:
+    """The tomogram and its halves, as MRC files; does nothing where they are there.
+
+    Args:
+        data: folder of the test data.
+        folder: for the files.
+        binning: of the images; voxels are so many times 10 Å.
+        keep_gold: leave the beads in.
+        crop: sides (Z, Y, X) of the middle that is kept, voxels; None for all.
+    """
     if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full")):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,8 +138,13 @@ def make(data: Path, folder: Path, binning: int, keep_gold: bool) -> None:
     count = len(angles)
     full = ((count + 1) // 2 * even + count // 2 * odd) / count
     for name, volume in (("even", even), ("odd", odd), ("full", full)):
+        kept = volume.numpy()
+        if crop is not None:
+            kept = kept[
+                tuple(slice((n - side) // 2, (n + side) // 2) for n, side in zip(kept.shape, crop, strict=True))
+            ]
         with mrcfile.new(folder / f"{name}.mrc", overwrite=True) as mrc:
-            mrc.set_data(volume.numpy())
+            mrc.set_data(kept)
             mrc.voxel_size = binning * PIXEL_ANGSTROM
 
 
@@ -169,12 +184,13 @@ def slopes(tomogram: np.ndarray, result: np.ndarray) -> list[float]:
     return found
 
 
-def fine_share(tomogram: np.ndarray, result: np.ndarray) -> dict[str, float]:
-    """Slope of the result's finest detail on the tomogram's, by region."""
+def fine_share(tomogram: np.ndarray, result: np.ndarray, whole: bool = False) -> dict[str, float]:
+    """Slope of the result's finest detail on the tomogram's, by region, or of the whole."""
+    regions = {"whole": inner(tomogram.shape)} if whole else REGIONS
     noisy, denoised = (v - ndimage.gaussian_filter(v, 0.8) for v in (tomogram, result))
     return {
         name: round(float((noisy[place] * denoised[place]).mean() / np.square(noisy[place]).mean()), 4)
-        for name, place in REGIONS.items()
+        for name, place in regions.items()
     }
 
 
@@ -204,7 +220,7 @@ def section(findings: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     for name, one in findings.items():
         lines += [
-            "", f"### With the beads of {name}", "", f"On {one['machine']}, commit {one['commit']}.", "",
+            "", f"### Beads of {name}", "", f"On {one['machine']}, commit {one['commit']}.", "",
             "| method | CC | " + " | ".join(f"{low} to {high} voxels" for low, high in one["bands_voxels"])
             + " | share of the network | s |",
             "| --- |" + " ---: |" * (3 + len(one["bands_voxels"])),
@@ -217,11 +233,11 @@ def section(findings: Mapping[str, Any]) -> str:
             "", "The whole tomogram, denoised. Slope of tomogram on result by band, fine to coarse: 1 for the mean of",
             "all signals that the tomogram allows, more where the result is fainter. And the share of the finest",
             "detail that is copied, below 0 painted as its negative, by region.", "",
-            "| method | slopes | " + " | ".join(REGIONS) + " |", "| --- | --- |" + " ---: |" * len(REGIONS),
+            "| method | slopes | share |", "| --- | --- | --- |",
         ]  # fmt: skip
         for row in one["rows"]:
             if "slopes" in row:
-                shares = " | ".join(f"{row['fine_share'][place]:+.3f}" for place in REGIONS)
+                shares = ", ".join(f"{place} {share:+.3f}" for place, share in row["fine_share"].items())
                 title = f"`--effort {row['method']}`, seed {row['seed']}"
                 lines.append(f"| {title} | {', '.join(map(str, row['slopes']))} | {shares} |")
     lines += ["", f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised]({PICTURE})", "", END, ""]
@@ -236,12 +252,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--efforts", default="fast,standard")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
+    parser.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
+    parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks_real.json")
     options = parser.parse_args(arguments)
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
-    folder = options.work / ("gold" if options.keep_gold else "erased")
-    make(options.data, folder, 2, options.keep_gold)
+    title = f"gold {'kept' if options.keep_gold else 'erased'}{', 10 Å' if options.fine else ''}"
+    folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
+    make(options.data, folder, 1 if options.fine else 2, options.keep_gold, FINE_CROP if options.fine else None)
     even, odd, full = (read(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
     best, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
@@ -256,16 +275,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = folder / f"{effort}_{seed}_even.mrc"
             seconds = denoise(folder / "even.mrc", out, words)
             row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(read(out), odd)}
-            out = folder / f"{effort}_{seed}_full.mrc"
-            denoise(folder / "full.mrc", out, words)
-            row |= {"slopes": slopes(full, read(out)), "fine_share": fine_share(full, read(out))}
+            if not options.halves_only:
+                out = folder / f"{effort}_{seed}_full.mrc"
+                denoise(folder / "full.mrc", out, words)
+                row |= {"slopes": slopes(full, read(out)), "fine_share": fine_share(full, read(out), options.fine)}
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
     path = options.docs / "benchmarks_real.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    known["gold kept" if options.keep_gold else "gold erased"] = {
+    known[title] = {
         "machine": machine(), "commit": commit.strip(), "bands_voxels": BANDS,
         "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
     }  # fmt: skip
@@ -273,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = options.docs / "benchmarks.md"
     before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
     page.write_text(replace_section(before, section(known), BEGIN, END), encoding="utf-8")
-    if not options.keep_gold:
+    if title == "gold erased" and not options.halves_only:
         shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}
         for effort in options.efforts.split(","):
             shown[effort] = read(folder / f"{effort}_{options.seeds.split(',')[0]}_full.mrc")

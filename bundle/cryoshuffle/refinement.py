@@ -41,6 +41,8 @@ _SKEW_ERROR = 5.0
 # Share of the finest detail that has to be noise for its strength to tell that of the noise.
 _NOISY = 0.85
 _LARGEST_ERROR = 0.12
+# Noise that a volume alone tells, over that of its halves, from which on the halves are believed.
+_LESS = 0.8
 # Voxels below which a fit learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
 ENOUGH = 1_000_000
 
@@ -113,17 +115,25 @@ def measure_refinement(
             after = inferer(crop[None].to(device), core)[0].cpu()
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
         crops.append(before)
+        told = None
         if halves is not None:
             even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive, mask)))
-            spectra.append(smooth_spectrum(even - odd))
-            continue
+            told = smooth_spectrum(even - odd)
+            if lattice.blind_set.shape != "plane" or before.numel() < ENOUGH:
+                spectra.append(told)
+                continue
         denoised = None
         if settled is not None:
             settle(settled, [{"image": before[None]}])
             with torch.no_grad():
                 denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
         around = undo_whitening(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _AROUND), whitening)[0]
-        spectra.append(noise_spectrum(before, before - after, lattice.blind_set, denoised, around))
+        spectrum = noise_spectrum(before, before - after, lattice.blind_set, denoised, around)
+        if told is not None:
+            # Halves of tilts differ in signal too, where their planes lie apart.
+            spectra.append(torch.where(spectrum < _LESS * told, spectrum, told))
+            continue
+        spectra.append(spectrum)
         if lattice.blind_set.shape == "plane":
             skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)

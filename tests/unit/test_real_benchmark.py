@@ -82,7 +82,7 @@ def test_the_section_shows_what_was_found_and_stays_beside_the_others(real):
     text = real.section(found)
     assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |" in text
     assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 0.25 | 40 |" in text
-    assert "| `--effort fast`, seed 0 | 1.0, 2.0 | -0.012 | -0.012 | -0.012 | -0.012 |" in text
+    assert "| `--effort fast`, seed 0 | 1.0, 2.0 | cell -0.012, ice, right -0.012" in text
     assert "On a mill, commit abc." in text
     page = real.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", text, real.BEGIN, real.END)
     assert "## Speed" in page
