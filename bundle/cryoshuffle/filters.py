@@ -276,19 +276,24 @@ def wiener_kernel(total: Tensor, noise: Tensor, reach: int = WIENER_REACH) -> Te
     Args:
         total: power spectrum of the tomogram, as of :func:`cryoshuffle.recorruption.smooth_spectrum`.
         noise: of its noise, on the same grid.
-        reach: to either side, voxels; the kernel is tapered towards its ends.
+        reach: to either side, voxels; the kernel is tapered towards its ends, and made stronger by what that costs.
 
     Shape:
         ``(2 reach + 1,) * 3``.
     """
     total, noise = _mirrored_mean(total), _mirrored_mean(noise)
     response = ((total - noise) / total).clamp(0, 1)
-    kernel = torch.fft.fftshift(torch.fft.ifftn(response.double()).real)
-    middle = total.shape[0] // 2
-    kernel = kernel[(slice(middle - reach, middle + reach + 1),) * 3]
-    offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
-    taper = 0.5 + 0.5 * torch.cos(math.pi * offsets / (reach + 1))
-    return (kernel * taper[:, None, None] * taper[:, None] * taper).float()
+    grid = torch.fft.ifftn(response.double()).real
+    offsets = torch.arange(-reach, reach + 1)
+    taper = 0.5 + 0.5 * torch.cos(math.pi * offsets.double() / (reach + 1))
+    around = torch.zeros_like(grid)
+    z, y, x = (offsets % side for side in grid.shape)
+    here = z[:, None, None], y[:, None], x
+    kernel = grid[here] * taper[:, None, None] * taper[:, None] * taper
+    around[here] = kernel
+    smooth = torch.fft.fftn(around).real
+    gain = float((total * response * smooth).sum() / (total * smooth.square()).sum().clamp(min=1e-30))
+    return (gain * kernel).float()
 
 
 def choose_linear(
