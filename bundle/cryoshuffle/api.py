@@ -66,6 +66,7 @@ class DenoiseOptions(TypedDict, total=False):
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     memory: float
     overwrite: bool
+    force: bool
     permissive: bool
     fill_nan: bool
     report: PathLike

@@ -287,7 +287,6 @@ class FitCheckpoint:
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
         state_name: of the state in ``output_dir``; each stage of a fit has its own.
         later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
-        replaces: paths of models that this fit, stage after stage, writes anew; removed with them.
 
     Raises:
         SettingError: if there is a fit already and neither resume nor overwrite is asked for, or if the
@@ -310,9 +309,7 @@ class FitCheckpoint:
         whitening: Mapping[str, Any] | None = None,
         state_name: str = STATE_NAME,
         later: Sequence[str] = (),
-        replaces: Sequence[str] = (),
     ) -> None:
-        self.replaces = [Path(path) for path in replaces]
         self.later = [Path(output_dir) / name for name in later]
         self.state_path = Path(output_dir) / state_name
         self.model_path = Path(model_path)
@@ -371,7 +368,7 @@ class FitCheckpoint:
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # no process writes before all have looked
         if self.writes:
-            for path in (*self.later, *self.replaces):
+            for path in self.later:
                 path.unlink(missing_ok=True)
         self._save(engine, finished=False)
 

@@ -26,7 +26,10 @@ class _Parser(argparse.ArgumentParser):
     """Says a mistake in one sentence, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+        several = (
+            "; several tomograms go with cryoshuffle batch" if message.startswith("unrecognized arguments") else ""
+        )
+        raise UsageError(f"{self.prog}: {message}{several}; see {self.prog} --help")
 
 
 def _triple(text: str) -> list[int]:
@@ -101,7 +104,7 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_file_options(parser: argparse.ArgumentParser, many: bool = False) -> None:
     group = parser.add_argument_group("files")
-    group.add_argument("--overwrite", action="store_true", help="replace what is there, an unfinished fit included")
+    group.add_argument("--overwrite", action="store_true", help="replace results of ours, an unfinished fit included")
     group.add_argument("--permissive", action="store_true", help="take MRC files whose header breaks the standard")
     group.add_argument(
         "--fill-nan", action="store_true", help="put the mean of the others where voxels are NaN or Inf, and say where"
@@ -121,6 +124,7 @@ def _add_output_options(parser: argparse.ArgumentParser, window: str, mirrors: s
         help="part of the volume denoised at a time, voxels; smaller needs less memory, the result is the same "
         "(default: what goes into a quarter of the memory)",
     )
+    parser.add_argument("--force", action="store_true", help="replace a file at OUT whatever it is, a raw tomogram too")
     parser.add_argument(
         "--dtype",
         default="float32",

@@ -13,6 +13,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import logging
 import math
 import os
 import shutil
@@ -26,6 +27,8 @@ import mrcfile
 import numpy as np
 import torch
 from monai.data import ImageReader, ImageWriter, MetaTensor, register_writer
+from monai.data.image_writer import SUPPORTED_WRITERS
+from monai.data.image_writer import init as register_own_writers
 from monai.transforms import Orientation
 from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import MetaKeys, SpaceKeys
@@ -38,11 +41,15 @@ from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.windows import middle
 
+logger = logging.getLogger("cryoshuffle")
+
 SUFFIXES = tuple(f"{s}{c}" for s in (".mrc", ".rec", ".map", ".st") for c in ("", ".gz", ".bz2"))
 AXIS_CODES = "SAR"
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 _IMOD_STAMP = 1146047817
+# Share of a result's voxels that its type may clip.
+_MOST_CLIPPED = 0.001
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
 _NSYMBT = slice(92, 96)
 _MOST_PACKED = {".gz": 1100, ".bz2": 50_000}
@@ -208,11 +215,32 @@ def _axis_order(header: np.ndarray) -> tuple[int, int, int]:
 
 
 def _unsigned_bytes(header: np.ndarray) -> bool:
-    """Whether 8-bit data are unsigned: IMOD's older files say so behind their stamp in the extra space."""
-    extra = bytes(header["extra2"].tobytes())
+    """Whether 8-bit data are unsigned.
+
+    IMOD's files say so behind their stamp in the extra space. Without it statistics that no signed byte can have do,
+    as IMOD has it: none below 0 and some at 128 or above.
+    """
+    if int(header["mode"]) != 0:
+        return False
+    if _has_imod_stamp(header):
+        return not _imod_stamp(header)[1] & 1
+    least, most = _least_and_most(header)
+    return least >= 0 and most >= 128
+
+
+def _imod_stamp(header: np.ndarray) -> tuple[int, int]:
+    """IMOD's stamp and its flags, as they stand in the extra space."""
     order = ">" if header.dtype["mode"].byteorder == ">" else "<"
-    stamp, flags = np.frombuffer(extra[40:48], dtype=f"{order}i4")
-    return int(header["mode"]) == 0 and int(stamp) == _IMOD_STAMP and not int(flags) & 1
+    stamp, flags = np.frombuffer(bytes(header["extra2"].tobytes())[40:48], dtype=f"{order}i4")
+    return int(stamp), int(flags)
+
+
+def _has_imod_stamp(header: np.ndarray) -> bool:
+    return _imod_stamp(header)[0] == _IMOD_STAMP
+
+
+def _least_and_most(header: np.ndarray) -> tuple[float, float]:
+    return float(header["dmin"]), float(header["dmax"])
 
 
 def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
@@ -263,7 +291,8 @@ class MrcReader(ImageReader):
         InputError: if it is not MRC, cut short, complex, or not one volume.
 
     Warns:
-        UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is.
+        UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is. And if bytes are
+            taken for unsigned because of their statistics alone.
     """
 
     def __init__(
@@ -301,7 +330,13 @@ class MrcReader(ImageReader):
 
     def _volume(self, file: MrcObject) -> np.ndarray:
         stored = file.data
-        order, kind = _axis_order(file.header), np.uint8 if _unsigned_bytes(file.header) else stored.dtype
+        unsigned = _unsigned_bytes(file.header)
+        if unsigned and not _has_imod_stamp(file.header):
+            low, high = _least_and_most(file.header)
+            warnings.warn(
+                f"8-bit values are read as 0 to 255, as the header has {low:g} to {high:g} for them", stacklevel=2
+            )
+        order, kind = _axis_order(file.header), np.uint8 if unsigned else stored.dtype
         # What is taken of each stored axis, and the volume with its axes in the order they are stored in.
         taken = middle(stored.shape, self.largest)
         sides = [part.stop - part.start for part in taken]
@@ -387,6 +422,8 @@ class VolumeWriter(ImageWriter):
         super().__init__()
         self.output_dtype = np.dtype(_DTYPES[name])
         self.meta: dict[str, Any] = {}
+        self._clipped = 0
+        self._before, self._after = (np.inf, -np.inf), (np.inf, -np.inf)
 
     def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
         """Take the volume.
@@ -423,12 +460,30 @@ class VolumeWriter(ImageWriter):
         self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)
 
     def _as_dtype(self, data: np.ndarray) -> np.ndarray:
-        if np.issubdtype(self.output_dtype, np.integer):
-            limits = np.iinfo(self.output_dtype.name)
-            data = np.clip(np.rint(data), limits.min, limits.max)
-        elif self.output_dtype == np.float16 and float(np.abs(data).max(initial=0.0)) > float(np.finfo(np.float16).max):
-            raise InputError("grey values beyond 65504 do not fit into float16, use float32")
-        return np.ascontiguousarray(data, dtype=self.output_dtype)
+        given = data
+        if self.output_dtype != np.float32:
+            whole = np.issubdtype(self.output_dtype, np.integer)
+            limits: Any = np.iinfo(self.output_dtype.name) if whole else np.finfo(self.output_dtype.name)
+            self._clipped += int(((data < limits.min) | (data > limits.max)).sum())
+            data = np.clip(np.rint(data) if whole else data, limits.min, limits.max)
+        made = np.ascontiguousarray(data, dtype=self.output_dtype)
+        if made.size:
+            self._before = min(self._before[0], float(given.min())), max(self._before[1], float(given.max()))
+            self._after = min(self._after[0], float(made.min())), max(self._after[1], float(made.max()))
+        return made
+
+    def _refuse_lost(self, voxels: int) -> None:
+        """Refuse a result that its type has taken range or all contrast from; a few clipped voxels are told.
+
+        Raises:
+            InputError: if more than a thousandth of the voxels were clipped, or all became one value.
+        """
+        low, high = self._before
+        name = self.output_dtype.name
+        if self._clipped > _MOST_CLIPPED * voxels or (self._after[0] == self._after[1] and low < high):
+            raise InputError(f"grey values of {low:.4g} to {high:.4g} do not fit into {name}: write float32")
+        if self._clipped:
+            logger.warning("%d voxels beyond what %s holds were clipped", self._clipped, name)
 
 
 class MrcWriter(VolumeWriter):
@@ -450,7 +505,7 @@ class MrcWriter(VolumeWriter):
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write the file under a temporary name and move it into place."""
         super().write(filename, verbose=verbose)
-        path = Path(filename)
+        path = scratch.real_path(filename)
         partial, packed = scratch.partial_path(path), scratch.partial_path(path, "packed.")
         source = self._source_header()
         order = _axis_order(source) if source is not None else (0, 1, 2)
@@ -471,6 +526,7 @@ class MrcWriter(VolumeWriter):
                 else:
                     _copy_header(source, mrc)
                 _add_label(mrc)
+            self._refuse_lost(volume.size)
             if compression is not None:
                 _compress(partial, packed, compression)
             os.replace(partial if compression is None else packed, path)
@@ -549,8 +605,15 @@ def _add_label(mrc: MrcObject) -> None:
     mrc.header.nlabl = taken + 1
 
 
+def know_writers() -> None:
+    """Let MONAI register its own writers before ours: it does so for the first file, if no writer is there yet."""
+    if not SUPPORTED_WRITERS:
+        register_own_writers()
+
+
 def register_mrc() -> None:
     """Make reader and writer known to MONAI's ``LoadImage`` and ``SaveImage``."""
+    know_writers()
     SUPPORTED_READERS["mrcreader"] = MrcReader
     for suffix in SUFFIXES:
         register_writer(suffix.removeprefix("."), MrcWriter)

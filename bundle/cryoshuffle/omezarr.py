@@ -29,7 +29,7 @@ import cryoshuffle
 from cryoshuffle import scratch
 from cryoshuffle.devices import most_memory_bytes
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.mrc import VolumeWriter, as_channels, refuse_unlike, volume_meta
+from cryoshuffle.mrc import VolumeWriter, as_channels, know_writers, refuse_unlike, volume_meta
 from cryoshuffle.windows import Box, middle
 
 SUFFIXES = (".ome.zarr", ".zarr")
@@ -293,11 +293,12 @@ class OmeZarrWriter(VolumeWriter):
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write the folder under a temporary name and move it into place."""
         super().write(filename, verbose=verbose)
-        path = Path(filename)
+        path = scratch.real_path(filename)
         partial, before = scratch.partial_path(path), scratch.partial_path(path, "before.")
         with scratch.written_whole(path, partial):
             group = _zarr(path).create_group(str(partial), zarr_format=2)
             shapes = self._write_levels(group)
+            self._refuse_lost(math.prod(shapes[0]))
             group.attrs.update(
                 {
                     "multiscales": [self._describe(path.name, shapes)],
@@ -372,6 +373,7 @@ def _halved(volume: np.ndarray) -> np.ndarray:
 
 def register_omezarr() -> None:
     """Make reader and writer known to MONAI's ``LoadImage`` and ``SaveImage``."""
+    know_writers()
     SUPPORTED_READERS["omezarrreader"] = OmeZarrReader
     register_writer("zarr", OmeZarrWriter)
 

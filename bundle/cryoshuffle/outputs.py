@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 from monai.data import ImageWriter, NibabelWriter
 from monai.data.folder_layout import FolderLayoutBase
 
+import cryoshuffle
 from cryoshuffle import omezarr, scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.mrc import SUFFIXES as MRC_SUFFIXES
@@ -22,6 +26,9 @@ from cryoshuffle.mrc import MrcWriter, is_mrc_name
 _known: dict[str, str] = {}
 # So long after it was changed, seconds, a file that is changed again has other times, however coarse they are.
 SETTLED_S = 2.0
+# What tells a volume of ours from another, within this many bytes of its beginning.
+LABEL = "cryoshuffle"
+_HEADER_BYTES = 1024
 SUFFIXES = (*MRC_SUFFIXES, *omezarr.SUFFIXES, ".nii", ".nii.gz")
 
 
@@ -38,12 +45,38 @@ def image_suffix(path: str | os.PathLike[str]) -> str:
     raise InputError(f"{path}: unknown kind of file, use a name that ends in {', '.join(SUFFIXES)}")
 
 
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a volume carries our own label: in an MRC or NIfTI header, or among the attributes of a Zarr.
+
+    Args:
+        path: of a file or folder that is there; False for one that cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            named = [path / name for name in (".zattrs", "zarr.json") if (path / name).is_file()]
+            read = [json.loads(file.read_text(encoding="utf-8")) for file in named]
+            return any(LABEL in attributes or LABEL in attributes.get("attributes", {}) for attributes in read)
+        opened: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+        with opened(path, "rb") as file:
+            return LABEL.encode() in file.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error, ValueError):
+        return False
+
+
 class WholeNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer; the file appears under its name only when it is complete."""
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete, with our label in its header."""
+
+    @classmethod
+    def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
+        """The image, with its description."""
+        image: Any = super().create_backend_obj(data_array, affine, dtype, **kwargs)
+        image.header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: denoised".encode()[:80]
+        return image
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write under a temporary name and move into place."""
-        path = Path(filename)
+        path = scratch.real_path(filename)
         # nibabel tells the kind of a file by the end of its name.
         partial = scratch.partial_path(path, ending=f".{path.name}")
         with scratch.written_whole(path, partial):
@@ -121,7 +154,7 @@ def write_text(content: str, path: str | os.PathLike[str]) -> None:
     Raises:
         FileError: if the file cannot be written; nothing is left behind then.
     """
-    path = Path(path)
+    path = scratch.real_path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.write_text(content, encoding="utf-8")

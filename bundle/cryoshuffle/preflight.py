@@ -20,8 +20,14 @@ from cryoshuffle.lattice import Triple
 from cryoshuffle.mrc import is_mrc_name, read_shape
 from cryoshuffle.omezarr import SUFFIXES as ZARR_SUFFIXES
 from cryoshuffle.omezarr import is_zarr_name, open_zarr
-from cryoshuffle.outputs import image_suffix
+from cryoshuffle.outputs import image_suffix, is_ours
 from cryoshuffle.windows import HeldOutSlab, fit_window
+
+# Voxels along each axis that tell the grey values; deviations that they reach to either side; and steps of a type that
+# the deviation of the noise has to be for a result, which is smoother, to be more than a few steps.
+_LOOKED_AT = 128
+_SPREAD = 4.0
+_STEPS = 4.0
 
 
 def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Triple:
@@ -141,17 +147,19 @@ def check_output(
     permissive: bool = False,
     folder: str | None = None,
     residual: str | None = None,
+    force: bool = False,
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
     Args:
         output: path of the result.
         tomogram: path of the input, for the room the result needs.
-        overwrite: allow an output that exists.
+        overwrite: allow an output that exists, if it is a result of ours.
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
         folder: of the run, which takes a volume too large for memory twice while it runs; None for none.
-        residual: path of what is taken away, looked at likewise; None for none.
+        residual: path of what is taken away, looked at in the same way; None for none.
+        force: allow one that exists whatever it is.
 
     Raises:
         FileError: in each of those cases.
@@ -163,11 +171,18 @@ def check_output(
         raise InputError(f"{path}: a NIfTI is written as float32, not as {dtype}; leave the type out or write MRC")
     if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
-    check_new_file(path, overwrite, folder=suffix in ZARR_SUFFIXES)
+    folder_like = suffix in ZARR_SUFFIXES
+    if path.exists() and (folder_like or not path.is_dir()) and not force and not is_ours(path):
+        raise FileError(
+            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
+            "--force; several tomograms go with cryoshuffle batch"
+        )
+    check_new_file(path, overwrite or force, folder=folder_like)
     if residual is not None:
         if Path(residual).resolve() == path.resolve():
             raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
-        check_output(residual, tomogram, overwrite, permissive=permissive)
+        check_output(residual, tomogram, overwrite, permissive=permissive, force=force)
+    check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     wanted = {path.parent: voxels * np.dtype(dtype).itemsize}
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
@@ -181,6 +196,58 @@ def check_output(
                 f"{path}: needs {needed / 2**20:.0f} MiB in {place} and {free / 2**20:.0f} MiB are free, "
                 "make room or choose another folder"
             )
+
+
+def check_single(data: Sequence[Any]) -> None:
+    """Refuse several images where there is one name for the result.
+
+    Args:
+        data: what a config's dataset is given.
+
+    Raises:
+        InputError: if there is not one.
+    """
+    if len(data) != 1:
+        raise InputError(
+            f"dataset#data names {len(data)} images and output one result: run once for each, with an output of its own"
+        )
+
+
+def check_dtype(dtype: str, tomogram: str, permissive: bool = False) -> None:
+    """Refuse a type of result that cannot hold the grey values of a tomogram.
+
+    Args:
+        dtype: of the result, which is on the tomogram's grey scale.
+        tomogram: path of the input; its middle is looked at.
+        permissive: also take an input whose header breaks the standard.
+
+    Raises:
+        InputError: if values would be clipped, or their differences rounded away.
+    """
+    from cryoshuffle.inputs import load_tomogram
+
+    if dtype == "float32":
+        return
+    middle = load_tomogram(tomogram, permissive, largest=_LOOKED_AT).as_tensor().double()
+    middle = middle[middle.isfinite()]
+    mean, deviation = float(middle.mean()), float(middle.std())
+    least, most = mean - _SPREAD * deviation, mean + _SPREAD * deviation
+    if dtype == "float16":
+        limits, step = np.finfo(np.float16), max(abs(mean) * 2.0**-11, 2.0**-24)
+        low, high = float(limits.min), float(limits.max)
+    else:
+        whole = np.iinfo(dtype)
+        low, high, step = float(whole.min), float(whole.max), 1.0
+    if least < low or most > high:
+        raise InputError(
+            f"{tomogram}: has grey values of about {mean:.4g} ± {deviation:.2g}, beyond what {dtype} holds "
+            f"({low:g} to {high:g}): leave the type out, or scale the tomogram first"
+        )
+    if deviation < _STEPS * step:
+        raise InputError(
+            f"{tomogram}: has grey values of about {mean:.4g} ± {deviation:.2g}, and {dtype} has steps of {step:.2g} "
+            "there, too coarse for them: leave the type out, or scale the tomogram first"
+        )
 
 
 def check_new_file(path: str | os.PathLike[str], overwrite: bool = False, folder: bool = False) -> None:

@@ -109,6 +109,7 @@ def _output_settings(options: argparse.Namespace) -> dict[str, Any]:
         "residual": None if options.residual is None else _plain(options.residual),
         "inference_window": options.inference_window,
         "detail": options.detail,
+        "force": options.force,
         **({"mirrors": True} if options.mirrors else {}),
     }
 

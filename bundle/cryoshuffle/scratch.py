@@ -78,6 +78,12 @@ def _is(path: str | os.PathLike[str], size: int) -> bool:
     return Path(path).is_file() and Path(path).stat().st_size == size
 
 
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """What a path stands for: of a link its target, so that writing whole goes through the link and not over it."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
 def partial_path(path: str | os.PathLike[str], kind: str = "", ending: str = "") -> Path:
     """Where a file is written until it is whole; what processes that were killed left there is removed.
 

@@ -1,0 +1,157 @@
+"""What lies where a result goes is not lost, and what a result would lose is told before the work."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import warnings
+
+import mrcfile
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import SaveImage
+from phantoms import write_mrc
+
+from cryoshuffle.cli import main
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.mrc import MrcWriter
+from cryoshuffle.omezarr import OmeZarrWriter
+from cryoshuffle.outputs import WholeNiftiWriter, is_ours
+from cryoshuffle.preflight import check_dtype, check_output, check_single
+
+VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
+WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": WholeNiftiWriter, "a.nii.gz": WholeNiftiWriter}
+
+
+def write(writer, path, volume=VOLUME, **options):
+    """As a result is written."""
+    one = writer(**options)
+    one.set_data_array(volume[None], channel_dim=0)
+    one.set_metadata({}, resample=False)
+    one.write(str(path))
+    return path
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_mrc(tmp_path / "raw.mrc", VOLUME)
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "a.zarr"])
+def test_overwrite_replaces_results_of_ours_alone(tmp_path, raw, name):
+    """A result is replaced; a raw file of the same kind is not, unless --force says so."""
+    if name == "a.zarr":
+        zarr = pytest.importorskip("zarr")
+        ours = write(OmeZarrWriter, tmp_path / name)
+        foreign = tmp_path / "foreign.zarr"
+        zarr.create_group(str(foreign), zarr_format=2)
+    else:
+        ours = write(WRITERS[name], tmp_path / name)
+        foreign = tmp_path / f"foreign{name[1:]}"
+        if name.startswith("a.nii"):
+            nibabel.save(nibabel.Nifti1Image(VOLUME, np.eye(4)), foreign)
+        else:
+            shutil.copy(raw, tmp_path / "plain.mrc")
+            with mrcfile.new(foreign, compression="gzip" if name.endswith("gz") else None) as mrc:
+                mrc.set_data(VOLUME)
+    assert is_ours(ours)
+    assert not is_ours(foreign)
+    with pytest.raises(FileError, match="exists already, add --overwrite"):
+        check_output(str(ours), str(raw))
+    check_output(str(ours), str(raw), overwrite=True)
+    for overwrite in (False, True):
+        with pytest.raises(FileError, match="no result of cryoshuffle"):
+            check_output(str(foreign), str(raw), overwrite=overwrite)
+    check_output(str(foreign), str(raw), force=True)
+
+
+def test_a_pattern_that_expands_to_two_tomograms_loses_neither(tmp_path, raw, capsys):
+    """Nor to three; the sentence names batch."""
+    other = write_mrc(tmp_path / "raw2.mrc", VOLUME + 1)
+    before = other.read_bytes()
+    for words in (["denoise", str(raw), str(other)], ["denoise", str(raw), str(other), str(raw)]):
+        assert main([*words, "--overwrite"]) == 2
+        assert "cryoshuffle batch" in capsys.readouterr().err
+    assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_link_is_written_through(tmp_path, name):
+    """Its target has the result, and it is still a link."""
+    target, link = tmp_path / "elsewhere" / name, tmp_path / name
+    target.parent.mkdir()
+    link.symlink_to(target)
+    write(WRITERS[name], link)
+    assert link.is_symlink()
+    assert target.is_file()
+    assert not target.is_symlink()
+    write(WRITERS[name], link)
+    assert sorted(path.name for path in target.parent.iterdir()) == [name]
+
+
+@pytest.mark.parametrize(("values", "dtype", "words"), [
+    (VOLUME * 50 + 60000, "int16", "beyond what int16 holds"),
+    (VOLUME * 0.01, "int8", "too coarse"),
+    (VOLUME * 1e-12, "float16", "too coarse"),
+    (VOLUME * 1e5, "float16", "beyond what float16 holds"),
+    (VOLUME * 0.01 + 1000, "float16", "too coarse"),
+    (VOLUME * 5 - 50, "uint16", "beyond what uint16 holds"),
+])  # fmt: skip
+def test_a_type_that_cannot_hold_the_grey_values_is_refused_before_the_work(tmp_path, values, dtype, words):
+    """And by the writer itself; one that can is taken."""
+    path = str(write_mrc(tmp_path / "in.mrc", values.astype(np.float32)))
+    with pytest.raises(InputError, match=words):
+        check_output(str(tmp_path / "out.mrc"), path, dtype=dtype)
+    if not (dtype == "float16" and words == "too coarse" and values.max() > 1):
+        with pytest.raises(InputError, match="do not fit into"):
+            write(MrcWriter, tmp_path / "direct.mrc", values, output_dtype=dtype)
+        assert not (tmp_path / "direct.mrc").exists()
+    for good in ("int16", "float16"):
+        check_dtype(good, str(write_mrc(tmp_path / "good.mrc", (VOLUME * 100).astype(np.float32))))
+
+
+def test_a_few_clipped_voxels_are_told(tmp_path, caplog):
+    hot = VOLUME * 20
+    hot[0, 0, 0] = 1e6
+    write(MrcWriter, tmp_path / "hot.mrc", hot, output_dtype="int16")
+    assert "1 voxels beyond what int16 holds were clipped" in caplog.text
+
+
+def test_two_images_for_one_name_are_refused():
+    check_single([{"image": "a.mrc"}])
+    with pytest.raises(InputError, match="names 2 images"):
+        check_single([{"image": "a.mrc"}, {"image": "b.mrc"}])
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "unsigned"), [(0, 255, True), (0, 128, True), (-3, 120, False), (0, 100, False)]
+)
+def test_bytes_are_unsigned_where_the_statistics_say_so(tmp_path, least, most, unsigned):
+    """By IMOD's rule, with a note; the note is left out where nothing is decided by it."""
+    values = np.linspace(0, 255, 16 * 20 * 24).reshape(16, 20, 24).astype(np.uint8)
+    with mrcfile.new(tmp_path / "u8.mrc") as mrc:
+        mrc.set_data(values.view(np.int8))
+        mrc.voxel_size = 10.0
+        mrc.header.dmin, mrc.header.dmax = least, most
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        there = load_tomogram(str(tmp_path / "u8.mrc")).numpy()[0]
+    assert np.array_equal(there, (values if unsigned else values.view(np.int8)).astype(np.float32))
+    assert any("read as 0 to 255" in str(one.message) for one in noted) == unsigned
+
+
+def test_importing_the_package_leaves_monai_its_writers(tmp_path):
+    """In a process of its own: a NIfTI and a PNG are written by MONAI's own."""
+    program = (
+        "import torch, cryoshuffle.mrc, cryoshuffle.omezarr; from monai.transforms import SaveImage;"
+        f"SaveImage(output_dir={str(tmp_path)!r}, output_ext='.nii.gz', print_log=False)(torch.rand(1, 4, 5, 6))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    assert list(tmp_path.rglob("*.nii.gz"))
+    SaveImage(output_dir=tmp_path, output_ext=".mrc", print_log=False)(MetaTensor(torch.rand(1, 8, 8, 8)))
+    assert list(tmp_path.rglob("*.mrc"))
