@@ -48,6 +48,7 @@ AXIS_CODES = "SAR"
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 _IMOD_STAMP = 1146047817
+_LABELS = 10
 # Share of a result's voxels that its type may clip.
 _MOST_CLIPPED = 0.001
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
@@ -120,6 +121,22 @@ def read_shape(path: str | os.PathLike[str], permissive: bool = False) -> tuple[
     shape = data_shape_from_header(header)
     _refuse_other_than_volume(path, np.broadcast_to(np.zeros((), dtype_from_mode(header.mode)), shape))
     return tuple(shape)
+
+
+def is_image_stack(path: str | os.PathLike[str], permissive: bool = False) -> bool:
+    """Whether a header says that a file holds images one by one, as a tilt series does, and not a volume.
+
+    Args:
+        path: of the file.
+        permissive: also take files whose header breaks the standard.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not MRC.
+    """
+    header, _ = _peek(Path(path), permissive)
+    by_microscope = bytes(header["exttyp"].tobytes()) in {b"SERI", b"FEI1", b"FEI2"} and int(header["nsymbt"]) > 0
+    return int(header["nz"]) > 1 and (by_microscope or (int(header["ispg"]) == 0 and int(header["mz"]) == 1))
 
 
 def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
@@ -244,12 +261,19 @@ def _least_and_most(header: np.ndarray) -> tuple[float, float]:
 
 
 def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
-    """Voxel size along (Z, Y, X) in Å; 0 where the header does not say."""
+    """Voxel size along (Z, Y, X) in Å; 0 where the header does not say, or says what is no number."""
     size = [
         float(header["cella"][axis]) / int(header[f"m{axis}"]) if int(header[f"m{axis}"]) > 0 else 0.0
         for axis in ("z", "y", "x")
     ]
-    return size[0], size[1], size[2]
+    z, y, x = (value if math.isfinite(value) else 0.0 for value in size)
+    return z, y, x
+
+
+def _origin_zyx(header: np.ndarray) -> list[float]:
+    """Origin along (Z, Y, X) in Å; 0 where the header says what is no number."""
+    origin = [float(header["origin"][axis]) for axis in ("z", "y", "x")]
+    return [value if math.isfinite(value) else 0.0 for value in origin]
 
 
 def _read_sections(stored: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -315,7 +339,10 @@ class MrcReader(ImageReader):
         for name, file in zip(names, files, strict=True):
             if min(voxel_size_zyx(file.header)) <= 0:
                 # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
-                warnings.warn(f"{name}: the voxel size is 0, 1 Å is assumed; the header stays as it is", stacklevel=1)
+                words = f"{name}: the voxel size is 0 or no number, 1 Å is assumed; the header stays as it is"
+                warnings.warn(words, stacklevel=1)
+            if not all(math.isfinite(float(file.header["origin"][axis])) for axis in ("z", "y", "x")):
+                warnings.warn(f"{name}: the origin is no number, 0 is assumed; the header stays as it is", stacklevel=1)
         return files
 
     def get_data(self, img: Sequence[MrcObject] | MrcObject) -> tuple[np.ndarray, dict[str, Any]]:
@@ -351,7 +378,7 @@ class MrcReader(ImageReader):
         header = file.header
         order = ">" if header.dtype["mode"].byteorder == ">" else "<"
         shape = [file.data.shape[axis] for axis in _axis_order(header)]
-        origin = [float(header["origin"][name]) for name in ("z", "y", "x")]
+        origin = _origin_zyx(header)
         return {
             **volume_meta(shape, voxel_size_zyx(header), origin),
             "mrc_header": order + header.tobytes().hex(),
@@ -598,11 +625,12 @@ def _compress(source: Path, target: Path, compression: str) -> None:
 def _add_label(mrc: MrcObject) -> None:
     import cryoshuffle
 
-    taken = min(int(mrc.header.nlabl), 9)
-    mrc.header.label[taken] = f"cryoshuffle {cryoshuffle.__version__}: denoised, J-invariant volume shuffle".encode()[
-        :80
-    ]
-    mrc.header.nlabl = taken + 1
+    # The count of a damaged header may be anything; labels with text are what is there.
+    there = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
+    own = f"cryoshuffle {cryoshuffle.__version__}: denoised, J-invariant volume shuffle".encode()[:80]
+    for place in range(_LABELS):
+        mrc.header.label[place] = [*there, own][place] if place <= len(there) else b""
+    mrc.header.nlabl = len(there) + 1
 
 
 def know_writers() -> None:

@@ -6,6 +6,8 @@ anything is removed at all. Axes are (Z, Y, X).
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,12 +27,19 @@ from cryoshuffle.sampling import mask_region, mask_weights
 from cryoshuffle.transforms import FillNotFinite, StandardiseIntensity
 from cryoshuffle.whitening import Whitening
 
+logger = logging.getLogger("cryoshuffle")
+
 LAGS = 4
 BAND = 0.35
 CLEAN = 0.05
 TIE = 0.02
 SKEW = 0.02
 LEAST_POWER = 0.1
+# Deviations of the noise that one voxel may be off, and voxels that the deviation is told by.
+FARTHEST = 8.0
+_SAMPLED = 500_000
+# Share of the voxels that outliers may be.
+_FEW = 0.03
 # Share of the power that a filter has to leave of the finest detail: a Gaussian of .15 cycles per voxel leaves 1e-5.
 LEAST_PASSED = 3e-6
 # Voxels along each axis, from the middle, that tell the noise.
@@ -198,6 +207,7 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
     difference = even.double() - odd.double()
     if not bool(difference.any()):
         raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
+    difference, _ = without_outliers(difference)
     power, tapers = _power(difference)
     found = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
     off = {axis: _oblique(power, tapers, a, found[axis][0]) for a, axis in enumerate(AXES)}
@@ -208,6 +218,28 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
         {axis: value[0] for axis, value in off.items()},
         skew={axis: value[1] for axis, value in off.items()},
     )
+
+
+def without_outliers(volume: Tensor) -> tuple[Tensor, int]:
+    """A volume whose voxels far beyond all others are as far as the farthest that noise has; and how many they were.
+
+    A hot voxel or a bead of gold is no noise, and outweighs all of it.
+
+    Args:
+        volume: (Z, Y, X).
+
+    Returns:
+        The same volume where there are none, or so many that they are no outliers.
+    """
+    step = max(1, math.ceil((volume.numel() / _SAMPLED) ** (1 / 3)))
+    sample = volume[::step, ::step, ::step].flatten().double()
+    middle = float(sample.median())
+    deviation = 1.4826 * float((sample - middle).abs().median())
+    low, high = middle - FARTHEST * deviation, middle + FARTHEST * deviation
+    count = int(((volume < low) | (volume > high)).sum())
+    if not 0 < count < _FEW * volume.numel() or deviation == 0:
+        return volume, 0
+    return volume.clamp(low, high), count
 
 
 def noise_from_volume(volume: Tensor) -> NoiseEstimate:
@@ -223,6 +255,11 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     Raises:
         InputError: if the volume is too small.
     """
+    volume, count = without_outliers(volume)
+    if count:
+        logger.info(
+            "%d voxels beyond %g deviations of the noise are taken for no more when it is measured", count, FARTHEST
+        )
     power, tapers = _power(volume)
     high = [torch.fft.fftfreq(n, dtype=torch.float64).abs() > BAND for n in power.shape]
 

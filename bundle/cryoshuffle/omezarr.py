@@ -33,7 +33,21 @@ from cryoshuffle.mrc import VolumeWriter, as_channels, know_writers, refuse_unli
 from cryoshuffle.windows import Box, middle
 
 SUFFIXES = (".ome.zarr", ".zarr")
-_ANGSTROM = {"angstrom": 1.0, "nanometer": 10.0, "micrometer": 1e4, "millimeter": 1e7}
+# The units of length of NGFF, Å.
+_METERS = {
+    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3,
+    "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18,
+    "zetta": 21, "yotta": 24,
+}  # fmt: skip
+_ANGSTROM = {
+    "angstrom": 1.0,
+    **{f"{prefix}meter": 10.0 ** (power + 10) for prefix, power in _METERS.items()},
+    "inch": 2.54e8,
+    "foot": 3.048e9,
+    "yard": 9.144e9,
+    "mile": 1.609344e13,
+    "parsec": 3.0856775814913673e26,
+}
 # Levels of a pyramid, each of half the size, and the side of a chunk, voxels.
 LEVELS, CHUNK = 3, 128
 # Chunks that are read however little memory there is, bytes.
@@ -202,7 +216,12 @@ def _scales(multiscale: Mapping[str, Any], name: str, dimensions: int) -> tuple[
     """Voxel size and origin of a level along (Z, Y, X), Å; 0 where nothing is said."""
     size, origin = [0.0] * 3, [0.0] * 3
     axes = multiscale.get("axes") or []
-    units = [_ANGSTROM.get(str(axis.get("unit")), 1.0) if isinstance(axis, dict) else 1.0 for axis in axes]
+    given = [axis.get("unit") if isinstance(axis, dict) else None for axis in axes]
+    units = [_ANGSTROM.get(str(unit), 1.0) for unit in given]
+    unknown = sorted({"none" if unit is None else f"'{unit}'" for unit in given[-3:] if unit not in _ANGSTROM})
+    if unknown and axes:
+        words = f"the unit of length is {', '.join(unknown)}, Å is assumed"
+        warnings.warn(words, stacklevel=1)
     names = [axis.get("name") if isinstance(axis, dict) else axis for axis in axes]
     if names and [str(one).lower() for one in names[-3:]] != ["z", "y", "x"]:
         raise InputError(f"the axes are {names}, expected z, y, x last")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -17,11 +18,13 @@ from numpy.linalg import LinAlgError
 from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
-from cryoshuffle.mrc import is_mrc_name, read_shape
+from cryoshuffle.mrc import is_image_stack, is_mrc_name, read_shape
 from cryoshuffle.omezarr import SUFFIXES as ZARR_SUFFIXES
 from cryoshuffle.omezarr import is_zarr_name, open_zarr
 from cryoshuffle.outputs import image_suffix, is_ours
 from cryoshuffle.windows import HeldOutSlab, fit_window
+
+logger = logging.getLogger("cryoshuffle")
 
 # Voxels along each axis that tell the grey values; deviations that they reach to either side; and steps of a type that
 # the deviation of the noise has to be for a result, which is smoother, to be more than a few steps.
@@ -79,6 +82,12 @@ def check_inputs(
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
     for tomogram in tomograms:
+        if Path(tomogram).exists() and is_ours(tomogram):
+            logger.warning("%s: was denoised by cryoshuffle before: name the tomogram that it was made from", tomogram)
+        if is_mrc_name(tomogram) and is_image_stack(tomogram, permissive):
+            logger.warning(
+                "%s: is a stack of images by its header, a tilt series perhaps: name the tomogram made of it", tomogram
+            )
         try:
             shape: Sequence[int] = tomogram_shape(tomogram, permissive)
             fit_window(2**31 - 1, shape, period)

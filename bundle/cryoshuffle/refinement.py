@@ -19,7 +19,7 @@ from cryoshuffle.filters import FilterChoice, choose_linear, shape_for
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise import SKEW, load_halves, noise_from_volume, on_one_scale
+from cryoshuffle.noise import SKEW, load_halves, noise_from_volume, on_one_scale, without_outliers
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import (
     draw_noise,
@@ -114,6 +114,7 @@ def measure_refinement(
         with torch.no_grad():
             after = inferer(crop[None].to(device), core)[0].cpu()
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
+        before, _ = without_outliers(before)
         crops.append(before)
         told = None
         if halves is not None:
@@ -128,6 +129,7 @@ def measure_refinement(
             with torch.no_grad():
                 denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
         around = undo_whitening(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _AROUND), whitening)[0]
+        around, _ = without_outliers(around)
         spectrum = noise_spectrum(before, before - after, lattice.blind_set, denoised, around)
         if told is not None:
             # Halves of tilts differ in signal too, where their planes lie apart.

@@ -99,6 +99,10 @@ class FillNotFinited(MapTransform):
         return result
 
 
+# Steps of a 32-bit number that the grey values have to be spread over.
+_STEPS = 16
+
+
 class StandardiseIntensity(InvertibleTransform):
     """Mean 0 and standard deviation 1, undone exactly by ``inverse``.
 
@@ -168,6 +172,11 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
     std = (power / values.numel()) ** 0.5
     if std == 0.0:
         raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")
+    if values.dtype == torch.float32 and std < _STEPS * torch.finfo(torch.float32).eps * abs(mean):
+        raise InputError(
+            f"{name}: has grey values of {mean:.8g} ± {std:.2g}, and 32-bit numbers of that size do not differ so "
+            "little: subtract the offset before"
+        )
     return mean, std
 
 

@@ -70,8 +70,8 @@ def test_header_and_data_survive(tmp_path, mode, order, axes, start, origin, siz
         mrc.header.origin.x, mrc.header.origin.y, mrc.header.origin.z = origin
         mrc.header.ispg = space_group
         mrc.header.nlabl = labels
-        for i in range(labels):
-            mrc.header.label[i] = f"label {i}".encode()
+        for i in range(10):
+            mrc.header.label[i] = f"label {i}".encode() if i < labels else b""
     round_trip(source, result)
     assert is_valid_mrc(result)
     with mrcfile.open(source) as before, mrcfile.open(result) as after:

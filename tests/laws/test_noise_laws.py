@@ -30,8 +30,10 @@ from cryoshuffle.noise import (
     noise_from_halves,
     noise_from_volume,
     resolve_blind,
+    without_outliers,
 )
 from cryoshuffle.simulation import CASES, Simulation, simulate
+from cryoshuffle.transforms import StandardiseIntensity
 from cryoshuffle.whitening import Whitening, WhitenNoise, WhitenNoised
 
 SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1, "insitu": 0.1}
@@ -355,3 +357,35 @@ def test_the_same_seed_simulates_the_same_bits(tmp_path, capsys):
     assert a.read_bytes() == before
     assert main([*arguments, str(tmp_path / "d"), "--templates", str(tmp_path / "none")]) == 2
     assert "is no folder with MRC densities" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("height", [50.0, 1000.0, 1e6])
+def test_a_hot_voxel_changes_nothing(height):
+    """Nor do a dozen beads of gold: the blind set is that of the tomogram without them. A volume of which most is
+    quiet keeps its specimen (control)."""
+    volume = simulated("wbp").tomogram
+    volume = (volume - volume.mean()) / volume.std()
+    expected = choose_blind(noise_from_volume(volume))
+    hot = volume.clone()
+    hot[20, 40, 40] += height
+    assert without_outliers(hot)[1] == 1
+    beads = volume.clone()
+    random = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        z, y, x = (int(torch.randint(4, n - 4, (1,), generator=random)) for n in volume.shape)
+        beads[z - 3 : z + 3, y - 3 : y + 3, x - 3 : x + 3] -= 40
+    for spoilt in (hot, beads):
+        estimate = noise_from_volume(spoilt)
+        assert not estimate.filtered
+        assert choose_blind(estimate).blind_set == expected.blind_set
+    quiet = 0.01 * volume
+    quiet[:, :, :30] *= 100
+    assert without_outliers(quiet) == (quiet, 0)
+
+
+def test_an_offset_that_takes_all_detail_is_refused():
+    """Differences below what a 32-bit number holds; a large offset that leaves them is taken."""
+    noise = torch.randn(1, 8, 8, 8)
+    StandardiseIntensity()(noise * 10 + 1e5)
+    with pytest.raises(InputError, match="subtract the offset"):
+        StandardiseIntensity()((noise.double() * 0.01 + 1e6).float())

@@ -20,9 +20,9 @@ from cryoshuffle.cli import main
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.mrc import MrcWriter
-from cryoshuffle.omezarr import OmeZarrWriter
+from cryoshuffle.omezarr import OmeZarrWriter, open_zarr
 from cryoshuffle.outputs import WholeNiftiWriter, is_ours
-from cryoshuffle.preflight import check_dtype, check_output, check_single
+from cryoshuffle.preflight import check_dtype, check_inputs, check_output, check_single
 
 VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
 WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": WholeNiftiWriter, "a.nii.gz": WholeNiftiWriter}
@@ -155,3 +155,76 @@ def test_importing_the_package_leaves_monai_its_writers(tmp_path):
     assert list(tmp_path.rglob("*.nii.gz"))
     SaveImage(output_dir=tmp_path, output_ext=".mrc", print_log=False)(MetaTensor(torch.rand(1, 8, 8, 8)))
     assert list(tmp_path.rglob("*.mrc"))
+
+
+@pytest.mark.parametrize(("count", "texts"), [(2, 10), (11, 3), (-1, 3), (0, 0), (10, 10)])
+def test_labels_are_kept_whatever_their_count_says(tmp_path, count, texts):
+    """The result is valid, has the texts but a tenth, and ours behind them."""
+    with mrcfile.new(tmp_path / "in.mrc") as mrc:
+        mrc.set_data(VOLUME)
+        mrc.voxel_size = 10.0
+        for place in range(10):
+            mrc.header.label[place] = f"text {place}".encode() if place < texts else b""
+        mrc.header.nlabl = count
+    image = load_tomogram(str(tmp_path / "in.mrc"), permissive=True)
+    writer = MrcWriter()
+    writer.set_data_array(image, 0)
+    writer.set_metadata(image.meta)
+    writer.write(tmp_path / "out.mrc")
+    assert mrcfile.validate(tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        labels = mrc.get_labels()
+    assert labels[:-1] == [f"text {place}" for place in range(min(texts, 9))]
+    assert labels[-1].startswith("cryoshuffle")
+
+
+@pytest.mark.parametrize(("field", "axis"), [("origin", "x"), ("cella", "y")])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_headers_that_are_no_numbers_are_told_and_written(tmp_path, field, axis, value):
+    """Before the work; the voxels are those of the file."""
+    with mrcfile.new(tmp_path / "in.mrc") as mrc:
+        mrc.set_data(VOLUME)
+        mrc.voxel_size = 10.0
+        mrc.header[field][axis] = value
+    with pytest.warns(UserWarning, match="no number"):
+        image = load_tomogram(str(tmp_path / "in.mrc"))
+    assert np.isfinite(np.asarray(image.affine)).all()
+    writer = MrcWriter()
+    writer.set_data_array(image, 0)
+    writer.set_metadata(image.meta)
+    writer.write(tmp_path / "out.mrc")
+    assert np.array_equal(mrcfile.read(tmp_path / "out.mrc"), VOLUME)
+
+
+@pytest.mark.parametrize(("unit", "size", "expected"), [
+    ("picometer", 1000.0, 10.0), ("meter", 1e-9, 10.0), ("nanometer", 1.0, 10.0), ("foot", 1e-9, 3.048),
+    ("nm", 1.0, 1.0), (None, 7.0, 7.0),
+])  # fmt: skip
+def test_units_of_length_convert_or_are_told(tmp_path, unit, size, expected):
+    """All of NGFF; one that it does not know, or none, is told and taken for angstrom."""
+    zarr = pytest.importorskip("zarr")
+    group = zarr.create_group(str(tmp_path / "in.zarr"), zarr_format=2)
+    group.create_array("0", shape=VOLUME.shape, chunks=VOLUME.shape, dtype="f4")[...] = VOLUME
+    axes = [{"name": axis, "type": "space", **({"unit": unit} if unit else {})} for axis in "zyx"]
+    scale = [{"type": "scale", "scale": [size] * 3}]
+    datasets = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        found = open_zarr(tmp_path / "in.zarr").voxel_size_zyx
+    assert found == pytest.approx([expected] * 3)
+    assert any("unit of length" in str(one.message) for one in noted) == (unit in {"nm", None})
+
+
+def test_results_and_stacks_of_images_are_told_before_the_fit(tmp_path, raw, caplog):
+    """As a tomogram that was denoised before, and as a tilt series perhaps; a volume says nothing (control)."""
+    check_inputs([str(raw)], (1, 2, 1))
+    assert caplog.text == ""
+    check_inputs([str(write(MrcWriter, tmp_path / "done.mrc"))], (1, 2, 1))
+    assert "was denoised by cryoshuffle before" in caplog.text
+    with mrcfile.new(tmp_path / "series.st") as mrc:
+        mrc.set_data(VOLUME)
+        mrc.set_image_stack()
+        mrc.voxel_size = 10.0
+    check_inputs([str(tmp_path / "series.st")], (1, 2, 1))
+    assert "a tilt series perhaps" in caplog.text
