@@ -56,7 +56,11 @@ GAUSSIANS = (
     (2, 1, 1.4),
     (2.4, 1.2, 1.7),
     (3, 1.5, 2),
+    (4, 2, 2.8),
+    (5, 2.5, 3.5),
 )
+# Of every fourth tilt: halves of the even half.
+QUARTERS = ("even_1", "even_2")
 # Of the tomogram of 20 Å, (z, y, x).
 REGIONS = {
     "cell": (slice(40, 56), slice(100, 200), slice(100, 200)),
@@ -129,7 +133,7 @@ def make(data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence
         keep_gold: leave the beads in.
         crop: sides (Z, Y, X) of the middle that is kept, voxels; None for all.
     """
-    if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full")):
+    if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full", *QUARTERS)):
         return
     folder.mkdir(parents=True, exist_ok=True)
     images, angles = aligned_images(data, binning, keep_gold)
@@ -137,7 +141,8 @@ def make(data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence
     even, odd = (reconstruct(images[first::2], -angles[first::2], 192 // binning) for first in (0, 1))
     count = len(angles)
     full = ((count + 1) // 2 * even + count // 2 * odd) / count
-    for name, volume in (("even", even), ("odd", odd), ("full", full)):
+    quarters = [reconstruct(images[first::4], -angles[first::4], 192 // binning) for first in (0, 2)]
+    for name, volume in zip(("even", "odd", "full", *QUARTERS), (even, odd, full, *quarters), strict=True):
         kept = volume.numpy()
         if crop is not None:
             kept = kept[
@@ -250,9 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("data", type=Path, help="folder testdata of the package")
     parser.add_argument("--work", type=Path, required=True, help="folder for tomograms and results")
     parser.add_argument("--efforts", default="fast,standard")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--seeds", default="0", help="the whole tomogram is denoised with the first of them")
     parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
     parser.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
+    parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks_real.json")
     options = parser.parse_args(arguments)
@@ -275,10 +281,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = folder / f"{effort}_{seed}_even.mrc"
             seconds = denoise(folder / "even.mrc", out, words)
             row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(read(out), odd)}
-            if not options.halves_only:
+            if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
                 denoise(folder / "full.mrc", out, words)
                 row |= {"slopes": slopes(full, read(out)), "fine_share": fine_share(full, read(out), options.fine)}
+            if options.quarters and seed == options.seeds.split(",")[0]:
+                told = folder / f"{effort}_{seed}_told.mrc"
+                pair = [
+                    f"--{name}={folder / quarter}.mrc" for name, quarter in zip(("even", "odd"), QUARTERS, strict=True)
+                ]
+                seconds = denoise(folder / "even.mrc", told, [*words, *pair])
+                rows.append(
+                    {
+                        "method": f"{effort}, noise from quarters of the tilts",
+                        "seconds": round(seconds),
+                        **against_half(read(told), odd),
+                    }
+                )
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
