@@ -54,15 +54,20 @@ class Weight:
         return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
 
     @property
+    def share(self) -> float:
+        """The weight, at least nothing and at most all, and nothing while that may be chance."""
+        return min(1.0, max(0.0, self.value)) * self._beyond_chance(self.value)
+
+    @property
     def trust(self) -> float:
-        """How much of the result is the network's: its weight, but nothing while that may be chance.
+        """How much of the result is the network's, where nothing but this weight tells.
 
         A weight well above 1 asks for more than the network has, which no estimate of the signal can
         be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
         """
         excess = min(1.0, max(0.0, (self.value - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
         most = 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
-        return min(most, max(0.0, self.value)) * self._beyond_chance(self.value)
+        return min(most, self.share)
 
     @property
     def is_excessive(self) -> bool:
@@ -92,7 +97,7 @@ class Judgement:
     @property
     def trust(self) -> float:
         """How much of the result is the network's, the mean over the bands where there are any."""
-        return sum(band.trust for band in self.bands) / len(self.bands) if self.bands else self.weight.trust
+        return sum(band.share for band in self.bands) / len(self.bands) if self.bands else self.weight.trust
 
     @property
     def is_excessive(self) -> bool:
@@ -101,7 +106,7 @@ class Judgement:
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": [band.trust for band in self.bands] if self.bands else self.trust, **self.linear.config()}
+        return {"trust": [band.share for band in self.bands] if self.bands else self.trust, **self.linear.config()}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
@@ -113,7 +118,7 @@ class Judgement:
             f"has {self.weight.value:.2f} ± {self.weight.error:.2f} of the {network}"
         )
         if self.bands:
-            shares = ", ".join(f"{band.trust:.0%}" for band in self.bands)
+            shares = ", ".join(f"{band.share:.0%}" for band in self.bands)
             words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
         if self.is_excessive:
             return (
@@ -249,7 +254,7 @@ def judge(
             "error": verdict.weight.error,
             "excessive": verdict.is_excessive,
             "levels": found.levels,
-            "bands": [{"weight": band.value, "error": band.error, "trust": band.trust} for band in verdict.bands],
+            "bands": [{"weight": band.value, "error": band.error, "trust": band.share} for band in verdict.bands],
         },
         Path(output_dir) / "refinement.json",
     )

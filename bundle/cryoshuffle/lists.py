@@ -104,7 +104,7 @@ def _paths(source: str) -> list[str]:
     path = Path(source)
     if source.lower().endswith(_LISTS):
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise FileError(f"{path}: cannot be read as a list of tomograms, check the path") from error
         named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -138,45 +138,60 @@ def _starfile() -> Any:
     return starfile
 
 
-def _star_table(path: Path) -> Any:
+def _star_blocks(path: Path) -> tuple[dict[str, Any], str]:
+    """All blocks of a star file with their values as they stand there, and the name of the one with tomograms."""
     starfile = _starfile()
     try:
-        blocks = starfile.read(path, always_dict=True)
+        first = starfile.read(path, always_dict=True)
+        # Names of digits are names, and numbers keep all their decimals.
+        names = [
+            str(column) for block in first.values() for column in (block if isinstance(block, dict) else block.columns)
+        ]
+        blocks: dict[str, Any] = starfile.read(path, always_dict=True, parse_as_string=names)
     except FileNotFoundError as error:
         raise FileError(f"{path}: there is no such file, check the path") from error
     except Exception as error:
         raise InputError(f"{path}: is no star file that can be read ({error}), check it") from error
     for name, table in blocks.items():
         if "rlnTomoName" in getattr(table, "columns", ()):
-            return name, table
+            return blocks, name
     raise InputError(f"{path}: has no rlnTomoName in a table, give the tomograms.star of a Reconstruct job of RELION 5")
 
 
 def _read_star(path: Path) -> list[_Named]:
-    _, table = _star_table(path)
+    blocks, block = _star_blocks(path)
+    table = blocks[block]
     if _STAR_TOMOGRAM not in table.columns:
         raise InputError(
             f"{path}: has no {_STAR_TOMOGRAM}, reconstruct the tomograms of all frames as well as the halves"
         )
-    halves = all(name in table.columns for name in _STAR_HALVES)
     rows: list[_Named] = []
     for _, row in table.iterrows():
-        even, odd = (_beside(path, row[name]) for name in _STAR_HALVES) if halves else (None, None)
+        given = [str(row[name]) if name in table.columns else "None" for name in _STAR_HALVES]
+        even, odd = (None, None) if "None" in given else (_beside(path, half) for half in given)
         rows.append((_beside(path, row[_STAR_TOMOGRAM]), str(row["rlnTomoName"]), even, odd))
     return rows
 
 
 def _beside(star: Path, name: Any) -> str:
-    """A path of a star file: RELION counts them from the folder of the project, which need not be this one."""
+    """A path of a star file: RELION counts them from the folder of the project, somewhere above the star file.
+
+    Raises:
+        InputError: if two folders above it have such a file.
+    """
     path = Path(str(name))
-    for folder in (Path(), *star.resolve().parents):
-        if (folder / path).exists():
-            return str(folder / path)
-    return str(path)
+    if path.is_absolute():
+        return str(path)
+    there = {(folder / path).resolve() for folder in star.resolve().parents if (folder / path).exists()}
+    if len(there) > 1:
+        raise InputError(
+            f"{star}: {path} is there {len(there)} times ({', '.join(map(str, sorted(there)))}): name it whole"
+        )
+    return str(next(iter(there), path))
 
 
 def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
-    """A RELION-5 ``tomograms.star`` with the results in its column for denoised tomograms.
+    """A RELION-5 ``tomograms.star`` with the results in its column for denoised tomograms; all else is as it was.
 
     Args:
         source: path of the star file that was read.
@@ -186,11 +201,12 @@ def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
     Raises:
         FileError, InputError: if it cannot be read or written.
     """
-    name, table = _star_table(Path(source))
+    blocks, name = _star_blocks(Path(source))
+    table = blocks[name]
     table[_STAR_DENOISED] = [results.get(str(tomogram), "None") for tomogram in table["rlnTomoName"]]
     partial = target.with_name(f".{target.name}.partial.star")
     try:
-        _starfile().write({name: table}, partial)
+        _starfile().write(blocks, partial)
         os.replace(partial, target)
     except OSError as error:
         raise FileError(f"{target}: cannot be written ({error.strerror or error})") from error

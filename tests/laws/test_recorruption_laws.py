@@ -271,6 +271,16 @@ def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, er
     assert found.blend() == {"trust": found.trust, "sigma": [2.0, 1.4, 1.0], "gain": 0.8}
 
 
+def test_a_band_that_asks_for_more_than_all_gets_all():
+    """Where two places agree on it the network has the band; without bands it would be a third, and both are told."""
+    linear, much = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(1.7, 0.05)
+    banded, whole = Judgement(linear, much, (much, Weight(0.6, 0.05))), Judgement(linear, much)
+    assert banded.blend()["trust"] == pytest.approx([1.0, 0.6])
+    assert whole.blend()["trust"] == pytest.approx(1 / 3)
+    for found in (banded, whole):
+        assert "more than all" in found.describe()
+
+
 class Told(torch.nn.Module):
     """In the place of a network: a volume that it gives whatever it is shown, and a share of what it is shown."""
 
@@ -352,7 +362,7 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
         [{"image": volume[None]}], network, str(path), Refinement(spectrum, linear), PrecisionInferer("fp32"),
         HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
     )  # fmt: skip
-    trusts = [band.trust for band in verdict.bands]
+    trusts = [band.share for band in verdict.bands]
     assert verdict.blend()["trust"] == trusts
     if kind == "fine":
         assert min(trusts[:2]) > 0.8

@@ -19,6 +19,7 @@ from phantoms import write_mrc
 from cryoshuffle.cli import main
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.lists import read_list, write_star
 from cryoshuffle.mrc import MrcWriter
 from cryoshuffle.omezarr import OmeZarrWriter, open_zarr
 from cryoshuffle.outputs import WholeNiftiWriter, is_ours
@@ -228,3 +229,56 @@ def test_results_and_stacks_of_images_are_told_before_the_fit(tmp_path, raw, cap
         mrc.voxel_size = 10.0
     check_inputs([str(tmp_path / "series.st")], (1, 2, 1))
     assert "a tilt series perhaps" in caplog.text
+
+
+STAR = """
+data_general
+
+_rlnTomoSubTomosAre2DStacks    1
+_rlnPixel    1.23456789012
+
+data_global
+
+loop_
+_rlnTomoName #1
+_rlnDefocus #2
+_rlnTomoReconstructedTomogram #3
+_rlnTomoReconstructedTomogramHalf1 #4
+_rlnTomoReconstructedTomogramHalf2 #5
+00255 12345.678901234 tomograms/a.mrc None None
+1e5 0.5 tomograms/b.mrc tomograms/b1.mrc tomograms/b2.mrc
+"""
+
+
+def test_star_files_keep_what_we_do_not_change(tmp_path, monkeypatch):
+    """Names of digits, decimals, other blocks; a half that is None is none; paths are the project's own."""
+    pytest.importorskip("starfile")
+    project, other = tmp_path / "one", tmp_path / "two"
+    for place in (project, other):
+        (place / "tomograms").mkdir(parents=True)
+        for name in ("a", "b", "b1", "b2"):
+            write_mrc(place / "tomograms" / f"{name}.mrc", VOLUME)
+    (project / "job").mkdir()
+    (project / "job" / "tomograms.star").write_text(STAR)
+    monkeypatch.chdir(other)
+    source = str(project / "job" / "tomograms.star")
+    first, second = read_list([source], tmp_path / "out")
+    assert (first.name, second.name) == ("00255", "1e5")
+    assert first.tomogram == str(project / "tomograms" / "a.mrc")
+    assert (first.even, first.odd) == (None, None)
+    assert second.even == str(project / "tomograms" / "b1.mrc")
+    write_star(source, tmp_path / "written.star", {"00255": "x.mrc", "1e5": "y.mrc"})
+    words = (tmp_path / "written.star").read_text().split()
+    for value in ("00255", "1e5", "12345.678901234", "1.23456789012", "data_general", "x.mrc", "y.mrc"):
+        assert value in words
+    write_mrc(project / "job" / "a.mrc", VOLUME)
+    (project / "job" / "tomograms").mkdir()
+    write_mrc(project / "job" / "tomograms" / "a.mrc", VOLUME)
+    with pytest.raises(InputError, match="is there 2 times"):
+        read_list([source], tmp_path / "out")
+
+
+def test_a_text_list_with_a_byte_order_mark_is_read(tmp_path, raw):
+    (tmp_path / "list.txt").write_bytes("\ufeffraw.mrc\n".encode())
+    (item,) = read_list([str(tmp_path / "list.txt")], tmp_path / "out")
+    assert item.tomogram == str(raw)
