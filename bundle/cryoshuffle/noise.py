@@ -23,7 +23,7 @@ from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import filter_power, smooth_spectrum
-from cryoshuffle.sampling import mask_region, mask_weights
+from cryoshuffle.sampling import mask_region, mask_weights, read_mask
 from cryoshuffle.transforms import FillNotFinite, StandardiseIntensity
 from cryoshuffle.whitening import Whitening
 
@@ -533,20 +533,19 @@ def load_volume(
 
 
 def load_mask(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
-    """A mask from a file, true where it is not 0, (Z, Y, X).
+    """A mask from a file, true inside, (Z, Y, X), as :func:`cryoshuffle.sampling.read_mask` has it.
 
     Args:
         path: of the file.
         folder: where a volume too large for memory is kept while it is read; None for memory.
 
     Raises:
-        FileError: if the file is missing or cannot be read.
-        InputError: if it is no volume.
+        FileError, InputError: those of :func:`cryoshuffle.sampling.read_mask`.
     """
-    values = load_tomogram(path, True, folder).as_tensor()[0]
+    values, inside = read_mask(path, folder)
     mask = torch.empty(values.shape, dtype=torch.bool)
     for part in scratch.sections(values.shape, 0):
-        mask[part] = values[part] != 0
+        mask[part] = inside(values[part])
     return mask
 
 

@@ -8,6 +8,7 @@ them holds no other tilt confirms. Axes are (Z, Y, X).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -23,6 +24,9 @@ _MOST_AT_AXIS = 0.7
 # Excess over the ramp that is none yet, and from which on it is all signal.
 _EXCESS = (1.1, 1.25)
 _LEAST_SLOPE = 0.5
+# Where the damping is read off, and the most that it may be at the anchor.
+_DAMPED = ((0.19, 0.22), (0.29, 0.32))
+_MOST_DAMPED = 0.2
 # Cycles per voxel: where the slope is read off, across the tilt axis and along it.
 _LINE = (0.03, 0.12)
 ALONG = (0.3, 0.5)
@@ -79,8 +83,8 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
 
     Args:
         power: across the axis, ``(n, n)``, zero frequency first; an upper bound of the noise's.
-        slope: of the ramp, as of :func:`ramp_slope`. Taken where it is less than the slope at the anchor, which
-            holds signal too, and at least half of that.
+        slope: of the ramp, as of :func:`ramp_slope`. Taken where it is less than the slope at the anchor without what
+            interpolation damps it by, which holds signal too, and at least half of that.
 
     Returns:
         The same where it does not grow as a ramp's does (a SIRT-like filter), nowhere more than given.
@@ -94,10 +98,25 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
     at_axis, (anchor, place) = mean(0.0, _NEXT_TO_AXIS)[0], mean(*_ANCHOR)
     if not at_axis < _MOST_AT_AXIS * anchor:
         return power
-    steepest = anchor / place
+    steepest = anchor / place * _undamped(mean, place)
     ramp = min(steepest, max(_LEAST_SLOPE * steepest, slope)) * _blurred(radius, len(power) // 4)
     share = ((power / ramp - _EXCESS[0]) / (_EXCESS[1] - _EXCESS[0])).clamp(0, 1)
     return torch.where(radius < place, torch.minimum(power, (1 - share) * power + share * ramp), power)
+
+
+def _undamped(mean: Callable[[float, float], tuple[float, float]], place: float) -> float:
+    """What interpolation has left of the ramp's slope at a distance from the axis, as a factor that undoes it.
+
+    The slope falls with the square of the distance; how fast is read off further out, where there is no signal.
+
+    Args:
+        mean: power and distance of a ring between two distances.
+        place: the distance.
+    """
+    (near, one), (far, two) = (mean(*ring) for ring in _DAMPED)
+    ratio = (far / two) / max(near / one, 1e-30)
+    bend = (1 - ratio) / max(two**2 - ratio * one**2, 1e-30)
+    return 1 / (1 - min(_MOST_DAMPED, max(0.0, bend * place**2)))
 
 
 def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = None) -> tuple[float, float]:

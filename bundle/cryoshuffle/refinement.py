@@ -36,7 +36,9 @@ _SIDE = 128
 _AROUND = 320
 # Voxels that a network in training mode takes at once, in less than 1 GiB.
 _AT_ONCE = 700_000
-_SPECTRUM_ERROR = 0.03
+# Of the spectrum, relative, as the filter allows for; the second where it is a Wiener filter: on cells, whose signal is
+# weak, one that takes the noise for too strong does less harm than one that takes it for too weak.
+_SPECTRUM_ERROR, _WEAK_NOISE_ERROR = 0.03, 0.08
 _SKEW_ERROR = 5.0
 # Share of the finest detail that has to be noise for its strength to tell that of the noise.
 _NOISY = 0.85
@@ -141,8 +143,9 @@ def measure_refinement(
     core.train(was_training)
     spectrum = torch.stack(spectra).mean(dim=0).float()
     skew = sum(skews) / max(1, len(skews))
-    error = min(_LARGEST_ERROR, _SPECTRUM_ERROR + _SKEW_ERROR * skew)
-    reliable = skew <= SKEW or sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
+    large = sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
+    error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
+    reliable = skew <= SKEW or large
     linear = choose_linear(crops, spectrum, error, shape_for(lattice.blind_set))
     fine = sum(float(fine_power(crop).mean()) for crop in crops) / len(crops)
     return Refinement(spectrum, linear, reliable, levels=fine_power_of_noise(spectrum) > _NOISY * fine)

@@ -6,8 +6,9 @@ A volume is looked at in blocks of a few voxels. Weights are by block, (Z, Y, X)
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,24 +78,70 @@ def robust_weights(volume: Tensor) -> Tensor:
     return torch.where(living, weights, 0.0)
 
 
+def read_mask(path: str, folder: str | os.PathLike[str] | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The values of a mask, and what tells which of them are inside.
+
+    Of two values the one farther from 0 is inside, and of two on one side of it, as of IMOD's signed bytes, the larger
+    one. Of whole numbers, as labels are, all but 0 are. Of values between, a soft edge, those above half of the largest
+    are, and it is told. What is not finite is outside.
+
+    Args:
+        path: of the mask, any kind of file that a tomogram may be.
+        folder: where one too large for memory is kept; None for memory.
+
+    Returns:
+        Values (Z, Y, X), and a function from some of them to booleans.
+
+    Raises:
+        FileError: if it is missing or cannot be read.
+        InputError: if it is no volume, marks nothing, or has values of both signs that are no mask.
+    """
+    values = load_tomogram(path, True, folder).as_tensor()[0]
+    low, high, whole, outside = math.inf, -math.inf, True, False
+    for part in scratch.sections(values.shape, 0):
+        section = values[part]
+        finite = section[section.isfinite()]
+        outside |= finite.numel() < section.numel()
+        if finite.numel():
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+            whole &= bool((finite == finite.round()).all())
+    two = low < high
+    for part in scratch.sections(values.shape, 0):
+        section = values[part]
+        two &= bool(((section == low) | (section == high) | ~section.isfinite()).all())
+    if low > high or low == high == 0:
+        raise InputError(f"{path}: is 0 everywhere, a mask is not 0 where the specimen is")
+    if low == high:
+        if not outside:
+            logger.warning("%s: is %g everywhere, so it marks all of the volume", path, low)
+        return values, torch.isfinite
+    if two and high == 0:
+        return values, lambda part: part == low
+    if two:
+        return values, lambda part: part == high
+    if whole and low >= 0:
+        return values, lambda part: part.isfinite() & (part != 0)
+    if low < 0:
+        raise InputError(f"{path}: has values from {low:g} to {high:g}, a mask has two, or whole numbers from 0 on")
+    logger.warning("%s: has values between 0 and %g, those above half of that are taken for inside", path, high)
+    return values, lambda part: part > high / 2
+
+
 def mask_weights(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
-    """The share of each block that is not 0 in a mask.
+    """The share of each block that is inside a mask, as :func:`read_mask` has it.
 
     Args:
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
 
     Raises:
-        FileError: if it is missing or cannot be read.
-        InputError: if it is no volume, or is 0 everywhere.
+        FileError, InputError: those of :func:`read_mask`.
     """
-    values = load_tomogram(path, True, folder).as_tensor()[0]
+    values, inside = read_mask(path, folder)
     weights = torch.empty([-(-n // BLOCK) for n in values.shape])
     for row, start in enumerate(range(0, len(values), BLOCK)):
-        weights[row] = _by_block((values[start : start + BLOCK] != 0).float())
+        weights[row] = _by_block(inside(values[start : start + BLOCK]).float())
         scratch.release()
-    if not bool(weights.any()):
-        raise InputError(f"{path}: is 0 everywhere, a mask is not 0 where the specimen is")
     return weights
 
 

@@ -21,9 +21,11 @@ from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.lists import read_list, write_star
 from cryoshuffle.mrc import MrcWriter
+from cryoshuffle.noise import load_mask
 from cryoshuffle.omezarr import OmeZarrWriter, open_zarr
 from cryoshuffle.outputs import WholeNiftiWriter, is_ours
 from cryoshuffle.preflight import check_dtype, check_inputs, check_output, check_single
+from cryoshuffle.sampling import mask_weights
 
 VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
 WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": WholeNiftiWriter, "a.nii.gz": WholeNiftiWriter}
@@ -282,3 +284,33 @@ def test_a_text_list_with_a_byte_order_mark_is_read(tmp_path, raw):
     (tmp_path / "list.txt").write_bytes("\ufeffraw.mrc\n".encode())
     (item,) = read_list([str(tmp_path / "list.txt")], tmp_path / "out")
     assert item.tomogram == str(raw)
+
+
+HALF = np.arange(24) >= 12
+
+
+@pytest.mark.parametrize(("outside", "inside", "told"), [
+    (0, 1, ""), (-128, -127, ""), (np.nan, 1, ""), (0, 255, ""), (0, -1, ""), (0, 3, ""), (2, 5, ""), (0, "labels", ""),
+    (0, "soft", "above half"), (1, 1, "marks all"),
+])  # fmt: skip
+def test_masks_of_any_two_values_are_understood_and_others_told(tmp_path, caplog, outside, inside, told):
+    """Right voxel by voxel, for the noise and for the windows of a fit."""
+    values = np.full(VOLUME.shape, outside, np.float32)
+    values[..., HALF] = {"labels": 2, "soft": 0.9}.get(inside, inside)
+    if inside == "labels":
+        values[0, :, HALF] = 7
+    if inside == "soft":
+        values[..., 11], values[..., 12] = 0.2, 0.6
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = str(write_mrc(tmp_path / "mask.mrc", values))
+    expected = np.broadcast_to(HALF if told != "marks all" else HALF | True, VOLUME.shape)
+    assert np.array_equal(load_mask(path).numpy(), expected)
+    assert float(mask_weights(path)[..., -1].min()) > 0.9
+    assert told in caplog.text if told else caplog.text == ""
+
+
+def test_volumes_that_are_no_masks_are_refused(tmp_path):
+    for values, words in ((VOLUME, "a mask has two"), (np.zeros_like(VOLUME), "is 0 everywhere")):
+        with pytest.raises(InputError, match=words):
+            load_mask(str(write_mrc(tmp_path / "mask.mrc", values)))
