@@ -339,7 +339,9 @@ class MrcReader(ImageReader):
         for name, file in zip(names, files, strict=True):
             if min(voxel_size_zyx(file.header)) <= 0:
                 # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
-                words = f"{name}: the voxel size is 0 or no number, 1 Å is assumed; the header stays as it is"
+                cell = [float(file.header["cella"][axis]) for axis in ("z", "y", "x")]
+                said = "0" if all(map(math.isfinite, cell)) else "no number"
+                words = f"{name}: the voxel size is {said}, 1 Å is assumed; the header stays as it is"
                 warnings.warn(words, stacklevel=1)
             if not all(math.isfinite(float(file.header["origin"][axis])) for axis in ("z", "y", "x")):
                 warnings.warn(f"{name}: the origin is no number, 0 is assumed; the header stays as it is", stacklevel=1)

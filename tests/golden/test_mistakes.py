@@ -159,7 +159,8 @@ def test_outputs_are_protected(tmp_path, capsys, monkeypatch):
         assert main(["denoise", str(source), str(output), *QUICK, *more]) == 2
         return capsys.readouterr().err
 
-    assert "exists already, add --overwrite" in refused(taken)
+    for more in ([], ["--overwrite"]):
+        assert "exists and is no result of cryoshuffle" in refused(taken, *more)
     assert taken.read_text() == "precious"
     assert "is the input itself" in refused(source, "--overwrite")
     assert "there is no folder" in refused(tmp_path / "no" / "out.mrc")
@@ -180,8 +181,10 @@ def test_outputs_are_protected(tmp_path, capsys, monkeypatch):
         assert f"{tmp_path / 'locked.mrc'}: the folder {tmp_path} cannot be written" in said
     assert "a NIfTI is written as float32" in refused(tmp_path / "out.nii", "--dtype", "int8")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dir.mrc", "in.mrc", "out.mrc", "report"]
-    assert main(["denoise", str(source), str(taken), *QUICK, "--overwrite"]) == 0
+    assert main(["denoise", str(source), str(taken), *QUICK, "--force"]) == 0
     assert mrcfile.read(taken).shape == mrcfile.read(source).shape
+    assert "exists already, add --overwrite" in refused(taken)
+    assert main(["denoise", str(source), str(taken), *QUICK, "--overwrite"]) == 0
 
 
 def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(tmp_path):
