@@ -85,14 +85,14 @@ class Judgement:
         bands: weights by band of detail (:func:`cryoshuffle.filters.bands`), the least of several places; empty where
             the volume is too small to tell.
         fitted: whether the network was fitted to the volume, or only settled on it.
-        reliable: whether the noise is known well enough to fit a network to a volume as small.
+        doubt: why no network was fitted; empty where one was, or was not wanted.
     """
 
     linear: FilterChoice
     weight: Weight
     bands: tuple[Weight, ...] = ()
     fitted: bool = True
-    reliable: bool = True
+    doubt: str = ""
 
     @property
     def trust(self) -> float:
@@ -110,8 +110,7 @@ class Judgement:
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
-        leans = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it: "
-        where = "on voxels held out of the fit " if self.fitted else "" if self.reliable else leans
+        where = "on voxels held out of the fit " if self.fitted else f"{self.doubt}: " if self.doubt else ""
         network = "network" if self.fitted else "starting network, which was not fitted to the volume"
         words = (
             f"{where}the best mixture with the best linear filter ({self.linear.describe()}) "
@@ -240,7 +239,7 @@ def judge(
         compared = places if held_out is not None else places[:1]
         per_place = [[comparison.weight() for comparison in place] for place in compared]
         least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
-    verdict = Judgement(found.linear, whole.weight(), least, held_out is not None, found.reliable)
+    verdict = Judgement(found.linear, whole.weight(), least, held_out is not None, found.doubt)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)

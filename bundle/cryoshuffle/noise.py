@@ -40,6 +40,8 @@ FARTHEST = 8.0
 _SAMPLED = 500_000
 # Share of the voxels that outliers may be.
 _FEW = 0.03
+# Outliers that are no hot voxels any more.
+_BEADS = 20
 # Share of the power that a filter has to leave of the finest detail: a Gaussian of .15 cycles per voxel leaves 1e-5.
 LEAST_PASSED = 3e-6
 # Voxels along each axis, from the middle, that tell the noise.
@@ -256,10 +258,15 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
         InputError: if the volume is too small.
     """
     volume, count = without_outliers(volume)
-    if count:
-        logger.info(
-            "%d voxels beyond %g deviations of the noise are taken for no more when it is measured", count, FARTHEST
+    if count >= _BEADS:
+        logger.warning(
+            "%d voxels stand out by more than %g deviations, as beads of gold do: noise is measured without them, but "
+            "their rays count as signal; erase beads in the images, or look at --effort fast as well",
+            count,
+            FARTHEST,
         )
+    elif count:
+        logger.info("%d voxels beyond %g deviations are taken for no more when noise is measured", count, FARTHEST)
     power, tapers = _power(volume)
     high = [torch.fft.fftfreq(n, dtype=torch.float64).abs() > BAND for n in power.shape]
 

@@ -49,6 +49,12 @@ _LESS = 0.8
 ENOUGH = 1_000_000
 
 
+# Share of the voxels that beads of gold and their surroundings are, from which on their rays are many.
+_BEADS = 3e-5
+LEANS = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it"
+RAYS = "beads of gold were left in, and their rays count as signal, so no network is fitted to the noise"
+
+
 @dataclass(frozen=True)
 class Refinement:
     """What the second stage needs to know.
@@ -58,14 +64,20 @@ class Refinement:
         linear: the best linear filter for that noise.
         levels: whether the noise is stronger at some places than at others by what the finest detail tells; where that
             holds much signal it does not.
-        reliable: whether a network may be fitted to noise of this spectrum. Where the noise leans the spectrum is less
-            certain, and a small volume, seen over and over again, teaches the network what the spectrum lacks.
+        doubt: why no network may be fitted to noise of this spectrum; empty where one may. Where the noise leans the
+            spectrum is less certain, and a small volume, seen over and over again, teaches the network what the
+            spectrum lacks. Where beads of gold were left in, their rays count as signal.
     """
 
     spectrum: Tensor
     linear: FilterChoice
-    reliable: bool = True
+    doubt: str = ""
     levels: bool = False
+
+    @property
+    def reliable(self) -> bool:
+        """Whether a network may be fitted."""
+        return not self.doubt
 
 
 def measure_refinement(
@@ -111,6 +123,7 @@ def measure_refinement(
     core.eval()
     settled = None if start is None or lattice.blind_set.shape != "plane" else copy.deepcopy(unwrap(start)).eval()
     spectra, crops, skews = [], [], []
+    beads = seen = 0
     for item in volumes:
         crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)
         with torch.no_grad():
@@ -131,7 +144,8 @@ def measure_refinement(
             with torch.no_grad():
                 denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
         around = undo_whitening(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _AROUND), whitening)[0]
-        around, _ = without_outliers(around)
+        around, outliers = without_outliers(around)
+        beads, seen = beads + outliers, seen + around.numel()
         spectrum = noise_spectrum(before, before - after, lattice.blind_set, denoised, around)
         if told is not None:
             # Halves of tilts differ in signal too, where their planes lie apart.
@@ -145,10 +159,12 @@ def measure_refinement(
     skew = sum(skews) / max(1, len(skews))
     large = sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
     error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
-    reliable = skew <= SKEW or large
+    doubt = "" if skew <= SKEW or large else LEANS
+    if beads > _BEADS * seen:
+        doubt = RAYS
     linear = choose_linear(crops, spectrum, error, shape_for(lattice.blind_set))
     fine = sum(float(fine_power(crop).mean()) for crop in crops) / len(crops)
-    return Refinement(spectrum, linear, reliable, levels=fine_power_of_noise(spectrum) > _NOISY * fine)
+    return Refinement(spectrum, linear, doubt, levels=fine_power_of_noise(spectrum) > _NOISY * fine)
 
 
 def begin_with(network: nn.Module, start: str | None, device: torch.device | str = "cpu") -> nn.Module:

@@ -360,7 +360,7 @@ def test_the_same_seed_simulates_the_same_bits(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("height", [50.0, 1000.0, 1e6])
-def test_a_hot_voxel_changes_nothing(height):
+def test_a_hot_voxel_changes_nothing(height, caplog):
     """Nor do a dozen beads of gold: the blind set is that of the tomogram without them. A volume of which most is
     quiet keeps its specimen (control)."""
     volume = simulated("wbp").tomogram
@@ -378,6 +378,7 @@ def test_a_hot_voxel_changes_nothing(height):
         estimate = noise_from_volume(spoilt)
         assert not estimate.filtered
         assert choose_blind(estimate).blind_set == expected.blind_set
+        assert ("as beads of gold do" in caplog.text) == (spoilt is beads)
     quiet = 0.01 * volume
     quiet[:, :, :30] *= 100
     assert without_outliers(quiet) == (quiet, 0)

@@ -560,3 +560,18 @@ def test_halves_of_tilts_are_not_believed_where_their_planes_lie_apart(tmp_path)
         off[name] = [max(abs(math.log(ratio)) for ratio in ratios(s, true)) for s in (found.spectrum, told)]
     assert off["tilts"][0] < off["tilts"][1] - 0.05
     assert max(off["frames"]) < 0.2
+
+
+def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
+    """With beads left in the second stage is left out, and the verdict says why; without them it is not (control)."""
+    made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
+    volume = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
+    beads = volume.clone()
+    beads[10:14, 20:24, 20:24] -= 40
+    network, path = small_network("plane"), tmp_path / "blind.pt"
+    torch.save({"model": network.state_dict()}, path)
+    for one, reliable in ((volume, True), (beads, False)):
+        found = measure_refinement([{"image": one[None]}], network, str(path), HaloWindowInferer())
+        assert found.reliable == reliable
+        verdict = Judgement(found.linear, Weight(0.2, 0.01), fitted=False, doubt=found.doubt)
+        assert ("beads of gold" in verdict.describe()) != reliable
