@@ -234,6 +234,8 @@ def section(findings: Mapping[str, Any]) -> str:
             title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
             cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
             lines.append("| " + " | ".join([*cells, str(row.get("trust", "")), str(row.get("seconds", ""))]) + " |")
+        if not any("slopes" in row for row in one["rows"]):
+            continue
         lines += [
             "", "The whole tomogram, denoised. Slope of tomogram on result by band, fine to coarse: 1 for the mean of",
             "all signals that the tomogram allows, more where the result is fainter. And the share of the finest",
@@ -280,6 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             words = ["--effort", effort, "--seed", seed]
             out = folder / f"{effort}_{seed}_even.mrc"
             seconds = denoise(folder / "even.mrc", out, words)
+            judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(read(out), odd)}
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
@@ -298,7 +301,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         **against_half(read(told), odd),
                     }
                 )
-            judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
     path = options.docs / "benchmarks_real.json"
