@@ -108,7 +108,11 @@ def test_residuals_that_cannot_be_written_are_refused_first(tmp_path, fitted, ca
     tomogram, checkpoint = fitted
     out, there = tmp_path / "out.mrc", tmp_path / "there.mrc"
     there.write_bytes(b"mine")
-    for residual, words in ((out, "choose two names"), (there, "no result of cryoshuffle"), (tomogram, "is the input itself")):
+    for residual, words in (
+        (out, "choose two names"),
+        (there, "no result of cryoshuffle"),
+        (tomogram, "is the input itself"),
+    ):
         command = ["apply", str(checkpoint), str(tomogram), str(out), "--quiet", "--residual", str(residual)]
         assert main(command) == 2
         assert words in capsys.readouterr().err
