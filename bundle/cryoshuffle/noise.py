@@ -261,7 +261,7 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
     if count >= _BEADS:
         logger.warning(
             "%d voxels stand out by more than %g deviations, as beads of gold do: noise is measured without them, but "
-            "their rays count as signal; erase beads in the images, or look at --effort fast as well",
+            "their rays count as signal; erase beads in the tilt images",
             count,
             FARTHEST,
         )
