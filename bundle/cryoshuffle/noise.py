@@ -35,6 +35,8 @@ CLEAN = 0.05
 TIE = 0.02
 SKEW = 0.02
 LEAST_POWER = 0.1
+# Difference in the correlation of neighbours that tells one axis from another.
+_APART = 0.15
 # Deviations of the noise that one voxel may be off, and voxels that the deviation is told by.
 FARTHEST = 8.0
 _SAMPLED = 500_000
@@ -487,6 +489,11 @@ def find_tilt_axis(estimate: NoiseEstimate) -> str:
     ranked = sorted(AXES, key=lambda axis: _score(estimate.autocorrelation[axis]))
     best, second = (_score(estimate.autocorrelation[axis]) for axis in ranked[:2])
     if second - best < TIE:
+        # Where each tilt image was interpolated the next planes along the tilt axis are a little alike, and along the
+        # beam the ramp makes the next ones much alike: two that hide as well behind a wider plane.
+        seen = [estimate.leftover(axis, 0) for axis in ranked[:2]]
+        if abs(seen[0] - seen[1]) > _APART:
+            return ranked[0] if seen[0] < seen[1] else ranked[1]
         raise SettingError(
             f"the noise is as little correlated along {ranked[0]} as along {ranked[1]}, so the tilt axis cannot be "
             "told from it: give --tilt-axis"
