@@ -662,7 +662,8 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
         + _scores_section(scores, provenance, numbers)
         + _settings_section(provenance, place)
     )
-    for one in found:
+    # What is not clean was told before the fit.
+    for one in _painted_findings(refinement, numbers):
         if one.level == "bad":
             logger.warning(one.words)
     write_json({"findings": [asdict(one) for one in found], "numbers": numbers}, place / FINDINGS_NAME)

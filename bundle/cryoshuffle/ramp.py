@@ -34,7 +34,7 @@ _SECTORS = 10
 _LEAST_POINTS = 4
 _PADDED = 512
 _MODULATION = 0.35
-_LARGEST_DEG = 50.0
+LARGEST_DEG = 50.0
 _SMOOTH_DEG = 4.0
 _STEP_DEG = 0.25
 
@@ -45,8 +45,16 @@ def _radius(grid: int) -> Tensor:
     return (frequency[:, None].square() + frequency.square()).sqrt()
 
 
-def _polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
-    """Distance from the tilt axis, cycles per voxel, and direction from the untilted image's plane, degrees."""
+def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
+    """Distance from the tilt axis, cycles per voxel, and direction from the untilted image's plane, degrees.
+
+    Args:
+        beam: side of a grid of frequencies along the beam, voxels.
+        other: along the axis across beam and tilt axis.
+
+    Shape:
+        ``(beam, other)`` each, zero frequency first.
+    """
     one, two = (torch.fft.fftfreq(side, dtype=torch.float64) for side in (beam, other))
     direction = torch.rad2deg(torch.atan2(one[:, None].expand(beam, other), two.expand(beam, other)))
     # A direction and its opposite are one.
@@ -148,10 +156,10 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
     along = torch.fft.rfftfreq(values.shape[0])
     fine = (along >= ALONG[0]) & (along < ALONG[1])
     power = torch.fft.rfftn(values, dim=(1, 2, 0))[fine].abs().square().mean(dim=0).double() / weight
-    radius, direction = _polar(*power.shape)
+    radius, direction = polar(*power.shape)
     if shape is not None:
-        frequency, place = torch.fft.fftfreq(len(shape), dtype=torch.float64).abs(), _polar(*shape.shape[1:])
-        near = (place[0] > 0) & (place[0] < _LINE[1]) & (place[1].abs() < _LARGEST_DEG)
+        frequency, place = torch.fft.fftfreq(len(shape), dtype=torch.float64).abs(), polar(*shape.shape[1:])
+        near = (place[0] > 0) & (place[0] < _LINE[1]) & (place[1].abs() < LARGEST_DEG)
         power = power / shape[(frequency >= ALONG[0]) & (frequency < ALONG[1])][:, near].mean()
     ring = (radius >= _LINE[0]) & (radius < _LINE[1])
 
@@ -162,9 +170,9 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
         line = torch.stack([torch.ones_like(radius[part]), radius[part]], dim=1)
         return float(torch.linalg.lstsq(line, power[part][:, None]).solution[1])
 
-    edges = torch.linspace(-_LARGEST_DEG, _LARGEST_DEG, _SECTORS + 1).tolist()
+    edges = torch.linspace(-LARGEST_DEG, LARGEST_DEG, _SECTORS + 1).tolist()
     sectors = [slope for low, high in pairwise(edges) if (slope := fitted(low, high)) is not None]
-    whole = fitted(-_LARGEST_DEG, _LARGEST_DEG)
+    whole = fitted(-LARGEST_DEG, LARGEST_DEG)
     if whole is None or len(sectors) < 2:
         return math.inf, math.inf
     return whole, float(torch.tensor(sectors).std()) / len(sectors) ** 0.5
@@ -193,7 +201,7 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     power = torch.zeros(n, n)
     for part in values.split(16):
         power += torch.fft.fft2(part, s=(n, n)).abs().square().sum(dim=0)
-    angle = torch.deg2rad(torch.arange(-_LARGEST_DEG, _LARGEST_DEG, _STEP_DEG))
+    angle = torch.deg2rad(torch.arange(-LARGEST_DEG, LARGEST_DEG, _STEP_DEG))
     radii = torch.arange(0.02, 0.5, 0.02)
     # In units of grid_sample, zero frequency in the middle.
     place = torch.stack([radii[:, None] * torch.cos(angle), radii[:, None] * torch.sin(angle)], dim=-1) * 2

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.ramp import hold_to_ramp, ramp_slope, tilt_overlap
+from cryoshuffle.ramp import LARGEST_DEG, hold_to_ramp, polar, ramp_slope, tilt_overlap
 
 GRID = 64
 REACH = 16
@@ -41,12 +41,10 @@ _WEAK = (0.15, 0.4)
 ENOUGH = 1_000_000
 _STRONGEST = 16.0
 # Steps of the frequency in which a filter is told, distance from the tilt axis and frequency from which on there is
-# little signal, directions that have been tilted to (degrees), rounds of the fit, and share of the power at Nyquist
-# below which it was a filter.
+# little signal, rounds of the fit, and share of the power at Nyquist below which it was a filter.
 FILTER_BINS = 16
 _NEAR = 0.1
 _SIGNAL = 0.12
-_TILTED = 50.0
 _ALTERNATIONS = 200
 _FILTERED = 0.05
 _FINE = (0.3, 0.5)
@@ -236,7 +234,7 @@ def noise_spectrum(
 def _radii() -> tuple[Tensor, Tensor]:
     """Distance from the first axis of a spectrum, and from its origin, cycles per voxel."""
     frequency = torch.fft.fftfreq(GRID, dtype=torch.float64)
-    across = (frequency[:, None].square() + frequency.square()).sqrt().expand(GRID, GRID, GRID)
+    across = polar(GRID, GRID)[0].expand(GRID, GRID, GRID)
     return across, (across.square() + frequency[:, None, None].square()).sqrt()
 
 
@@ -272,11 +270,10 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
         kept most of it: that is what interpolation does.
     """
     logs = spectrum.movedim(normal, 0).clamp(min=1e-30).log()
-    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64)
     across, whole = _radii()
     # The missing wedge holds no noise of the images.
-    direction = torch.rad2deg(torch.atan2(frequency[:, None].expand_as(logs), frequency.expand_as(logs)))
-    inside = ((direction + 90) % 180 - 90).abs() < _TILTED if normal != 0 else torch.ones_like(logs, dtype=torch.bool)
+    tilted = polar(GRID, GRID)[1].abs() < LARGEST_DEG
+    inside = (tilted if normal != 0 else torch.ones_like(tilted)).expand_as(logs)
     used = inside & (across > _NEAR) & (whole > _SIGNAL) & (whole < 0.5)
     place = (2 * FILTER_BINS * across[used]).long() * FILTER_BINS + (2 * FILTER_BINS * whole[used]).long()
     count = torch.zeros(FILTER_BINS**2, dtype=torch.float64).index_add_(0, place, torch.ones_like(logs[used]))
