@@ -202,7 +202,7 @@ def _add_fit_options(parser: argparse.ArgumentParser, many: bool = False) -> Non
         default="standard",
         choices=["fast", "standard", "best"],
         help="fast: the starting network is not fitted, only the noise is measured; standard: 300 steps; best: 600 "
-        "steps, and denoise averages eight mirror images (default: standard)",
+        "steps, and denoise averages eight mirror images; five times the steps on NVIDIA GPUs (default: standard)",
     )
     fit.add_argument("--steps", type=_count, help="optimiser steps (default: as many as the effort has)")
     fit.add_argument("--minutes", type=_positive, help="stop the fit after so many minutes, if steps do not end first")

@@ -120,7 +120,8 @@ class ClipGradients:
     def __init__(self, network: nn.Module, norm: float = 0.3) -> None:
         if not norm > 0:
             raise SettingError(f"gradients are clipped to a norm of {norm}: give more than 0")
-        self.network, self.norm = network, norm
+        # Listed once: to walk through all modules at each step takes longer than to clip.
+        self.parameters, self.norm = list(network.parameters()), norm
 
     def attach(self, engine: Engine) -> None:
         """Clip after each backward pass, before the optimiser steps."""
@@ -128,7 +129,7 @@ class ClipGradients:
 
     def __call__(self, engine: Engine) -> None:
         """Clip now."""
-        clip_grad_norm_(self.network.parameters(), self.norm)
+        clip_grad_norm_(self.parameters, self.norm)
 
 
 def flat_after(risks: Sequence[float], patience: int, tolerance: float = 0.05) -> int | None:

@@ -64,10 +64,10 @@ class PrecisionInferer(Inferer):
             result = network(plain, *args, **kwargs)
         return result.float() if result.dtype in (torch.bfloat16, torch.float16) else result
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """What the network is run in on a device."""
+    def autocast(self, device: torch.device, cached: bool = True) -> torch.autocast:
+        """What the network is run in on a device; ``cached`` keeps the rounded weights for as long as that lasts."""
         dtype = choose_precision(self.precision, device)
-        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=cached)
 
 
 class HaloWindowInferer(PrecisionInferer):

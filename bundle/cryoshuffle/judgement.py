@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.checkpoints import load_plain, save_whole
+from cryoshuffle.devices import window_bytes
 from cryoshuffle.filters import BAND_EDGES, FilterChoice, bands
 from cryoshuffle.outputs import write_json
 from cryoshuffle.preview import central_crop
@@ -36,6 +37,8 @@ _SIDE = 96
 # Voxels around what is compared by band, for the coarsest Gaussian to see.
 _MARGIN = 16
 _SEED = 1
+# Bytes that a comparison takes for each voxel of each draw.
+_COMPARED = 128
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,12 @@ def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[
     return places or [(central_crop(image, _SIDE)[0], (slice(None),) * 3)]
 
 
+def _where_to_compare(device: torch.device, drawn: int) -> torch.device:
+    """The GPU, if so many voxels of all draws fit there and it knows double precision; else the CPU."""
+    fits = device.type == "cuda" and _COMPARED * drawn < window_bytes(device)
+    return device if fits else torch.device("cpu")
+
+
 def judge(
     volumes: Sequence[Mapping[str, Any]],
     network: nn.Module,
@@ -217,16 +226,18 @@ def judge(
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
         for number, (part, core) in enumerate(_places(image, held_out, by_band)):
             level = noise_level(part, found.spectrum) if found.levels else 1.0
+            where = _where_to_compare(torch.device(device), draws * part.numel())
+            here = part.to(where)
             apart, left = [], []
             for _ in range(draws):
                 noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
                 for signed in (noise, -noise):
-                    given = part + strength * signed
+                    given = (part + strength * signed).to(where)
                     with torch.no_grad():
-                        net = inferer(given[None, None].to(device), judged)[0, 0].cpu()
+                        net = inferer(given[None, None].to(device), judged)[0, 0].to(where)
                     linear = found.linear(given)
                     apart.append(net - linear)
-                    left.append(part - signed / strength - linear)
+                    left.append(here - signed.to(where) / strength - linear)
             if number == 0:
                 whole.add([one[core] for one in apart], [one[core] for one in left])
             if by_band:

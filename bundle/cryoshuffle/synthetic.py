@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cryoshuffle.devices import keep_memory
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import as_triple
 from cryoshuffle.phantoms import load_templates, scaled
@@ -19,6 +24,9 @@ from cryoshuffle.simulation import CASES, TiltScheme, simulate
 from cryoshuffle.windows import draw_box
 
 _DENSE = 0.05
+# Of a process that simulates ahead: what it simulates for.
+_served: list[SimulatedWindows] = []
+_kept = ExitStack()
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         variety: what the volumes differ in.
         pool: volumes at a time.
         windows_per_volume: drawn before the oldest volume is replaced.
+        workers: processes that simulate ahead of what is needed, so that a GPU need not wait; 0 for none. The windows
+            are the same.
 
     Shape:
         ``image`` and ``label``: ``(1, *window)``; the tomogram has mean 0 and deviation 1, the truth its scale.
@@ -102,6 +112,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         variety: Variety | None = None,
         pool: int = 40,
         windows_per_volume: int = 12,
+        workers: int = 0,
     ) -> None:
         self.molecules = [_tight(density) for density in load_templates(templates, only)]
         self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=16)
@@ -113,7 +124,10 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         self.variety = Variety() if variety is None else variety
         self.pool, self.windows_per_volume = pool, windows_per_volume
         self.epoch = 0
+        self.workers = workers
         self._volumes: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ahead: dict[int, Any] = {}
+        self._processes: Any = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose windows are drawn next."""
@@ -132,12 +146,26 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         oldest = number // self.windows_per_volume
         self._volumes = {n: v for n, v in self._volumes.items() if oldest <= n < oldest + self.pool}
         chosen = oldest + int(random.randint(self.pool))
+        if self.workers:
+            self._look_ahead(oldest)
         if chosen not in self._volumes:
-            self._volumes[chosen] = self.simulate(chosen)
+            ahead = self._ahead.pop(chosen, None)
+            made = self.simulate(chosen) if ahead is None else ahead.get()
+            self._volumes[chosen] = torch.as_tensor(made[0]), torch.as_tensor(made[1])
         tomogram, truth = self._volumes[chosen]
         box = draw_box(self.shape, self.window, random)
         turned = [axis for axis in range(3) if random.randint(2)]
         return {"image": tomogram[box].flip(turned)[None], "label": truth[box].flip(turned)[None]}
+
+    def _look_ahead(self, oldest: int) -> None:
+        """Have the processes simulate what is in the pool and what comes into it next."""
+        if self._processes is None:
+            self._processes = get_context("fork").Pool(self.workers, _begin, (self,))
+            finalize(self, self._processes.terminate)
+        self._ahead = {n: result for n, result in self._ahead.items() if n >= oldest}
+        for number in range(oldest, oldest + self.pool + 2 * self.workers):
+            if number not in self._volumes and number not in self._ahead:
+                self._ahead[number] = self._processes.apply_async(_simulate, (number,))
 
     def simulate(self, number: int) -> tuple[Tensor, Tensor]:
         """One of the volumes.
@@ -183,6 +211,19 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
             tomogram, truth = tomogram.transpose(1, 2), truth.transpose(1, 2)
         deviation = tomogram.std() * (1 if random.random() < 0.5 else -1)
         return (tomogram - tomogram.mean()) / deviation, truth / deviation
+
+
+def _begin(dataset: SimulatedWindows) -> None:
+    """At the start of a process that was forked, in which torch may use one thread alone; it keeps its memory."""
+    torch.set_num_threads(1)
+    _kept.enter_context(keep_memory(torch.device("cpu")))
+    _served[:] = [dataset]
+
+
+def _simulate(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """One of the volumes, in such a process; arrays take no shared memory, of which there may be little."""
+    tomogram, truth = _served[0].simulate(number)
+    return tomogram.numpy(), truth.numpy()
 
 
 def _tight(density: Tensor) -> Tensor:

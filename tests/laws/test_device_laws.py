@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.devices import allow_tf32
+from cryoshuffle.graphs import GraphedInferer
 from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import EdgeGuidedLoss
@@ -112,6 +113,39 @@ def test_every_fast_path_is_blind(device, precision):
             assert not torch.equal(before[:, :, :, 11], after[:, :, :, 11])
 
 
+def steps(inferer: PrecisionInferer, net: BlindSpotNet, device: str, count: int = 4) -> list[Tensor]:
+    """Weights and buffers behind some steps with windows of their own, on the CPU."""
+    net = copy.deepcopy(net).to(device).train()
+    loss = EdgeGuidedLoss(net.lattice, {"fidelity": 1.0, "edge": 0.5, "smoothness": 0.1}).to(device)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        x = torch.randn(1, 1, 12, 24, 12, generator=random).to(device)
+        optimiser.zero_grad(set_to_none=True)
+        loss(inferer(x, net), x).backward()
+        optimiser.step()
+    return [value.detach().double().cpu() for value in net.state_dict().values()]
+
+
+@pytest.mark.parametrize(("device", "precision"), FAST)
+def test_steps_that_are_replayed_learn_the_same(device, precision):
+    """Weights and running means of a fit whose steps are a graph, where the device has graphs, are those of one
+    without; another window in one of the steps gives others (negative control)."""
+    allow_tf32(precision)
+    net = network()
+    wanted = steps(PrecisionInferer(precision), net, device)
+    graphed = GraphedInferer(precision)
+    found = steps(graphed, net, device)
+    fewer = steps(PrecisionInferer(precision), net, device, count=3)
+
+    def apart(one: list[Tensor], two: list[Tensor]) -> float:
+        return max(float((a - b).norm() / (a.norm() + 1e-3)) for a, b in zip(one, two, strict=True))
+
+    assert apart(found, wanted) < 0.1 * apart(fewer, wanted)
+    assert (device == "cuda") == any(replay is not None for replay in graphed._captured.values())
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA tells when the CPU waits for it")
 def test_a_step_does_not_wait_for_the_gpu():
     """Forward, loss, backward and optimiser are queued without a look at any value."""

@@ -57,6 +57,16 @@ def test_a_window_depends_on_seed_epoch_and_index_alone():
         _ = one[6]
 
 
+def test_processes_that_simulate_ahead_change_no_window():
+    """Neither the first nor those of volumes that came later."""
+    alone, helped = windows(), windows(workers=2)
+    for epoch in (1, 2):
+        alone.set_epoch(epoch)
+        helped.set_epoch(epoch)
+        for index in range(len(alone)):
+            assert all(torch.equal(alone[index][key], helped[index][key]) for key in ("image", "label"))
+
+
 def test_volumes_make_room_for_new_ones():
     """Never more than the pool, and each a function of its number."""
     data = windows()
