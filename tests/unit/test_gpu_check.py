@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from phantoms import CONFIGS
 
-SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
-
 
 @pytest.fixture
-def check_gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, as a module."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("check_gpu")
+def check_gpu(load_script):
+    return load_script("check_gpu")
 
 
 @pytest.mark.nightly
