@@ -31,6 +31,11 @@ _MOST_DAMPED = 0.2
 _LINE = (0.03, 0.12)
 ALONG = (0.3, 0.5)
 _SECTORS = 10
+# Width of a shell of spatial frequencies; rings in which its power is averaged; and the frequency from which on the
+# signal is alike in all directions: at lower ones there is what is larger than a molecule.
+_SHELL = 1 / 48
+_RINGS = 12
+_ISOTROPIC = 0.1
 _LEAST_POINTS = 4
 _PADDED = 512
 _MODULATION = 0.35
@@ -146,16 +151,8 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
         spectrum; and its standard error, from the scatter between directions. Both are infinite where the volume is
         too small to tell.
     """
-    values = volume.movedim((normal, beam), (0, 1)).float()
-    values = values - values.mean()
-    weight = 1.0
-    for axis, side in enumerate(values.shape):
-        taper = torch.hann_window(side, periodic=False)
-        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
-        weight *= float(taper.square().sum())
-    along = torch.fft.rfftfreq(values.shape[0])
-    fine = (along >= ALONG[0]) & (along < ALONG[1])
-    power = torch.fft.rfftn(values, dim=(1, 2, 0))[fine].abs().square().mean(dim=0).double() / weight
+    along, power = _power(volume, normal, beam)
+    power = power[(along >= ALONG[0]) & (along < ALONG[1])].mean(dim=0).double()
     radius, direction = polar(*power.shape)
     if shape is not None:
         frequency, place = torch.fft.fftfreq(len(shape), dtype=torch.float64).abs(), polar(*shape.shape[1:])
@@ -176,6 +173,66 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
     if whole is None or len(sectors) < 2:
         return math.inf, math.inf
     return whole, float(torch.tensor(sectors).std()) / len(sectors) ** 0.5
+
+
+def _power(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
+    """Frequencies along the tilt axis, and the power at each of them and each place across it, beam first."""
+    values = volume.movedim((normal, beam), (0, 1)).float()
+    values = values - values.mean()
+    weight = 1.0
+    for axis, side in enumerate(values.shape):
+        taper = torch.hann_window(side, periodic=False)
+        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+        weight *= float(taper.square().sum())
+    return torch.fft.rfftfreq(values.shape[0]), torch.fft.rfftn(values, dim=(1, 2, 0)).abs().square() / weight
+
+
+def most_signal(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
+    """The most power that the signal can have, by spatial frequency, whatever the direction.
+
+    Molecules lie in all directions, so their power depends on the spatial frequency alone, and what the reconstruction
+    takes of it depends on the distance from the tilt axis, where it is none. Next to the axis the ramp leaves next to
+    none of the noise: along lines of one frequency the power is that of the signal and a line of noise on it, and where
+    that line meets the axis there is signal alone. Where noise does not vanish at the axis it counts as signal.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+        beam: number of the axis of the beam.
+
+    Returns:
+        Spatial frequencies, cycles per voxel, and the power at each, with its standard error added, on the scale of the
+        mean of a power spectrum. Frequencies that the volume is too small for, or where the signal may be another in
+        another direction, are left out.
+    """
+    along, power = _power(volume, normal, beam)
+    radius, direction = polar(*power.shape[1:])
+    near = (radius < _LINE[1]) & (direction.abs() < LARGEST_DEG)
+    lines = power[:, near].double()
+    distance = radius[near].expand_as(lines)
+    whole = (along.double()[:, None].square() + distance.square()).sqrt()
+    shell = (whole / _SHELL).long()
+    ring = (distance / _LINE[1] * _RINGS).long().clamp(max=_RINGS - 1)
+    shells = int(shell.max()) + 1
+
+    def summed(values: Tensor) -> Tensor:
+        total = torch.zeros(shells * _RINGS, dtype=torch.float64)
+        return total.index_add_(0, (shell * _RINGS + ring).flatten(), values.flatten()).reshape(shells, _RINGS)
+
+    count = summed(torch.ones_like(lines))
+    mean, place = (summed(values) / count.clamp(min=1) for values in (lines, distance))
+    frequencies, most = [], []
+    for number in range(math.ceil(_ISOTROPIC / _SHELL), min(shells, int(0.5 / _SHELL))):
+        known = count[number] >= _LEAST_POINTS
+        if int(known.sum()) < _LEAST_POINTS:
+            continue
+        weight = count[number, known].sqrt() / mean[number, known].clamp(min=1e-30)
+        line = torch.stack([torch.ones_like(weight), place[number, known]], dim=1) * weight[:, None]
+        inverse = torch.linalg.inv(line.T @ line)
+        crossing = (inverse @ line.T @ (weight * mean[number, known]))[0]
+        frequencies.append((number + 0.5) * _SHELL)
+        most.append(max(0.0, float(crossing + inverse[0, 0].sqrt())))
+    return torch.tensor(frequencies, dtype=torch.float64), torch.tensor(most, dtype=torch.float64)
 
 
 def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:

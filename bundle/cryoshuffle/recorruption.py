@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.ramp import LARGEST_DEG, hold_to_ramp, polar, ramp_slope, tilt_overlap
+from cryoshuffle.ramp import LARGEST_DEG, hold_to_ramp, most_signal, polar, ramp_slope, tilt_overlap
 
 GRID = 64
 REACH = 16
@@ -311,11 +311,25 @@ def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shap
         slope, error = ramp_slope(around, normal, 0, shape)
         slope += _DOUBT * error
     noise = hold_to_ramp(power, slope) * shape
-    # Weak signal that no other tilt confirms is taken for noise.
     total = smooth_spectrum(volume).movedim(normal, 0)
+    if normal != 0:
+        noise = torch.maximum(noise, total - _most_signal(around, normal))
+    # Weak signal that no other tilt confirms is taken for noise.
     share = ((total - noise) / total).clamp(min=0)
     strong = ((share - _WEAK[0]) / (_WEAK[1] - _WEAK[0])).clamp(0, 1)
     return total * (1 - share * torch.maximum(strong, tilt_overlap(volume, normal, GRID)))
+
+
+def _most_signal(around: Tensor, normal: int) -> Tensor:
+    """:func:`cryoshuffle.ramp.most_signal` on the grid, the tilt axis first; infinite where it says nothing."""
+    known, most = most_signal(around, normal, 0)
+    whole = _radii()[1]
+    if len(known) < 2:
+        return torch.full_like(whole, math.inf)
+    step = ((whole - known[0]) / (known[-1] - known[0]) * (len(known) - 1)).clamp(0, len(known) - 1.001)
+    lower = step.long()
+    found = most[lower] * (1 - step + lower) + most[lower + 1] * (step - lower)
+    return torch.where(whole < known[0], math.inf, found)
 
 
 def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:

@@ -24,7 +24,7 @@ from cryoshuffle.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise import resolve_blind
-from cryoshuffle.ramp import hold_to_ramp, ramp_slope, tilt_overlap
+from cryoshuffle.ramp import hold_to_ramp, most_signal, ramp_slope, tilt_overlap
 from cryoshuffle.recorruption import (
     GRID,
     RandRecorruptd,
@@ -101,6 +101,40 @@ def test_the_slope_of_the_ramp_is_read_off_below_signal(floor):
 
 def test_a_few_voxels_tell_no_slope():
     assert ramp_slope(torch.randn(8, 8, 8), 1, 0) == (float("inf"), float("inf"))
+    assert len(most_signal(torch.randn(8, 8, 8), 1, 0)[0]) < 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+def test_the_most_that_the_signal_can_have_is_read_off_next_to_the_axis(offset):
+    """It is the signal's, 20 % off on the mean of all frequencies, though elsewhere noise has several times as much;
+    noise that does not vanish at the axis counts as signal (control)."""
+    z, y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (96, 160, 160))
+    radius = (z[:, None, None].square() + x.square()).sqrt()
+    whole = (radius.square() + y[:, None].square()).sqrt()
+    noise = made_of((8 * radius + offset) * torch.exp(-(whole / 0.3).square()), 1)
+    frequencies, most = most_signal(noise + made_of(4 * torch.exp(-whole / 0.1), 2), 1, 0)
+    assert float(frequencies[0]) > 0.1
+    assert bool((frequencies[1:] > frequencies[:-1]).all())
+    signal = 4 * torch.exp(-frequencies / 0.1)
+    ratio = float((most / signal).mean())
+    assert 0.8 < ratio < 1.2 if offset == 0.0 else ratio > 1.4
+
+
+def test_signal_is_no_more_than_it_is_next_to_the_axis(monkeypatch):
+    """Of a cell in small voxels, whose images lose noise with the spatial frequency: what high frequencies along the
+    axis tell of the noise is a sixth too little (control), and what the axis leaves for the signal mends it."""
+    monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    made = simulate("insitu", (64, 112, 112), 0.02)
+    volume, true = standard(made.tomogram), smooth_spectrum(made.noise / made.tomogram.std())
+    part = (WHOLE > 0.12) & (WHOLE < 0.25)
+    part = part.movedim(0, 1)
+
+    def found() -> float:
+        return float(noise_spectrum(volume, volume, BlindSet("plane", "y"))[part].mean() / true[part].mean())
+
+    assert found() == pytest.approx(1, abs=0.08)
+    monkeypatch.setattr(recorruption, "most_signal", lambda *arguments: (torch.zeros(0), torch.zeros(0)))
+    assert found() < 0.88
 
 
 def test_tilts_overlap_next_to_the_axis_and_part_sooner_the_wider_their_step():
@@ -129,6 +163,8 @@ def test_what_no_other_tilt_confirms_counts_as_noise(monkeypatch):
     Were the planes taken to overlap everywhere, it would not be so (control).
     """
     monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    # Another rule has its say on the same signal.
+    monkeypatch.setattr(recorruption, "most_signal", lambda *arguments: (torch.zeros(0), torch.zeros(0)))
     volume = standard(simulate("wbp", (64, 96, 96), snr=0.05, scheme=TiltScheme(step_deg=12.0)).tomogram)
     total, across = smooth_spectrum(volume), RADIUS[:, None, :].expand(GRID, GRID, GRID)
 
