@@ -18,10 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from monai.bundle import load
+
+from cryoshuffle.checkpoints import load_plain, save_whole, weights_first
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 25 * 2**20
@@ -48,7 +52,9 @@ def make_bundle(target: Path, network: Path) -> Path:
         shutil.copytree(ROOT / "docs", made / "docs", ignore=site)
         shutil.copy(ROOT / "LICENSE", made / "LICENSE")
         (made / "models").mkdir()
-        shutil.copy(network, made / "models" / "model.pt")
+        checkpoint = load_plain(network)
+        save_whole(weights_first(checkpoint), made / "models" / "model.pt")
+        _write_out(checkpoint["lattice"], made / "configs")
         _monai(made, "ckpt_export", "--filepath", "models/model.ts")
         shutil.rmtree(target / made.name, ignore_errors=True)
         made.rename(target / made.name)
@@ -57,6 +63,19 @@ def make_bundle(target: Path, network: Path) -> Path:
         shutil.rmtree(left)
     shutil.make_archive(str(folder), "zip", target, folder.name)
     return folder
+
+
+def _write_out(lattice: Mapping[str, Any], configs: Path) -> None:
+    """Put the lattice of the model into the configs, which look it up in the model: MONAI loads from any folder."""
+    inference = configs / "inference.json"
+    config = json.loads(inference.read_text(encoding="utf-8"))
+    config["blind_set"] = lattice["blind_set"]
+    config["lattice"]["stride"] = lattice["stride"]
+    inference.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    train = configs / "train.json"
+    config = json.loads(train.read_text(encoding="utf-8"))
+    config["measured"]["absent"] = lattice["blind_set"]
+    train.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
 
 
 def _monai(bundle: Path, command: str, *options: str) -> None:
@@ -101,6 +120,12 @@ def broken_rules(bundle: Path) -> list[str]:
     for name, keys in wanted.items():
         config = json.loads((bundle / "configs" / name).read_text(encoding="utf-8"))
         found += [f"{name} has no {key}" for key in keys if key not in config]
+    weights = load_plain(bundle / "models" / "model.pt")["model"]
+    for workflow in ("train", "inference"):
+        network = load(bundle.name, bundle_dir=str(bundle.parent), workflow_type=workflow, device="cpu")
+        loaded = network.state_dict()
+        missed = [name for name, value in weights.items() if not torch.equal(loaded[name], value)]
+        found += [f"monai.bundle.load with {workflow}.json leaves {name} random" for name in missed]
     _monai(bundle, "verify_net_in_out", "--any", "7")
     scripted = torch.jit.load(bundle / "models" / "model.ts")
     if not torch.isfinite(scripted(torch.randn(1, 1, 5, 13, 6))).all():

@@ -33,6 +33,7 @@ from cryoshuffle.whitening import WhitenNoise
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
 FORMAT = 2
+BESIDE = "cryoshuffle"
 _TARGETS = (
     "cryoshuffle.network.BlindSpotNet",
     "cryoshuffle.network.ShuffleUNet",
@@ -63,6 +64,15 @@ def save_whole(content: Any, path: str | os.PathLike[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
+def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as MONAI's own programs take it: the weights by their names, and all else beside them in one entry.
+
+    Args:
+        checkpoint: as :func:`load_plain` gives it, which takes both forms.
+    """
+    return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
+
+
 def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Load a checkpoint that holds tensors and plain containers only.
 
@@ -79,6 +89,9 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
+    if isinstance(content, dict) and isinstance(content.get(BESIDE), dict):
+        weights = {name: value for name, value in content.items() if name != BESIDE}
+        content = {**content[BESIDE], "model": weights}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
     if "settings" in content and content.get("format") != FORMAT:

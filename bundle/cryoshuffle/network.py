@@ -302,8 +302,10 @@ class BlindSpotNet(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Take weights; those of a whole checkpoint too, as MONAI's export and model zoo hand it over."""
-        nested = state_dict.get("model")
-        return super().load_state_dict(nested if isinstance(nested, Mapping) else state_dict, *args, **kwargs)
+        nested = state_dict.get("model", state_dict)
+        # A model of a release has its settings in one entry beside the weights.
+        weights = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
+        return super().load_state_dict(weights, *args, **kwargs)
 
     def receptive_radius(self) -> Triple | None:
         """How far a prediction sees along (Z, Y, X), voxels of the full grid; None if the body does not say."""

@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -648,6 +649,7 @@ def resolve_blind(
     folder: str | os.PathLike[str] | None = None,
     fill_nan: bool = False,
     mask: str | None = None,
+    absent: BlindSet | None = None,
 ) -> Measured:
     """The blind set of a run.
 
@@ -663,6 +665,8 @@ def resolve_blind(
         fill_nan: put the mean of the others where voxels of a tomogram are not finite.
         mask: path of a mask of the specimen; the noise is measured in the middle of the box around it. None for the
             middle of the volume.
+        absent: what is hidden where there is no tomogram at the path of the only one: MONAI's programs build the
+            network of a bundle to look at it. A run is stopped by :func:`cryoshuffle.preflight.check_inputs` then.
 
     Raises:
         SettingError: for a setting that cannot work, or a tilt axis that the noise does not tell.
@@ -676,6 +680,8 @@ def resolve_blind(
         return Measured(BlindChoice(blind_set, None, "as asked for", clean=True), None)
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
+    if absent is not None and len(tomograms) == 1 and not Path(tomograms[0]).exists():
+        return Measured(BlindChoice(absent, None, "there is no tomogram", clean=True), None)
     if halves is not None and len(tomograms) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
     if empty is not None and (halves is not None or len(tomograms) > 1):

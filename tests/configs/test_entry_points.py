@@ -20,13 +20,13 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, create_workflow
+from monai.bundle import ConfigParser, create_workflow, load
 from onnx.reference import ReferenceEvaluator
 from phantoms import small_tomogram
 from sizes import FULL, TINY_START, write_tiny_configs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cryoshuffle.checkpoints import save_whole
+from cryoshuffle.checkpoints import load_network, save_whole
 from cryoshuffle.inputs import load_tomogram
 
 ROOT = Path(__file__).parent.parent.parent
@@ -267,6 +267,31 @@ def test_an_exported_network_is_the_same_and_still_blind(blind_network, tmp_path
     exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "monai.md", "exec"), names)
     assert names["denoised"].shape == (1, 1, 40, 60, 50)
     stays_blind(network, names["module"])
+
+
+@pytest.mark.parametrize("workflow", ["train", "inference"])
+def test_monai_loads_the_network_of_a_release_from_any_folder(bundle, tmp_path, monkeypatch, workflow):
+    """With the defaults of its call, from a folder where nothing lies: all weights, of the same network. With the
+    lattice looked up in a model that is not there, they are random (control). Nothing is left in that folder."""
+    monkeypatch.chdir(tmp_path)
+    weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    options = {"bundle_dir": str(bundle.parent), "workflow_type": workflow, "device": "cpu"}
+    loaded = load(bundle.name, **options).state_dict()
+    assert set(loaded) == set(weights) - {"cryoshuffle"}
+    assert all(torch.equal(loaded[name], weights[name]) for name in loaded)
+    assert list(tmp_path.iterdir()) == []
+    assert load_network(bundle / "models" / "model.pt").lattice.blind_set.shape == "none"
+    scripted, metadata, _ = load(bundle.name, bundle_dir=str(bundle.parent), load_ts_module=True, device="cpu")
+    assert scripted(torch.randn(1, 1, 8, 8, 8)).shape == (1, 1, 8, 8, 8)
+    assert metadata["name"]
+    if workflow == "inference":
+        shutil.copytree(bundle, tmp_path / "before")
+        config = json.loads((ROOT / "configs" / "inference.json").read_text())
+        own = json.loads((bundle / "configs" / "inference.json").read_text())
+        own["blind_set"], own["lattice"] = config["blind_set"], config["lattice"]
+        (tmp_path / "before" / "configs" / "inference.json").write_text(json.dumps(own))
+        other = load("before", **{**options, "bundle_dir": str(tmp_path)}).state_dict()
+        assert not torch.equal(other["stem.weight"], weights["stem.weight"])
 
 
 def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
