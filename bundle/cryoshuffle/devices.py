@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from cryoshuffle.errors import SettingError
 
+logger = logging.getLogger("cryoshuffle")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 # Where a container says how much memory it may use, and what is taken for there where no one says.
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -30,6 +32,9 @@ _most: list[int] = []
 # there, bytes, for it to be worth giving back.
 _NEAR, _WORTH = 0.85, 2**26
 _in_use: list[int] = []
+# Versions of cuDNN from and before which bfloat16 is wrong, and those that were told of.
+_WRONG_CUDNN = (90800, 91300)
+_told: set[int] = set()
 # Parameters of glibc's mallopt, and the values that are nearest to how it begins.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _MMAP_LIMIT = 32 * 2**20
@@ -48,6 +53,7 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         if torch.cuda.is_available():
+            _warn_of_slow_torch()
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
@@ -61,11 +67,31 @@ def choose_device(name: str = "auto") -> torch.device:
     }
     if not there.get(device.type, False):
         raise SettingError(f"device '{name}' is not available on this machine: use --device auto")
+    if device.type == "cuda":
+        _warn_of_slow_torch()
     return device
+
+
+def _warn_of_slow_torch() -> None:
+    """PyTorch 2.9 lost a fast way to convolve volumes (pytorch issue 166122)."""
+    if torch.__version__.startswith("2.9."):
+        logger.warning(
+            "torch %s convolves volumes 4 to 20 times slower on NVIDIA GPUs than other versions: install another",
+            torch.__version__,
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called, for messages."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "GPU of the Mac" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in: with ``auto`` bfloat16 on GPUs that have it, else float32.
+
+    cuDNN 9.8 to 9.12 is silently wrong in bfloat16 (pytorch issue 163539): there it is float32, and it is said once.
 
     On CPUs with bfloat16 instructions a step takes about two thirds of the time, but repeated steps differ in the last
     bits (seen with torch 2.13 on an AMD EPYC), so a seed would no longer give one result: there it is for the asking.
@@ -79,10 +105,21 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """
     if name not in PRECISIONS:
         raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
-    if name != "auto":
-        return torch.bfloat16 if name == "bf16" else torch.float32  # float32 in tf32 too: see allow_tf32
-    native = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    return torch.bfloat16 if native else torch.float32
+    if name in ("fp32", "tf32"):
+        return torch.float32  # in tf32 too: see allow_tf32
+    if name == "auto" and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
+        return torch.float32
+    cudnn = torch.backends.cudnn.version() if device.type == "cuda" else None
+    if cudnn is not None and _WRONG_CUDNN[0] <= cudnn < _WRONG_CUDNN[1]:
+        if cudnn not in _told:
+            _told.add(cudnn)
+            logger.warning(
+                "cuDNN %d.%d is wrong in bfloat16: float32 is used, install a PyTorch with cuDNN 9.13 or newer",
+                cudnn // 10000,
+                cudnn % 10000 // 100,
+            )
+        return torch.float32
+    return torch.bfloat16
 
 
 def allow_tf32(name: str) -> None:

@@ -70,6 +70,14 @@ class PrecisionInferer(Inferer):
         return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32, cache_enabled=cached)
 
 
+def _attempts(device: torch.device, movable: bool) -> list[tuple[torch.device, int, str]]:
+    """Where to compute, with which fraction of the memory, and what to say before, until the memory suffices."""
+    attempts = [(device, 1, ""), (device, 4, "with windows of a quarter of the size")]
+    if device.type == "cuda" and movable:
+        attempts.append((torch.device("cpu"), 1, "on the CPU, which takes longer"))
+    return attempts
+
+
 class HaloWindowInferer(PrecisionInferer):
     """A whole volume window by window, each with a halo of context that is thrown away.
 
@@ -99,8 +107,9 @@ class HaloWindowInferer(PrecisionInferer):
             shape, one with a journal for instance; the network has to return as many channels as it is given then.
             None for one without.
 
-    Memory that does not suffice is not the end: windows of a quarter of the size are tried once, and it is said. Those
-    that a volume was last cut into are kept as ``used_window``, (Z, Y, X), voxels.
+    Memory that does not suffice is not the end: windows of a quarter of the size are tried once, then, where it is that
+    of a GPU, the CPU; both are said. Windows that a volume was last cut into are kept as ``used_window``, (Z, Y, X),
+    voxels.
 
     Shape:
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
@@ -217,7 +226,6 @@ class HaloWindowInferer(PrecisionInferer):
         core = unwrap(network) if isinstance(network, nn.Module) else network
         device = volume.device if self.device is None else torch.device(self.device)
         held = 0 if scratch.on_disk(volume) else COPIES * volume.element_size() * volume.numel()
-        most = window_bytes(device, held) // (BYTES_PER_VOXEL * len(volume))
         run = partial(network, *args, **kwargs) if args or kwargs else network
         merger: WindowMerger | None = None
         if self.merger is not None and scratch.on_disk(volume):
@@ -232,20 +240,29 @@ class HaloWindowInferer(PrecisionInferer):
         with bar, keep_memory(device, FEATURE_BYTES * volume[0, 0].numel()):
             if scratch.on_disk(volume):
                 trim_memory()  # of what a fit around this keeps; in memory there is room for both
-            enough = True
-            try:
-                merger = self._merge(volume, run, core, device, most, merger, bar)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                enough = False
-            # Not before the exception is gone, which holds all that took the memory.
-            if not enough:
-                logger.warning("out of memory on %s: once more with windows of a quarter of the size", device)
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
-                bar.reset()
-                merger = self._merge(volume, run, core, device, most // 4, merger, bar, smaller=True)
+            attempts = _attempts(device, movable=isinstance(network, nn.Module))
+            for number, (where, fraction, words) in enumerate(attempts):
+                if number:
+                    # Not before the exception is gone, which holds all that took the memory.
+                    logger.warning("out of memory on %s: once more %s", device, words)
+                    if device.type == "cuda":
+                        torch.cuda.empty_cache()
+                    bar.reset()
+                if where != device and isinstance(core, nn.Module):
+                    core.to(where)
+                most = window_bytes(where, held) // (BYTES_PER_VOXEL * len(volume)) // fraction
+                enough = True
+                try:
+                    merger = self._merge(volume, run, core, where, most, merger, bar, smaller=number > 0)
+                except (RuntimeError, MemoryError) as error:
+                    if number + 1 == len(attempts) or not is_out_of_memory(error):
+                        raise
+                    enough = False
+                finally:
+                    if where != device and isinstance(core, nn.Module):
+                        core.to(device)
+                if enough:
+                    break
         if merger is None:
             raise SettingError(f"a volume of shape {tuple(volume.shape)} has no voxels")
         result = merger.finalize()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import cryoshuffle
 from cryoshuffle import scratch
+from cryoshuffle.devices import device_name
 from cryoshuffle.errors import FileError
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
@@ -257,7 +258,7 @@ class Progress:
             self._bar = tqdm(
                 total=total,
                 initial=engine.state.iteration,
-                desc=self.name,
+                desc=f"{self.name}, {device_name(torch.device(getattr(engine.state, 'device', 'cpu')))}",
                 unit="step",
                 disable=self.quiet,
                 dynamic_ncols=True,

@@ -23,7 +23,7 @@ from phantoms import write_mrc
 from PIL import Image
 
 import cryoshuffle
-from cryoshuffle import devices
+from cryoshuffle import devices, inferers
 from cryoshuffle.checkpoints import is_as_good
 from cryoshuffle.cli import main
 from cryoshuffle.data import (
@@ -145,6 +145,33 @@ def test_device_and_precision_are_chosen_or_refused():
     assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
     assert choose_precision("auto", torch.device("mps")) is torch.float32
     assert choose_precision("tf32", torch.device("cuda")) is torch.float32
+
+
+def test_libraries_that_are_wrong_or_slow_on_a_gpu_are_told(monkeypatch, caplog):
+    """cuDNN 9.8 to 9.12 in bfloat16 gives way to float32, said once; those around it do not. So is torch 2.9."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "_told", set())
+    device = torch.device("cuda")
+    for version, right in ((90702, True), (90800, False), (91200, False), (91300, True), (91900, True)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
+        for name in ("auto", "bf16", "bf16"):
+            assert choose_precision(name, device) is (torch.bfloat16 if right else torch.float32)
+    assert [record.message.split(" is wrong")[0] for record in caplog.records] == ["cuDNN 9.8", "cuDNN 9.12"]
+    caplog.clear()
+    for version, slow in (("2.9.1+cu128", True), ("2.8.0", False), ("2.11.0+cu130", False)):
+        monkeypatch.setattr(torch, "__version__", version)
+        assert choose_device("auto").type == "cuda"
+        assert bool(caplog.records) == slow
+        caplog.clear()
+
+
+def test_a_gpu_without_memory_leaves_the_work_to_the_cpu():
+    """After smaller windows, and only what can be moved there; a CPU has no other place."""
+    gpu = [attempt[0].type for attempt in inferers._attempts(torch.device("cuda"), movable=True)]
+    assert gpu == ["cuda", "cuda", "cpu"]
+    assert len(inferers._attempts(torch.device("cuda"), movable=False)) == 2
+    assert [fraction for _, fraction, _ in inferers._attempts(torch.device("cpu"), movable=True)] == [1, 4]
 
 
 def test_tf32_is_for_the_asking():
