@@ -62,7 +62,7 @@ TOLD = {
     "tomograms": "tomograms",
     "gib_of_each": "GiB of each, in float32",
     "gpus": "GPUs, one run on each",
-    "faster_than_two_cores": "times as fast as two cores is a GPU, at fit and denoising: a range, for none was timed",
+    "faster_than_two_cores": "times as fast as two cores is a GPU, at fit and denoising: a range",
     "shared_gib_per_s": "GiB/s of the file system that all nodes share, reading and writing together",
     "link_gib_per_s": "GiB/s at most between it and a run (10 Gbit/s)",
     "every_nth_fails_once": "one tomogram in so many fails once, at the very end, and is tried again",
