@@ -98,9 +98,19 @@ class Judgement:
     doubt: str = ""
 
     @property
+    def shares(self) -> list[float]:
+        """The network's share of each band, fine to coarse.
+
+        The finest detail holds the least signal, so there chance and an error of the noise have most to say: the
+        network gets no more of it than of what is next to it.
+        """
+        found = [band.share for band in self.bands]
+        return [min(found[:2]), *found[1:]]
+
+    @property
     def trust(self) -> float:
         """How much of the result is the network's, the mean over the bands where there are any."""
-        return sum(band.share for band in self.bands) / len(self.bands) if self.bands else self.weight.trust
+        return sum(self.shares) / len(self.bands) if self.bands else self.weight.trust
 
     @property
     def is_excessive(self) -> bool:
@@ -109,7 +119,7 @@ class Judgement:
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": [band.share for band in self.bands] if self.bands else self.trust, **self.linear.config()}
+        return {"trust": self.shares if self.bands else self.trust, **self.linear.config()}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
@@ -120,7 +130,7 @@ class Judgement:
             f"has {self.weight.value:.2f} ± {self.weight.error:.2f} of the {network}"
         )
         if self.bands:
-            shares = ", ".join(f"{band.share:.0%}" for band in self.bands)
+            shares = ", ".join(f"{share:.0%}" for share in self.shares)
             words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
         if self.is_excessive:
             return (
@@ -264,7 +274,10 @@ def judge(
             "error": verdict.weight.error,
             "excessive": verdict.is_excessive,
             "levels": found.levels,
-            "bands": [{"weight": band.value, "error": band.error, "trust": band.share} for band in verdict.bands],
+            "bands": [
+                {"weight": band.value, "error": band.error, "trust": share}
+                for band, share in zip(verdict.bands, verdict.shares if verdict.bands else [], strict=True)
+            ],
         },
         Path(output_dir) / "refinement.json",
     )

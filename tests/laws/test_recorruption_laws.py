@@ -362,7 +362,8 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
         [{"image": volume[None]}], network, str(path), Refinement(spectrum, linear), PrecisionInferer("fp32"),
         HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
     )  # fmt: skip
-    trusts = [band.share for band in verdict.bands]
+    trusts = verdict.shares
+    assert trusts[1:] == [band.share for band in verdict.bands[1:]]
     assert verdict.blend()["trust"] == trusts
     if kind == "fine":
         assert min(trusts[:2]) > 0.8
@@ -372,6 +373,15 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
         assert max(trusts) < 0.2
         assert verdict.weight.trust > 0.8
     assert load_plain(tmp_path / "judged.pt")["blend"]["trust"] == trusts
+
+
+@pytest.mark.parametrize(("next_to_it", "share"), [(0.0, 0.0), (-0.4, 0.0), (0.5, 0.5), (1.0, 0.9)])
+def test_the_finest_detail_is_trusted_no_more_than_what_is_next_to_it(next_to_it, share):
+    """Seen on a real cell: a weight of 1 in the finest band, and less than 0 in all others."""
+    weights = tuple(Weight(value, 0.01) for value in (0.9, next_to_it, 0.2, 1.0))
+    verdict = Judgement(FilterChoice((1.0, 1.0, 1.0), 1.0, 0.1), Weight(0.5, 0.01), weights)
+    assert verdict.shares == pytest.approx([share, max(0.0, next_to_it), 0.2, 1.0])
+    assert verdict.blend()["trust"] == verdict.shares
 
 
 @pytest.mark.parametrize("seed", [2, 3])
