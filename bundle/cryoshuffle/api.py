@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeGuard, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from monai.utils import get_seed, set_determinism
+from monai.utils import MetaKeys, get_seed, set_determinism
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from cryoshuffle.cli import build_parser
-from cryoshuffle.devices import limit_memory
+from cryoshuffle.devices import limit_memory, no_autocast
 from cryoshuffle.errors import InputError, user_error
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.mrc import AXIS_CODES, MrcWriter, volume_meta
+from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
+from cryoshuffle.mrc import AXIS_CODES, volume_meta
+from cryoshuffle.outputs import image_writer
 from cryoshuffle.runs import as_words, run_denoise
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
@@ -31,6 +33,10 @@ Volume: TypeAlias = "np.ndarray | Tensor | MetaTensor | str | os.PathLike[str]"
 _VOLUMES = ("even", "odd", "empty", "mask")
 # MONAI undoes a turn by the object that did it.
 _TURN = Orientation(AXIS_CODES, labels=None)
+# Random numbers and their seeds are the process's: runs of several threads take turns.
+_ONE_RUN = threading.RLock()
+# Axes of an affine that differ from those of the grid by less are not turned: it may have been stored in 32 bits.
+_TURNED = 1e-5
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -103,8 +109,9 @@ def denoise(
 ) -> np.ndarray | Tensor | MetaTensor:
     """Fit to this tomogram, then denoise it: ``cryoshuffle denoise`` for a volume in memory, or a file.
 
-    The same workflow runs, so the same numbers come out. The random state of the caller is left as it is. To denoise
-    with a network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
+    The same workflow runs, so the same numbers come out. The random state of the caller is left as it is, and
+    an autocast of the caller's changes nothing. Calls from several threads wait for each other. To denoise with a
+    network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
 
     Args:
         tomogram: the noisy volume, or the path of one.
@@ -120,19 +127,21 @@ def denoise(
 
     Shape:
         ``(Z, Y, X)`` or ``(1, Z, Y, X)``; the axes of a ``MetaTensor`` may be in any order that
-        its affine tells; the identity tells none.
+        its affine tells; the identity tells none. A rotation in the affine goes into the header of what is written as
+        NIfTI; other formats have no place for one.
 
     Units:
         grey values in, the same grey values out; voxel size in Å.
 
     Raises:
-        UserError: for what the command line ends with exit code 2 for; the same sentence.
+        UserError: for what the command line ends with exit code 2 for; the same sentence. For a masked array too, if it
+            hides voxels.
 
     Example:
         >>> import cryoshuffle
         >>> denoised = cryoshuffle.denoise(volume, effort="fast", tilt_axis="y")  # doctest: +SKIP
     """
-    with tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, _undisturbed():
+    with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, _undisturbed(), no_autocast():
         folder = Path(temporary)
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
@@ -152,9 +161,19 @@ def denoise(
     return _like(tomogram, denoised)
 
 
-def _has_axes(volume: object) -> TypeGuard[MetaTensor]:
-    """Whether a volume tells which axis is which; MONAI gives what came without an affine the identity."""
-    return isinstance(volume, MetaTensor) and not torch.equal(volume.affine, torch.eye(4).to(volume.affine))
+def _turned(volume: MetaTensor) -> MetaTensor:
+    """A volume that tells its axes as ``(1, Z, Y, X)``."""
+    image: Any = volume if volume.ndim == 4 else volume[None]
+    turned: Any = _TURN(image)
+    result: MetaTensor = turned
+    return result
+
+
+def _is_oblique(affine: Tensor) -> bool:
+    """Whether an affine of axes (Z, Y, X) turns them by less than a right angle, which MRC cannot say."""
+    linear = affine[:3, :3].flip(0)
+    aside = linear - torch.diag(linear.diagonal())
+    return bool(aside.abs().max() > _TURNED * linear.abs().max())
 
 
 def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
@@ -163,18 +182,22 @@ def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
         return Path(volume)
     array = _as_zyx(volume)
     meta = volume_meta(array.shape, (voxel_size,) * 3, (0.0,) * 3)
-    if _has_axes(volume):
-        turned: Any = _TURN(volume)
+    if tells_axes(volume):
+        turned = _turned(volume)
         array, meta = _as_zyx(turned), {"affine": turned.affine.cpu().numpy()}
-    writer = MrcWriter()
-    writer.set_data_array(array, channel_dim=None)
-    writer.set_metadata(meta)
+        path = path.with_suffix(".nii") if _is_oblique(turned.affine) else path
+    writer = image_writer(path)()
+    # Without that MONAI's writer takes the first axis for a channel.
+    meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
+    writer.set_data_array(MetaTensor(torch.from_numpy(array), meta=meta), channel_dim=None)
+    writer.set_metadata(meta, resample=False)
     writer.write(path)
     return path
 
 
 def _as_zyx(volume: Any) -> np.ndarray:
     """What was given as an array (Z, Y, X), float32."""
+    refuse_masked(volume)
     array = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
     if np.iscomplexobj(array) or array.dtype.kind not in "fiub":
         raise InputError(f"a volume of {array.dtype} is none of grey values, give real numbers")
@@ -191,11 +214,11 @@ def _like(given: Volume, denoised: MetaTensor) -> np.ndarray | Tensor | MetaTens
     if isinstance(given, (str, os.PathLike)):
         return denoised
     plain = denoised.as_tensor()
-    if _has_axes(given):
-        turned: Any = _TURN(given)
+    if tells_axes(given):
+        turned = _turned(given)
         made = MetaTensor(plain.to(given.device), meta=turned.meta, applied_operations=turned.applied_operations)
         back: Any = _TURN.inverse(made)
-        result: MetaTensor = back
+        result: MetaTensor = back if given.ndim == 4 else back[0]
         return result
     if isinstance(given, Tensor):
         same = plain.reshape(given.shape).to(given.device)

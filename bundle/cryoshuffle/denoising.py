@@ -13,9 +13,10 @@ from monai.transforms import Compose, MapTransform, Orientationd, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 
 from cryoshuffle.checkpoints import fitted_blind, load_network
-from cryoshuffle.devices import choose_device
+from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError
 from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.inputs import refuse_masked, tells_axes
 from cryoshuffle.mrc import AXIS_CODES
 from cryoshuffle.transforms import StandardiseIntensityd
 from cryoshuffle.whitening import WhitenNoised
@@ -36,15 +37,15 @@ class Denoise(Transform):
         progress: likewise.
 
     Shape:
-        ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. An image with an affine may have its axes in any order: it is turned
-        for the network, and back.
+        ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. The axes of an image with an affine may be in any order that it
+        tells: the image is turned for the network, and back. The identity tells none.
 
     Units:
         grey values in, the same grey values out.
 
     Raises:
         FileError: if the checkpoint is missing.
-        InputError: if it is none of ours, or the image has several channels or voxels that are not finite.
+        InputError: if it is none of ours, or the image has several channels, or voxels that are masked or not finite.
     """
 
     backend = [TransformBackends.TORCH]
@@ -71,16 +72,17 @@ class Denoise(Transform):
         self._turned = Compose([Orientationd(_KEY, AXIS_CODES, labels=None), *steps])
 
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
-        """Denoise an image."""
+        """Denoise an image; an autocast of the caller's changes nothing."""
+        refuse_masked(img)
         image = convert_to_tensor(img, track_meta=True, dtype=torch.float32)
         if image.ndim != 4 or len(image) != 1:
             raise InputError(f"an image of shape {tuple(image.shape)} is not one volume, give (1, Z, Y, X)")
-        chain = self._turned if isinstance(img, MetaTensor) else self._plain
-        given: Any = chain({_KEY: image})[_KEY]
-        with torch.no_grad():
+        chain = self._turned if tells_axes(img) else self._plain
+        with torch.no_grad(), no_autocast():
+            given: Any = chain({_KEY: image})[_KEY]
             denoised = self.inferer(given.as_tensor()[None], self.network)[0]
-        made = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)
-        result: MetaTensor = chain.inverse({_KEY: made})[_KEY]
+            made = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)
+            result: MetaTensor = chain.inverse({_KEY: made})[_KEY]
         return result
 
 

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,16 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
             )
         return torch.float32
     return torch.bfloat16
+
+
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Within it no autocast of the caller's rounds anything; what the package's own precision asks for still does."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def allow_tf32(name: str) -> None:

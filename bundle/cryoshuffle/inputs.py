@@ -1,16 +1,21 @@
-"""Tomograms from files of any kind the package knows, by the name of the file: MRC, OME-Zarr, NIfTI."""
+"""Tomograms from files of any kind the package knows, by the name of the file: MRC, OME-Zarr, NIfTI.
+
+And what has to be known of a volume that is in memory before it is one.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import torch
 from monai.data import ImageReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, Orientation
 from mrcfile.mrcobject import MrcObject
 
+from cryoshuffle.errors import InputError
 from cryoshuffle.mrc import AXIS_CODES, MrcReader, is_mrc_name
 from cryoshuffle.omezarr import OmeZarrReader, ZarrVolume, is_zarr_name
 from cryoshuffle.preflight import tomogram_shape
@@ -54,6 +59,30 @@ class TomogramReader(ImageReader):
             return self._mrc.get_data(img)
         array, meta = (self._zarr if isinstance(first, ZarrVolume) else self._nifti).get_data(img)
         return array, meta
+
+
+def tells_axes(volume: object) -> TypeGuard[MetaTensor]:
+    """Whether a volume tells which axis is which; if not, its axes are (Z, Y, X).
+
+    MONAI gives the identity as affine to what came without one, so the identity tells nothing.
+
+    Args:
+        volume: of any kind; only a ``MetaTensor`` has an affine.
+    """
+    return isinstance(volume, MetaTensor) and not torch.equal(volume.affine, torch.eye(4).to(volume.affine))
+
+
+def refuse_masked(volume: object) -> None:
+    """Refuse a masked array of numpy's that hides voxels; one that hides none is an array like any other.
+
+    Args:
+        volume: of any kind.
+
+    Raises:
+        InputError: if a voxel is masked; the count is named.
+    """
+    if isinstance(volume, np.ma.MaskedArray) and (hidden := int(np.ma.getmaskarray(volume).sum())):
+        raise InputError(f"{hidden} voxels of the array are masked: fill them first, as volume.filled(volume.mean())")
 
 
 def load_tomogram(

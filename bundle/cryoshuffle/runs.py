@@ -18,6 +18,8 @@ from cryoshuffle.errors import FileError, InputError
 def as_words(options: Mapping[str, Any]) -> list[str]:
     """Options as words of the command line; those that are None or False are left out.
 
+    ``refine=False`` is ``--no-refine``; None is the default of every option.
+
     Args:
         options: values by name, as the parsed command line has them.
     """
@@ -25,7 +27,7 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
     for name, value in options.items():
         flag = "--" + name.replace("_", "-")
         if name == "refine":
-            flag, value = "--no-refine", not value
+            flag, value = "--no-refine", value is not None and not value
         if value is None or value is False:
             continue
         if value is True:
