@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
 from torch import Tensor, nn
 
-from cryoshuffle.errors import SettingError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import Lattice, split_sublattices
 
 TERMS = ("fidelity", "guide", "edge", "smoothness")
@@ -56,6 +56,15 @@ def _rise_and_mean(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return (above - below) / 2, (below + above) / 4 + x / 2
 
 
+def _refuse_unlike(prediction: Tensor, other: Tensor, name: str) -> None:
+    """Refuse two volumes that torch would stretch to one shape."""
+    if prediction.shape != other.shape:
+        raise InputError(
+            f"the {name} has shape {tuple(other.shape)} and the prediction {tuple(prediction.shape)}: give two of one "
+            "shape"
+        )
+
+
 class EdgeGuidedLoss(nn.Module):
     """Weighted sum of fidelity, guide, edge and smoothness.
 
@@ -81,6 +90,7 @@ class EdgeGuidedLoss(nn.Module):
 
     Raises:
         SettingError: for a term that does not exist, or a negative weight, or no weight above 0.
+        InputError: if prediction and tomogram differ in shape; both are named.
 
     Source:
         Terms after Liu, Kassab, Xu & Ho, arXiv 2411.15248; the restriction to sub-lattices is ours.
@@ -109,6 +119,7 @@ class EdgeGuidedLoss(nn.Module):
 
     def forward(self, prediction: Tensor, tomogram: Tensor) -> Tensor:
         """See the class."""
+        _refuse_unlike(prediction, tomogram, "tomogram")
         prediction = (prediction.as_tensor() if isinstance(prediction, MetaTensor) else prediction).float()
         tomogram = (tomogram.as_tensor() if isinstance(tomogram, MetaTensor) else tomogram).to(prediction)
         terms = {name: getattr(self, f"_{name}")(prediction, tomogram) for name in self.weights}
@@ -144,6 +155,7 @@ class RelativeError(nn.Module):
 
     Raises:
         SettingError: if the floor is not positive.
+        InputError: if prediction and truth differ in shape; both are named.
     """
 
     def __init__(self, floor: float = 0.003) -> None:
@@ -155,6 +167,7 @@ class RelativeError(nn.Module):
 
     def forward(self, prediction: Tensor, truth: Tensor) -> Tensor:
         """See the class."""
+        _refuse_unlike(prediction, truth, "truth")
         error = (prediction.float() - truth).square().flatten(1).mean(dim=1)
         relative = (error / (truth.square().flatten(1).mean(dim=1) + self.floor)).mean()
         self.terms = {"error": relative.detach()}

@@ -11,8 +11,16 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
-from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import (
+    Crop,
+    Flip,
+    InvertibleTransform,
+    MapTransform,
+    Randomizable,
+    RandomizableTransform,
+    Transform,
+)
 from monai.utils import ImageMetaKey, TransformBackends, convert_to_tensor
 
 from cryoshuffle import scratch
@@ -110,6 +118,9 @@ class StandardiseIntensity(InvertibleTransform):
     in double precision, so tiny values on a large offset survive. A volume on disk (:mod:`cryoshuffle.scratch`) is
     changed in place, forth and back.
 
+    It is for images of grey values only. Labels would be scaled too: undo them with a chain that leaves this transform
+    out. Labels that became floating-point numbers on the way cannot be told from grey values.
+
     Shape:
         ``(C, Z, Y, X) -> (C, Z, Y, X)``; the statistics are those of the whole image.
 
@@ -117,7 +128,8 @@ class StandardiseIntensity(InvertibleTransform):
         grey values of the tomogram in, standard deviations out.
 
     Raises:
-        InputError: if a voxel is not finite (count and first place are named), or all voxels are equal.
+        InputError: if a voxel is not finite (count and first place are named), or all voxels are equal; if what is to
+            be standardised is a mask, or what is to be undone holds whole numbers or is a mask.
     """
 
     backend = [TransformBackends.TORCH]
@@ -126,6 +138,8 @@ class StandardiseIntensity(InvertibleTransform):
         """Standardise an image."""
         image = convert_to_tensor(img, track_meta=True)
         values = image.as_tensor()
+        if values.dtype == torch.bool:
+            raise InputError(f"{_name(image)}: is a mask, not an image of grey values: leave it out of the keys")
         mean, std = _statistics(values, _name(image))
         standard = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
         for part in scratch.sections(values.shape):
@@ -139,6 +153,11 @@ class StandardiseIntensity(InvertibleTransform):
     def inverse(self, data: NdarrayOrTensor) -> MetaTensor:
         """Give an image its mean and scale back."""
         image = convert_to_tensor(data, track_meta=True)
+        if not image.is_floating_point():
+            raise InputError(
+                f"an image of {image.dtype} holds labels, not grey values: undo it with transforms that leave out "
+                "StandardiseIntensity"
+            )
         info = self.pop_transform(image)["extra_info"]
         values = image.as_tensor()
         restored = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
@@ -181,7 +200,7 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
 
 
 class StandardiseIntensityd(MapTransform, InvertibleTransform):
-    """Dictionary form of :class:`StandardiseIntensity`.
+    """Dictionary form of :class:`StandardiseIntensity`, for images of grey values only, as that.
 
     Args:
         keys: of the images.
@@ -209,8 +228,8 @@ class StandardiseIntensityd(MapTransform, InvertibleTransform):
         return result
 
 
-class _AlikeForAllKeys(Randomizable, MapTransform):
-    """Applies one random transform to all keys with the same random numbers."""
+class _AlikeForAllKeys(Randomizable, MapTransform, InvertibleTransform):
+    """Applies one random transform to all keys with the same random numbers, and undoes it."""
 
     transform: RandLatticeWindow | RandLatticeFlip
 
@@ -226,11 +245,19 @@ class _AlikeForAllKeys(Randomizable, MapTransform):
             result[key] = self.transform(result[key], **more)
         return result
 
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Undo it for the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform.inverse(result[key])
+        return result
 
-class RandLatticeWindow(Randomizable, Transform):
+
+class RandLatticeWindow(Randomizable, InvertibleTransform):
     """A window of whole lattice periods at a random place outside the held-out slab.
 
-    Where weights are given a window is drawn as often as its blocks are worth on average.
+    Where weights are given a window is drawn as often as its blocks are worth on average. Of a ``MetaTensor`` it is cut
+    by MONAI's ``Crop``: the affine says where the window lies, and ``inverse`` puts it back there, with 0 around.
 
     Args:
         window: asked for, along (Z, Y, X), voxels; shrunk to whole periods that fit.
@@ -252,6 +279,7 @@ class RandLatticeWindow(Randomizable, Transform):
         self.window = as_triple(window, "window", smallest=1)
         self.period = as_triple(period, "lattice period", smallest=1)
         self.held_out = held_out
+        self._crop = Crop()
 
     def __call__(self, img: NdarrayOrTensor, weights: torch.Tensor | None = None) -> NdarrayOrTensor:
         """Cut a window.
@@ -261,14 +289,22 @@ class RandLatticeWindow(Randomizable, Transform):
             weights: of its blocks (:mod:`cryoshuffle.sampling`), (Z, Y, X), from 0 to 1; None if all are worth the
                 same.
         """
-        shape = img.shape[1:]
+        shape: Sequence[int] = img.shape[1:]
         if self.held_out is not None:
-            img = img[(slice(None), *self.held_out.fit_region(shape))]
-            shape = img.shape[1:]
+            # It begins where the volume does.
+            shape = [side.stop for side in self.held_out.fit_region(shape)]
         window = fit_window(self.window, shape, self.period)
         box = draw_box(shape, window, self.R) if weights is None else draw_by_worth(shape, window, self.R, weights)
+        if isinstance(img, MetaTensor) and get_track_meta():
+            cut: Any = self._crop(img, box)
+            values = scratch.taken(cut.as_tensor())
+            return MetaTensor(values, meta=cut.meta, applied_operations=cut.applied_operations)
         part = img[(slice(None), *box)]
         return scratch.taken(part) if isinstance(part, torch.Tensor) else part
+
+    def inverse(self, data: MetaTensor) -> MetaTensor:
+        """Put a window back to its place."""
+        return self._crop.inverse(data)
 
 
 class RandLatticeWindowd(_AlikeForAllKeys):
@@ -306,11 +342,12 @@ class RandLatticeWindowd(_AlikeForAllKeys):
         return self._apply(rest, weights=weights)
 
 
-class RandLatticeFlip(RandomizableTransform):
+class RandLatticeFlip(RandomizableTransform, InvertibleTransform):
     """Flip along a random choice of axes: the symmetries that keep lattice, tilt axis and missing wedge.
 
     A flip maps sub-lattices onto sub-lattices and, for a tilt range symmetric about 0, the wedge onto itself.
-    Rotations by 90 degrees and transpositions do not, so they are never drawn.
+    Rotations by 90 degrees and transpositions do not, so they are never drawn. A ``MetaTensor`` is flipped by MONAI's
+    ``Flip``: the affine follows, and ``inverse`` flips it back.
 
     Args:
         stride: lattice stride along (Z, Y, X), voxels.
@@ -334,8 +371,23 @@ class RandLatticeFlip(RandomizableTransform):
         """Flip an image."""
         if any(n % d for n, d in zip(img.shape[1:], self.stride, strict=True)):
             raise SettingError(f"window {tuple(img.shape[1:])} is not a multiple of the lattice stride {self.stride}")
-        axes = [axis + 1 for axis in range(3) if self.R.random_sample() < self.flip_prob]
-        return torch.flip(convert_to_tensor(img), axes)
+        axes = [axis for axis in range(3) if self.R.random_sample() < self.flip_prob]
+        if isinstance(img, MetaTensor) and get_track_meta():
+            flipped = _flipped(img, axes)
+            self.push_transform(flipped, extra_info={"axes": axes})
+            return flipped
+        return torch.flip(convert_to_tensor(img), [axis + 1 for axis in axes])
+
+    def inverse(self, data: MetaTensor) -> torch.Tensor:
+        """Flip an image back."""
+        return _flipped(data, self.pop_transform(data)["extra_info"]["axes"])
+
+
+def _flipped(image: MetaTensor, axes: Sequence[int]) -> torch.Tensor:
+    """An image flipped along spatial axes by MONAI's transform, which is not noted among those applied."""
+    flip = Flip(axes)
+    with flip.trace_transform(False):
+        return flip(image)
 
 
 class RandLatticeFlipd(_AlikeForAllKeys):

@@ -12,7 +12,8 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import MetaTensor, set_track_meta
+from monai.transforms import Compose, Flip, Invertd, SpatialCrop
 from phantoms import small_tomogram
 from sizes import suite_start
 
@@ -22,7 +23,18 @@ from cryoshuffle.denoising import Denoise
 from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError
 from cryoshuffle.inputs import refuse_masked, tells_axes
+from cryoshuffle.lattice import Lattice
+from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.runs import as_words
+from cryoshuffle.transforms import (
+    RandLatticeFlip,
+    RandLatticeFlipd,
+    RandLatticeWindow,
+    RandLatticeWindowd,
+    StandardiseIntensity,
+    StandardiseIntensityd,
+)
+from cryoshuffle.windows import HeldOutSlab
 
 QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
 # Voxels of 8, 8 and 12 Å along (X, Y, Z), turned by 0.3 about Z.
@@ -162,3 +174,104 @@ def test_threads_take_turns(volume, copying, monkeypatch):
         thread.join()
     assert most == [1, 1, 1]
     assert sorted(drawn) == [(n, float(torch.rand(1, generator=torch.Generator().manual_seed(n)))) for n in range(3)]
+
+
+# Each voxel is its own number, so that a window tells where it was cut.
+NUMBERED = torch.arange(8 * 20 * 12.0).reshape(1, 8, 20, 12)
+
+
+def places(image: MetaTensor) -> torch.Tensor:
+    """Where the voxels of an image lie, Å, by its affine: (n, 3)."""
+    indices = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float64) for n in image.shape[1:]))
+    return indices @ image.affine[:3, :3].T + image.affine[:3, 3]
+
+
+@pytest.mark.parametrize("held_out", [None, HeldOutSlab(0.25, gap=2)], ids=["whole", "held out"])
+def test_windows_and_flips_say_where_they_lie(held_out):
+    """Every voxel has the place in the affine that it had in the volume, as with MONAI's own; seeds mean the same."""
+    image = MetaTensor(NUMBERED.clone(), affine=OBLIQUE)
+    place = places(image)
+    window = RandLatticeWindow((4, 8, 8), (2, 4, 4), held_out).set_random_state(seed=1)
+    flip = RandLatticeFlip(2).set_random_state(seed=2)
+    plain_window = RandLatticeWindow((4, 8, 8), (2, 4, 4), held_out).set_random_state(seed=1)
+    plain_flip = RandLatticeFlip(2).set_random_state(seed=2)
+    flips = set()
+    for _ in range(30):
+        cut = window(image)
+        assert isinstance(cut, MetaTensor)
+        start = np.unravel_index(int(cut.flatten()[0]), NUMBERED.shape[1:])
+        crop = SpatialCrop(roi_start=start, roi_end=[a + n for a, n in zip(start, cut.shape[1:], strict=True)])
+        assert torch.equal(crop(image).affine, cut.affine)
+        made = flip(cut)
+        assert isinstance(made, MetaTensor)
+        assert torch.allclose(places(made), place[made.as_tensor().flatten().long()])
+        axes = made.applied_operations[-1]["extra_info"]["axes"]
+        assert torch.equal(Flip(axes)(cut).affine, made.affine)
+        flips.add(tuple(axes))
+        plain = plain_flip(plain_window(NUMBERED))
+        assert type(plain) is torch.Tensor
+        assert torch.equal(plain, made.as_tensor())
+    assert len(flips) == 8
+    assert not image.applied_operations
+
+
+def test_nothing_is_noted_where_monai_is_told_so():
+    """With MONAI's switch off a flip gives a plain tensor, as MONAI's does."""
+    image = MetaTensor(NUMBERED, affine=OBLIQUE)
+    set_track_meta(False)
+    try:
+        cut = RandLatticeWindow((4, 8, 8), (2, 4, 4)).set_random_state(seed=1)(image)
+        flipped = RandLatticeFlip(2, prob=1.0)(cut)
+    finally:
+        set_track_meta(True)
+    assert type(flipped) is torch.Tensor
+    plain = RandLatticeWindow((4, 8, 8), (2, 4, 4)).set_random_state(seed=1)(NUMBERED)
+    assert torch.equal(flipped, plain.flip(1, 2, 3))
+
+
+def test_invertd_puts_a_window_back():
+    """A prediction from a flipped window comes back to the voxels it was made from, 0 around, with their affine."""
+    steps = [RandLatticeWindowd("image", (4, 8, 8), (2, 4, 4)), RandLatticeFlipd("image", 2, prob=0.7)]
+    chain = Compose(steps).set_random_state(seed=5)
+    for _ in range(8):
+        image = MetaTensor(NUMBERED + 1, affine=OBLIQUE)
+        data = chain({"image": image})
+        seen = torch.isin(image.as_tensor(), data["image"].as_tensor())
+        data["pred"] = MetaTensor(2 * data["image"].as_tensor())
+        back = Invertd("pred", chain, "image", nearest_interp=False)(data)["pred"]
+        assert torch.equal(back.as_tensor(), torch.where(seen, 2 * image.as_tensor(), 0.0))
+        assert torch.allclose(back.affine, OBLIQUE)
+        whole = chain.inverse({"image": data["image"]})["image"]
+        assert torch.equal(whole.as_tensor(), torch.where(seen, image.as_tensor(), 0.0))
+        assert not whole.applied_operations
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [(EdgeGuidedLoss(Lattice(), {"fidelity": 1.0}), "tomogram"), (RelativeError(), "truth")],
+    ids=["edge-guided", "relative"],
+)
+def test_losses_refuse_volumes_of_two_shapes(loss, name):
+    """Torch would stretch one to the other and give a number."""
+    words = rf"the {name} has shape \(2, 1, 6, 9, 1\) and the prediction \(2, 1, 6, 9, 6\)"
+    with pytest.raises(ValueError, match=words):
+        loss(torch.zeros(2, 1, 6, 9, 6), torch.zeros(2, 1, 6, 9, 1))
+    with pytest.raises(ValueError, match="give two of one shape"):
+        loss(torch.zeros(2, 1, 6, 9, 6), torch.zeros(1, 1, 6, 9, 6))
+    assert float(loss(torch.full((2, 1, 6, 9, 6), 2.0), torch.ones(2, 1, 6, 9, 6))) == pytest.approx(1.0, rel=0.01)
+
+
+def test_labels_are_not_scaled_as_grey_values_are():
+    """A tomogram of whole numbers is standardised; a mask is not, and labels are not undone."""
+    counts = torch.arange(64, dtype=torch.int16).reshape(1, 4, 4, 4)
+    chain = Compose([StandardiseIntensityd("image")])
+    data = chain({"image": MetaTensor(counts)})
+    assert torch.allclose(data["image"].as_tensor(), (counts - 31.5) / counts.double().std(correction=0), atol=1e-6)
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        data["pred"] = MetaTensor((data["image"].as_tensor() > 0).to(dtype))
+        with pytest.raises((InputError, RuntimeError)) as caught:
+            Invertd("pred", chain, "image")(data)
+        errors = [caught.value, caught.value.__cause__]
+        assert any(f"an image of {dtype} holds labels, not grey values" in str(error) for error in errors)
+    with pytest.raises(InputError, match="is a mask, not an image of grey values"):
+        StandardiseIntensity()(counts > 3)
