@@ -212,6 +212,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.
     """
     try:
         network.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise InputError(

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cryoshuffle.errors import SettingError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import (
+    BlindSet,
     Lattice,
     Triple,
     as_triple,
@@ -224,6 +225,13 @@ class ShuffleUNet(nn.Module):
         return {"_target_": "cryoshuffle.network.ShuffleUNet", **self._arguments}
 
 
+def _refuse_lattice(fitted: str, own: str) -> None:
+    raise InputError(
+        f"the weights do not fit this lattice (theirs: {fitted}; here: {own}): give the network the blind set and "
+        "stride that they were fitted with"
+    )
+
+
 class BlindSpotNet(nn.Module):
     """A J-invariant network: its prediction at v depends on no voxel v + b, b in the blind set.
 
@@ -301,10 +309,26 @@ class BlindSpotNet(nn.Module):
         return x[:, :, :z, :y, :w]
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take weights; those of a whole checkpoint too, as MONAI's export and model zoo hand it over."""
+        """Take weights; those of a whole checkpoint too, as MONAI's export and model zoo hand it over.
+
+        Raises:
+            InputError: if they are those of a network of another lattice: the stem has other sides, or the checkpoint
+                names a lattice with other taps. Weights alone do not say which taps they were fitted for.
+        """
         nested = state_dict.get("model", state_dict)
         # A model of a release has its settings in one entry beside the weights.
         weights = {name: value for name, value in nested.items() if isinstance(value, Tensor)}
+        beside = next((value for value in nested.values() if isinstance(value, Mapping)), state_dict)
+        lattice, stem = beside.get("lattice"), weights.get("stem.weight")
+        if isinstance(stem, Tensor) and stem.shape[2:] != self.stem.weight.shape[2:]:
+            told = (" x ".join(str(side) for side in one.shape[2:]) for one in (stem, self.stem.weight))
+            _refuse_lattice(*(f"a stem of {sides} taps" for sides in told))
+        if isinstance(lattice, Mapping):
+            blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
+            fitted = Lattice(lattice["stride"], BlindSet(**blind))
+            same_taps = bool((fitted.taps() == self.lattice.taps()).all())
+            if not same_taps or fitted.stride_zyx != self.lattice.stride_zyx:
+                _refuse_lattice(*(f"{one.describe()}, stride {one.stride_zyx}" for one in (fitted, self.lattice)))
         return super().load_state_dict(weights, *args, **kwargs)
 
     def receptive_radius(self) -> Triple | None:

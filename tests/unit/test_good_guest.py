@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import nibabel
@@ -14,17 +18,20 @@ import pytest
 import torch
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, Flip, Invertd, SpatialCrop
-from phantoms import small_tomogram
+from phantoms import CONFIGS, small_tomogram
 from sizes import suite_start
 
 import cryoshuffle
 from cryoshuffle import api
+from cryoshuffle.checkpoints import load_weights
 from cryoshuffle.denoising import Denoise
 from cryoshuffle.devices import no_autocast
-from cryoshuffle.errors import InputError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.inputs import refuse_masked, tells_axes
-from cryoshuffle.lattice import Lattice
+from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.overrides import check_overrides
 from cryoshuffle.runs import as_words
 from cryoshuffle.transforms import (
     RandLatticeFlip,
@@ -275,3 +282,130 @@ def test_labels_are_not_scaled_as_grey_values_are():
         assert any(f"an image of {dtype} holds labels, not grey values" in str(error) for error in errors)
     with pytest.raises(InputError, match="is a mask, not an image of grey values"):
         StandardiseIntensity()(counts > 3)
+
+
+PROGRAM = "/somewhere/monai/bundle/__main__.py"
+TRAIN, INFERENCE, DENOISE = (str(CONFIGS / name) for name in ("train.json", "inference.json", "denoise.yaml"))
+
+
+def words(*more: str, configs: str = INFERENCE) -> list[str]:
+    """A command line of MONAI's."""
+    return [PROGRAM, "run", "--config_file", configs, *more]
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "nearest"),
+    [
+        (words("--tomogram", "in.mrc", "--detial", "0.3"), "detial", "detail"),
+        (words("--stepz=3", configs=TRAIN), "stepz", "steps"),
+        (words("--evaluatr#amp", "True"), "evaluatr", "evaluator"),
+        (words("--trian::trainer::max_epochs", "3", configs=f"['{TRAIN}']"), "trian", "train"),
+        (words("--mirorrs", "--quiet", configs=f"['{TRAIN}','{INFERENCE}','{DENOISE}']"), "mirorrs", "mirrors"),
+        (words("--trackin", "mlflow"), "trackin", "tracking"),
+        (
+            [PROGRAM, "run_workflow", "--config_file", INFERENCE, "--worklow_type", "infer"],
+            "worklow_type",
+            "workflow_type",
+        ),
+        (words("--tracking", "mlflow", "--experiment_nam", "mine"), "experiment_nam", "experiment_name"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_override_that_no_config_knows_is_told_with_the_nearest(given, name, nearest):
+    """MONAI would take it and ignore it."""
+    with pytest.raises(
+        SettingError, match=f"^'{name}' is a name that no config knows: use '{nearest}', or leave it out$"
+    ):
+        check_overrides(given)
+
+
+def test_overrides_that_a_config_knows_pass(tmp_path):
+    """MONAI's own, nested ones, those of configs that are put on top, and those that a config only refers to."""
+    own = tmp_path / "own.yaml"
+    own.write_text("mine: 3\n+handlers: []\ninference_window: '$@edge'\n")
+    arguments = tmp_path / "arguments.json"
+    arguments.write_text(json.dumps({"config_file": [TRAIN], "steps": 4, "run_id": "run"}))
+    both = f"['{INFERENCE}','{own}']"
+    for given in (
+        words("--detail", "-0.5", "--evaluator#amp", "True", "--inferer::window", "[1,2,3]", "--+handlers", "[]"),
+        words("--mine", "4", "--edge=5", "--output-dir", "out", "--quiet", configs=both),
+        words(
+            "--args_file",
+            str(arguments),
+            "--meta_file",
+            "m.json",
+            "--logging_file",
+            "l.conf",
+            "--init_id",
+            "initialize",
+        ),
+        words("--final_id", "finalize", "--workflow_type", "infer", "--_meta_#version", "1", "--", "--trace"),
+        words("--tracking", "mlflow", "--experiment_name", "mine", "--run_name", "first"),
+        words("--mirrors", "$not @other", "--other", "True"),
+        [PROGRAM, "run", "--args_file", str(arguments), "--minutes", "2"],
+        [PROGRAM, "ckpt_export", "--net_id", "network_def"],
+        ["cryoshuffle", "--config_file", INFERENCE, "--detial", "1"],
+    ):
+        check_overrides(given)
+    check_overrides()
+
+
+def test_monai_stops_before_the_work_and_says_it(tmp_path):
+    """The whole command, its override in a file of arguments; nothing is read or written."""
+    arguments = tmp_path / "arguments.json"
+    given = {"config_file": INFERENCE, "tomogram": "missing.mrc", "output_dir": str(tmp_path / "run"), "detial": 0.3}
+    arguments.write_text(json.dumps(given))
+    command = [sys.executable, "-m", "monai.bundle", "run", "--args_file", str(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "SettingError: 'detial' is a name that no config knows: use 'detail', or leave it out" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json", "denoise.yaml", "multi_gpu.yaml", "start.yaml"])
+def test_every_config_that_says_how_a_run_begins_looks_at_the_overrides(name):
+    """First of all."""
+    text = (CONFIGS / name).read_text()
+    first = text.split("initialize", 1)[1].split("_target_", 1)[1].split("}")[0]
+    assert "cryoshuffle.overrides.check_overrides" in first
+
+
+def network(blind_set: BlindSet, stride: int | None = None) -> BlindSpotNet:
+    """A small network with a blind set."""
+    return BlindSpotNet(Lattice(stride, blind_set), ShuffleUNet(4, channels=(4, 4), factors=(2,)), stem_channels=4)
+
+
+def checkpoint(net: BlindSpotNet) -> dict[str, Any]:
+    """A whole checkpoint, as a fit leaves it."""
+    return {"model": net.state_dict(), "lattice": net.lattice.config()}
+
+
+def test_weights_of_another_lattice_are_refused():
+    """By the sides of the stem, and where a whole checkpoint is given by its taps and its stride too."""
+    plane, cross, voxel = (
+        network(BlindSet(shape, radius=r)) for shape, r in (("plane", 0), ("cross", 1), ("voxel", 0))
+    )
+    sides = r"theirs: a stem of 3 x 5 x 3 taps; here: a stem of 3 x 3 x 3 taps"
+    way_out = r": give the network the blind set and stride that they were fitted with$"
+    for given in (plane.state_dict(), checkpoint(plane)):
+        for strict in (True, False):
+            with pytest.raises(InputError, match=rf"^the weights do not fit this lattice \({sides}\){way_out}"):
+                voxel.load_state_dict(given, strict=strict)
+    taps = r"\(theirs: cross, half-widths \(1, 1, 1\), stride \(2, 2, 2\); here: voxel, stride \(2, 2, 2\)\)"
+    with pytest.raises(InputError, match=taps + way_out):
+        voxel.load_state_dict(checkpoint(cross))
+    coarse, fine = network(BlindSet("none"), 2), network(BlindSet("none"), 1)
+    with pytest.raises(InputError, match=r"nothing, stride \(2, 2, 2\); here: nothing, stride \(1, 1, 1\)"):
+        fine.load_state_dict(checkpoint(coarse))
+    with pytest.raises(InputError, match=r"^c\.pt: the weights do not fit this lattice"):
+        load_weights(voxel, plane.state_dict(), "c.pt")
+
+
+def test_weights_of_the_same_lattice_are_taken():
+    """A cross of half-width 0 is a voxel, whatever it is called; weights alone name no taps."""
+    voxel = network(BlindSet("voxel"))
+    for other in (network(BlindSet("voxel", axis="x")), network(BlindSet("cross"))):
+        voxel.load_state_dict(checkpoint(other))
+        assert torch.equal(voxel.stem.weight, other.stem.weight)
+        voxel.load_state_dict({"model": other.state_dict(), "lattice": None})
+    assert not any("mask" in name for name in voxel.state_dict())
