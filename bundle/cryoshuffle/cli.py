@@ -446,7 +446,7 @@ def _noise(options: argparse.Namespace) -> int:
     folder = Path(options.report)
     if options.empty is not None:
         volume = load_volume(options.input, options.permissive, folder=folder)
-        estimate = noise_from_empty(volume, load_mask(options.empty, folder))
+        estimate = noise_from_empty(volume, load_mask(options.empty, folder, options.input))
     elif options.input is not None:
         estimate = noise_from_volume(load_volume(options.input, options.permissive, LARGEST))
     else:

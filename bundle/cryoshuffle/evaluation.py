@@ -23,7 +23,7 @@ from cryoshuffle.artefacts import (
     seam_metric,
 )
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.inputs import load_beside
 from cryoshuffle.lattice import AXES, Triple, as_triple
 from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.noise import noise_from_halves
@@ -236,7 +236,7 @@ def evaluate_files(
     voxel_size = None
     for name, path in paths.items():
         if path is not None:
-            image = load_tomogram(path, permissive)
+            image = load_beside(path, None if name == "result" else result, permissive)
             volumes[name] = image.as_tensor()[0]
             if name == "result":
                 # An anisotropic grid has no one voxel size, and a header may hold 0; a NIfTI does not tell Å.

@@ -6,19 +6,26 @@ And what has to be known of a volume that is in memory before it is one.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeGuard
 
+import nibabel
 import numpy as np
 import torch
 from monai.data import ImageReader, MetaTensor, NibabelReader
 from monai.transforms import LoadImage, Orientation
+from monai.utils import ImageMetaKey, MetaKeys
 from mrcfile.mrcobject import MrcObject
 
 from cryoshuffle.errors import InputError
-from cryoshuffle.mrc import AXIS_CODES, MrcReader, is_mrc_name
-from cryoshuffle.omezarr import OmeZarrReader, ZarrVolume, is_zarr_name
+from cryoshuffle.mrc import AXIS_CODES, MrcReader, is_mrc_name, read_affine, volume_meta
+from cryoshuffle.omezarr import OmeZarrReader, ZarrVolume, is_zarr_name, open_zarr
 from cryoshuffle.preflight import tomogram_shape
+
+# Voxels that two volumes may be apart and still be at the same place.
+_SAME_PLACE = 0.5
 
 
 class TomogramReader(ImageReader):
@@ -112,3 +119,79 @@ def load_tomogram(
         image = Orientation(axcodes, labels=None)(image)
     result: MetaTensor = image
     return result
+
+
+def load_beside(
+    path: str | os.PathLike[str],
+    tomogram: str | os.PathLike[str] | None,
+    permissive: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    largest: int | None = None,
+) -> MetaTensor:
+    """A volume that goes with a tomogram voxel by voxel, as its mask, a half or its truth.
+
+    The axes of a NIfTI may run either way. What ITK makes of an MRC runs against the MRC along x and y. Where the
+    affines put the voxels of both at the same places, they are followed; else voxels are taken index by index.
+
+    Args:
+        path: of the file.
+        tomogram: path of the tomogram, of the same shape; None for none, and the volume is as it is by itself.
+        permissive: see :class:`TomogramReader`.
+        folder: likewise.
+        largest: likewise; a volume that has to be turned is taken whole.
+
+    Returns:
+        ``(1, Z, Y, X)``, the voxels in the order that :func:`load_tomogram` gives those of the tomogram.
+
+    Raises:
+        FileError, InputError: those of :func:`load_tomogram`.
+
+    Warns:
+        UserWarning: if the axes run against those of the tomogram and voxels are taken index by index.
+    """
+    image = load_tomogram(path, permissive, folder, largest)
+    if tomogram is None:
+        return image
+    (own, backwards), (other, runs) = _placed(path, permissive), _placed(tomogram, permissive)
+    against = [axis for axis in range(3) if backwards[axis] != runs[axis]]
+    size = np.linalg.norm(other[:3, :3], axis=0).min()
+    corners = np.array([(0.0, 0.0, 0.0, 1.0), (*(n - 1.0 for n in reversed(tomogram_shape(path, permissive))), 1.0)])
+    if not against or np.abs(corners @ (own - other).T).max() < _SAME_PLACE * size:
+        return image
+    words = f"{' and '.join('zyx'[axis] for axis in reversed(against))} run{'s' if len(against) == 1 else ''} against"
+    warnings.warn(
+        f"{path}: {words} {tomogram}, and its header puts it elsewhere; voxels are taken index by index", stacklevel=1
+    )
+    if largest is not None:
+        # The middle of an even number of voxels is another one from the other side.
+        image = load_tomogram(path, permissive, folder)
+    result: Any = torch.flip(image, [axis + 1 for axis in against])
+    turned: MetaTensor = result
+    return turned
+
+
+def file_of(image: Any) -> str | None:
+    """The file an image came from; None for one that does not tell."""
+    named = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
+    return None if named is None else str(named)
+
+
+def _placed(path: str | os.PathLike[str], permissive: bool) -> tuple[np.ndarray, list[bool]]:
+    """Where the voxels of a file are, by its header alone.
+
+    Returns:
+        the affine of the voxels (X, Y, Z) once all axes run forwards, and for each axis (Z, Y, X) whether the stored
+        ones run backwards; in MRC and Zarr none do.
+    """
+    shape: Sequence[int] = tomogram_shape(path, permissive)
+    if is_mrc_name(path):
+        affine = read_affine(path, permissive)
+    elif is_zarr_name(path):
+        volume = open_zarr(path, look=False)
+        affine = volume_meta(volume.shape, volume.voxel_size_zyx, volume.origin_zyx)[MetaKeys.AFFINE]
+    else:
+        stored: Any = nibabel.load(Path(path))
+        affine, shape = stored.affine, stored.shape
+    turns = nibabel.io_orientation(affine)
+    backwards = [bool(turns[turns[:, 0] == axis, 1] < 0) for axis in (2, 1, 0)]
+    return affine @ nibabel.orientations.inv_ornt_aff(turns, shape), backwards

@@ -123,6 +123,18 @@ def read_shape(path: str | os.PathLike[str], permissive: bool = False) -> tuple[
     return tuple(shape)
 
 
+def read_affine(path: str | os.PathLike[str], permissive: bool = False) -> np.ndarray:
+    """Affine of a tomogram with axes (Z, Y, X), Å, from its header alone.
+
+    Raises:
+        FileError: if the file is missing or cannot be read.
+        InputError: if it is not MRC.
+    """
+    header, _ = _peek(Path(path), permissive)
+    affine: np.ndarray = volume_meta((), voxel_size_zyx(header), _origin_zyx(header))[MetaKeys.AFFINE]
+    return affine
+
+
 def is_image_stack(path: str | os.PathLike[str], permissive: bool = False) -> bool:
     """Whether a header says that a file holds images one by one, as a tilt series does, and not a volume.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.inputs import load_beside
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.preview import central_crop
 from cryoshuffle.recorruption import filter_power, smooth_spectrum
@@ -525,6 +525,7 @@ def load_volume(
     folder: str | os.PathLike[str] | None = None,
     fill_nan: bool = False,
     mask: str | None = None,
+    beside: str | None = None,
 ) -> Tensor:
     """A tomogram from a file, (Z, Y, X), standardised.
 
@@ -535,42 +536,48 @@ def load_volume(
         folder: where a volume too large for memory is kept; None for memory.
         fill_nan: put the mean of the others where voxels are not finite.
         mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
+        beside: path of the tomogram that this is a half of (:func:`cryoshuffle.inputs.load_beside`); None for none.
 
     Raises:
         FileError: if the file is missing or cannot be read.
         InputError: if it is no tomogram, or has voxels that are not finite and are not filled.
     """
-    volume: Any = load_tomogram(path, permissive, folder, None if mask is not None else largest)
+    volume: Any = load_beside(path, beside, permissive, folder, None if mask is not None else largest)
     if mask is not None:
-        volume = volume[(slice(None), *mask_region(mask_weights(mask, folder), tuple(volume.shape[1:])))]
+        inside = mask_weights(mask, folder, beside or path)
+        volume = volume[(slice(None), *mask_region(inside, tuple(volume.shape[1:])))]
     volume = FillNotFinite(fill_nan)(volume if largest is None else central_crop(volume, largest))
     return StandardiseIntensity()(volume).as_tensor()[0]
 
 
-def load_mask(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
+def load_mask(path: str, folder: str | os.PathLike[str] | None = None, tomogram: str | None = None) -> Tensor:
     """A mask from a file, true inside, (Z, Y, X), as :func:`cryoshuffle.sampling.read_mask` has it.
 
     Args:
         path: of the file.
         folder: where a volume too large for memory is kept while it is read; None for memory.
+        tomogram: path of the tomogram that it is of; None for none.
 
     Raises:
         FileError, InputError: those of :func:`cryoshuffle.sampling.read_mask`.
     """
-    values, inside = read_mask(path, folder)
+    values, inside = read_mask(path, folder, tomogram)
     mask = torch.empty(values.shape, dtype=torch.bool)
     for part in scratch.sections(values.shape, 0):
         mask[part] = inside(values[part])
     return mask
 
 
-def load_halves(paths: Sequence[str], permissive: bool = False, mask: str | None = None) -> tuple[Tensor, Tensor]:
+def load_halves(
+    paths: Sequence[str], permissive: bool = False, mask: str | None = None, tomogram: str | None = None
+) -> tuple[Tensor, Tensor]:
     """The middle of even and odd half of a tomogram from files, each (Z, Y, X), standardised.
 
     Args:
         paths: of the two.
         permissive: also take MRC files whose header breaks the standard.
         mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
+        tomogram: path of the tomogram that they are of; None where there is none but the halves.
 
     Raises:
         FileError: if a file is missing or cannot be read.
@@ -578,7 +585,8 @@ def load_halves(paths: Sequence[str], permissive: bool = False, mask: str | None
     """
     if len(paths) != 2:
         raise InputError(f"halves are {len(paths)} files: name the even and the odd one")
-    even, odd = (load_volume(str(path), permissive, LARGEST, mask=mask) for path in paths)
+    beside = str(tomogram or paths[0])
+    even, odd = (load_volume(str(path), permissive, LARGEST, mask=mask, beside=beside) for path in paths)
     return even, odd
 
 
@@ -688,10 +696,10 @@ def resolve_blind(
         raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
     if halves is not None:
         volume = load_volume(str(tomograms[0]), permissive, LARGEST, folder, fill_nan, mask)
-        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask)))
+        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask, str(tomograms[0]))))
     elif empty is not None:
         volume = load_volume(str(tomograms[0]), permissive, folder=folder, fill_nan=fill_nan)
-        estimate = noise_from_empty(volume, load_mask(empty, folder))
+        estimate = noise_from_empty(volume, load_mask(empty, folder, str(tomograms[0])))
     else:
         estimates = []
         for path in tomograms:

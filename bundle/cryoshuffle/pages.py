@@ -24,7 +24,7 @@ from cryoshuffle.artefacts import DETAIL_BANDS, detail_slopes, painted_noise, se
 from cryoshuffle.checkpoints import fitted_blind
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.evaluation import HALF_THRESHOLD, evaluate, fsc_curves, halves_agreement, resolution, rows
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.inputs import load_beside, load_tomogram
 from cryoshuffle.outputs import write_json, write_text
 from cryoshuffle.preflight import tomogram_shape
 from cryoshuffle.preview import central_crop, picture_planes
@@ -293,7 +293,7 @@ def measure(
             numbers.update(_seams(after, window, strides, start))
     if halves is not None:
         try:
-            even, odd = (crop(load_tomogram(path, permissive, largest=_SIDE)) for path in halves)
+            even, odd = (crop(load_beside(path, noisy, permissive, largest=_SIDE)) for path in halves)
             numbers["halves"] = halves_agreement(even, odd, _voxel_size(numbers))
         except (FileError, InputError) as error:
             numbers["halves_not_measured"] = str(error)

@@ -91,6 +91,7 @@ def measure_refinement(
     permissive: bool = False,
     start: nn.Module | None = None,
     mask: str | None = None,
+    tomogram: str | None = None,
 ) -> Refinement:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -109,6 +110,7 @@ def measure_refinement(
         start: the trained network that the second stage begins with; a copy of it, settled on each volume, tells signal
             that the blind network could not. None for random weights.
         mask: path of the mask that the volume was cropped with, for the halves; None for the whole volume.
+        tomogram: path of the volume, which tells which way the axes of the halves run; None where they have its own.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -133,7 +135,8 @@ def measure_refinement(
         crops.append(before)
         told = None
         if halves is not None:
-            even, odd = on_one_scale(before, *(central_crop(h, _SIDE) for h in load_halves(halves, permissive, mask)))
+            both = load_halves(halves, permissive, mask, tomogram)
+            even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in both))
             told = smooth_spectrum(even - odd)
             if lattice.blind_set.shape != "plane" or before.numel() < ENOUGH:
                 spectra.append(told)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import InputError
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.inputs import file_of, load_beside
 from cryoshuffle.lattice import Triple
 from cryoshuffle.windows import Box, draw_box
 
@@ -78,7 +78,9 @@ def robust_weights(volume: Tensor) -> Tensor:
     return torch.where(living, weights, 0.0)
 
 
-def read_mask(path: str, folder: str | os.PathLike[str] | None = None) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def read_mask(
+    path: str, folder: str | os.PathLike[str] | None = None, tomogram: str | None = None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The values of a mask, and what tells which of them are inside.
 
     Of two values the one farther from 0 is inside, and of two on one side of it, as of IMOD's signed bytes, the larger
@@ -88,6 +90,7 @@ def read_mask(path: str, folder: str | os.PathLike[str] | None = None) -> tuple[
     Args:
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
+        tomogram: path of the tomogram that it is of (:func:`cryoshuffle.inputs.load_beside`); None for none.
 
     Returns:
         Values (Z, Y, X), and a function from some of them to booleans.
@@ -96,7 +99,7 @@ def read_mask(path: str, folder: str | os.PathLike[str] | None = None) -> tuple[
         FileError: if it is missing or cannot be read.
         InputError: if it is no volume, marks nothing, or has values of both signs that are no mask.
     """
-    values = load_tomogram(path, True, folder).as_tensor()[0]
+    values = load_beside(path, tomogram, True, folder).as_tensor()[0]
     low, high, whole, outside = math.inf, -math.inf, True, False
     for part in scratch.sections(values.shape, 0):
         section = values[part]
@@ -127,17 +130,18 @@ def read_mask(path: str, folder: str | os.PathLike[str] | None = None) -> tuple[
     return values, lambda part: part > high / 2
 
 
-def mask_weights(path: str, folder: str | os.PathLike[str] | None = None) -> Tensor:
+def mask_weights(path: str, folder: str | os.PathLike[str] | None = None, tomogram: str | None = None) -> Tensor:
     """The share of each block that is inside a mask, as :func:`read_mask` has it.
 
     Args:
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
+        tomogram: path of the tomogram that it is of; None for none.
 
     Raises:
         FileError, InputError: those of :func:`read_mask`.
     """
-    values, inside = read_mask(path, folder)
+    values, inside = read_mask(path, folder, tomogram)
     weights = torch.empty([-(-n // BLOCK) for n in values.shape])
     for row, start in enumerate(range(0, len(values), BLOCK)):
         weights[row] = _by_block(inside(values[start : start + BLOCK]).float())
@@ -242,7 +246,7 @@ class FitRegiond(MapTransform):
                     "windows avoid it"
                 )
             if self.mask is not None:
-                inside = mask_weights(self.mask, self.folder)
+                inside = mask_weights(self.mask, self.folder, file_of(image))
                 whole = tuple(-(-n // BLOCK) for n in plain.shape[1:])
                 if tuple(inside.shape) != whole:
                     raise InputError(f"{self.mask}: is not of the shape of the tomogram, give a mask of its voxels")

@@ -21,10 +21,11 @@ from monai.transforms import (
     RandomizableTransform,
     Transform,
 )
-from monai.utils import ImageMetaKey, TransformBackends, convert_to_tensor
+from monai.utils import TransformBackends, convert_to_tensor
 
 from cryoshuffle import scratch
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.inputs import file_of
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.sampling import BLOCK, draw_by_worth
 from cryoshuffle.windows import HeldOutSlab, draw_box, fit_window
@@ -34,8 +35,7 @@ logger = logging.getLogger("cryoshuffle")
 
 def _name(image: Any) -> str:
     """The file an image came from, for messages."""
-    meta = image.meta if isinstance(image, MetaTensor) else {}
-    return str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "the tomogram"))
+    return file_of(image) or "the tomogram"
 
 
 class FillNotFinite(Transform):
