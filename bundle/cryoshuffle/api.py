@@ -6,16 +6,19 @@ import os
 import random
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
+import mrcfile
+import nibabel
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from monai.utils import MetaKeys, get_seed, set_determinism
+from monai.utils import get_seed, set_determinism
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
@@ -23,8 +26,7 @@ from cryoshuffle.cli import build_parser
 from cryoshuffle.devices import limit_memory, no_autocast
 from cryoshuffle.errors import InputError, user_error
 from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
-from cryoshuffle.mrc import AXIS_CODES, volume_meta
-from cryoshuffle.outputs import image_writer
+from cryoshuffle.mrc import AXIS_CODES
 from cryoshuffle.runs import as_words, run_denoise
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
@@ -36,7 +38,6 @@ _TURN = Orientation(AXIS_CODES, labels=None)
 # Random numbers and their seeds are the process's: runs of several threads take turns.
 _ONE_RUN = threading.RLock()
 # Axes of an affine that differ from those of the grid by less are not turned: it may have been stored in 32 bits.
-_TURNED = 1e-5
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -126,7 +127,7 @@ def denoise(
         ``(1, Z, Y, X)``.
 
     Shape:
-        ``(Z, Y, X)`` or ``(1, Z, Y, X)``; the axes of a ``MetaTensor`` may be in any order that
+        ``(Z, Y, X)``, ``(1, Z, Y, X)`` or ``(Z, Y, X, 1)``; the axes of a ``MetaTensor`` may be in any order that
         its affine tells; the identity tells none. A rotation in the affine goes into the header of what is written as
         NIfTI; other formats have no place for one.
 
@@ -161,51 +162,51 @@ def denoise(
     return _like(tomogram, denoised)
 
 
-def _turned(volume: MetaTensor) -> MetaTensor:
-    """A volume that tells its axes as ``(1, Z, Y, X)``."""
-    image: Any = volume if volume.ndim == 4 else volume[None]
-    turned: Any = _TURN(image)
-    result: MetaTensor = turned
-    return result
-
-
-def _is_oblique(affine: Tensor) -> bool:
-    """Whether an affine of axes (Z, Y, X) turns them by less than a right angle, which MRC cannot say."""
-    linear = affine[:3, :3].flip(0)
-    aside = linear - torch.diag(linear.diagonal())
-    return bool(aside.abs().max() > _TURNED * linear.abs().max())
-
-
 def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
     """The path of a volume; what is in memory is written first."""
     if isinstance(volume, (str, os.PathLike)):
         return Path(volume)
-    array = _as_zyx(volume)
-    meta = volume_meta(array.shape, (voxel_size,) * 3, (0.0,) * 3)
     if tells_axes(volume):
-        turned = _turned(volume)
-        array, meta = _as_zyx(turned), {"affine": turned.affine.cpu().numpy()}
-        path = path.with_suffix(".nii") if _is_oblique(turned.affine) else path
-    writer = image_writer(path)()
-    # Without that MONAI's writer takes the first axis for a channel.
-    meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
-    writer.set_data_array(MetaTensor(torch.from_numpy(array), meta=meta), channel_dim=None)
-    writer.set_metadata(meta, resample=False)
-    writer.write(path)
+        # A NIfTI keeps which way the axes run, for what goes with it.
+        path = path.with_suffix(".nii")
+        nibabel.save(nibabel.Nifti1Image(_as_zyx(volume), volume.affine.cpu().numpy()), path)
+        return path
+    with warnings.catch_warnings(), mrcfile.new(path) as mrc:
+        # Of statistics with voxels that are no numbers; those are told by the run.
+        warnings.simplefilter("ignore")
+        mrc.set_data(_as_zyx(volume))
+        mrc.set_volume()
+        mrc.voxel_size = voxel_size
     return path
+
+
+def _sides(shape: Sequence[int]) -> Sequence[int]:
+    """The shape of a volume without its channel, first or last."""
+    if len(shape) == 4 and shape[0] == 1:
+        return shape[1:]
+    return shape[:-1] if len(shape) == 4 and shape[-1] == 1 else shape
 
 
 def _as_zyx(volume: Any) -> np.ndarray:
     """What was given as an array (Z, Y, X), float32."""
     refuse_masked(volume)
-    array = volume.detach().cpu().numpy() if isinstance(volume, Tensor) else np.asarray(volume)
+    if not hasattr(volume, "__array__"):
+        raise InputError(
+            f"a volume given as {type(volume).__name__} is not one: give a NumPy array, a tensor, or the path of a file"
+        )
+    if isinstance(volume, Tensor):
+        # NumPy has no bfloat16.
+        plain = volume.detach().as_subclass(Tensor).cpu()
+        array = (plain.float() if plain.is_floating_point() else plain).numpy()
+    else:
+        array = np.asarray(volume)
     if np.iscomplexobj(array) or array.dtype.kind not in "fiub":
         raise InputError(f"a volume of {array.dtype} is none of grey values, give real numbers")
-    shape = array.shape
-    if array.ndim == 4 and shape[0] == 1:
-        array = array[0]
+    shape, array = array.shape, array.reshape(_sides(array.shape))
     if array.ndim != 3:
-        raise InputError(f"an array of shape {shape} is not one volume, give (Z, Y, X) or (1, Z, Y, X)")
+        raise InputError(f"an array of shape {shape} is not one volume, give (Z, Y, X), (1, Z, Y, X) or (Z, Y, X, 1)")
+    if array.size == 0:
+        raise InputError(f"an array of shape {shape} has no voxels, give a volume that has")
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
@@ -215,10 +216,11 @@ def _like(given: Volume, denoised: MetaTensor) -> np.ndarray | Tensor | MetaTens
         return denoised
     plain = denoised.as_tensor()
     if tells_axes(given):
-        turned = _turned(given)
+        one = given.as_tensor().reshape(1, *_sides(given.shape))
+        turned: Any = _TURN(MetaTensor(one, meta=given.meta, applied_operations=given.applied_operations))
         made = MetaTensor(plain.to(given.device), meta=turned.meta, applied_operations=turned.applied_operations)
         back: Any = _TURN.inverse(made)
-        result: MetaTensor = back if given.ndim == 4 else back[0]
+        result: MetaTensor = back.reshape(given.shape)
         return result
     if isinstance(given, Tensor):
         same = plain.reshape(given.shape).to(given.device)

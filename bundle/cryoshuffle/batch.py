@@ -33,6 +33,9 @@ RECORD_NAME = "batch.json"
 # How long a run waits for the one before it, whose worker was killed, to let go of its folder.
 _LET_GO_S = 120.0
 _BUSY = "another run"
+# What Slurm is told in the words of a YAML file, and what is a list even if it is one thing.
+_AS_WRITTEN = ("walltime", "account", "project", "queue", "job_name", "memory", "job_mem", "interface")
+_LISTED = ("job_extra_directives", "job_directives_skip", "job_script_prologue", "worker_extra_args")
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,8 @@ def _slurm_cluster(path: str) -> tuple[Any, int]:
     import yaml
 
     try:
-        asked = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        asked, written = yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FileError(f"{path}: cannot be read as YAML, check it") from error
     if not isinstance(asked, dict) or not isinstance(asked.get("jobs"), int) or asked["jobs"] < 1:
@@ -213,12 +217,18 @@ def _slurm_cluster(path: str) -> tuple[Any, int]:
     except ImportError as error:
         raise InputError('Slurm is asked by dask-jobqueue: pip install "cryoshuffle[cluster]"') from error
     jobs = asked.pop("jobs")
+    # YAML takes 12:00:00 for 43200, which are minutes for Slurm, and account 0123 for 83.
+    asked.update({name: written[name] for name in _AS_WRITTEN if asked.get(name) is not None})
+    asked.update({name: [asked[name]] for name in _LISTED if isinstance(asked.get(name), str)})
+    if str(asked.get("memory", "GB")).isdigit():
+        raise InputError(f"{path}: memory is {asked['memory']} without a unit, write {asked['memory']}GB, say")
     try:
         # A run is a process of its own, so one at a time in each job; another batch may have the usual port.
         usual = {"cores": 1, "scheduler_options": {"dashboard_address": ":0"}}
         return SLURMCluster(**{**usual, **asked, "processes": 1, "worker_extra_args": ["--nthreads", "1"]}), jobs
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {error}, see the documentation of dask_jobqueue.SLURMCluster") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".,: ")
+        raise InputError(f"{path}: {reason}, see the documentation of dask_jobqueue.SLURMCluster") from error
 
 
 def job_script(path: str) -> str:

@@ -110,20 +110,29 @@ def _paths(source: str) -> list[str]:
         named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         return [str(path.parent / line) for line in named]
     if path.is_dir() and not is_zarr_name(path):
-        return sorted(_volumes(path))
+        try:
+            return sorted(_volumes(path, set()))
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read as a folder ({error.strerror or error}), check it") from error
     if any(sign in source for sign in "*?[") and not path.exists():
         return sorted(glob.glob(source, recursive=True))
     return [source]
 
 
-def _volumes(folder: Path) -> Iterator[str]:
-    """OME-Zarr and MRC volumes in a folder and below; what a Zarr or a run's folder holds is not looked into."""
-    for path in folder.iterdir():
+def _volumes(folder: Path, seen: set[Path]) -> Iterator[str]:
+    """OME-Zarr and MRC volumes in a folder and below; what a Zarr or a run's folder holds is not looked into.
+
+    Folders in ``seen`` are left out: links may lead back to one. A folder is taken by its own name before a link to it.
+    """
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    for path in sorted(folder.iterdir(), key=lambda one: (one.is_symlink(), one.name)):
         if is_zarr_name(path):
             yield str(path)
         elif path.is_dir():
             if not path.name.endswith("_run"):
-                yield from _volumes(path)
+                yield from _volumes(path, seen)
         elif _suffix(path.name) and not path.name.startswith("."):
             yield str(path)
 

@@ -61,6 +61,18 @@ def is_mrc_name(path: str | os.PathLike[str]) -> bool:
     return str(path).lower().endswith(SUFFIXES)
 
 
+def refuse_no_file(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that leads to no file.
+
+    Raises:
+        FileError: if it is a folder, or nothing is there.
+    """
+    if Path(path).is_dir():
+        raise FileError(f"{path}: is a folder, name the file of one volume in it; a series of images makes no tomogram")
+    if not Path(path).is_file():
+        raise FileError(f"{path}: there is no such file, check the path")
+
+
 def open_mrc(
     path: str | os.PathLike[str], permissive: bool = False, folder: str | os.PathLike[str] | None = None
 ) -> MrcObject:
@@ -153,8 +165,7 @@ def is_image_stack(path: str | os.PathLike[str], permissive: bool = False) -> bo
 
 def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
     """The header of a file, alone, and the bytes of its extended header."""
-    if not path.is_file():
-        raise FileError(f"{path}: there is no such file, check the path")
+    refuse_no_file(path)
     if not is_mrc_name(path):
         raise InputError(f"{path}: not an MRC file by its name, expected one of {', '.join(SUFFIXES)}")
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)

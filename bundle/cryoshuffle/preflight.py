@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from numpy.linalg import LinAlgError
 from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
-from cryoshuffle.mrc import is_image_stack, is_mrc_name, read_shape
+from cryoshuffle.mrc import is_image_stack, is_mrc_name, read_shape, refuse_no_file
 from cryoshuffle.omezarr import SUFFIXES as ZARR_SUFFIXES
 from cryoshuffle.omezarr import is_zarr_name, open_zarr
 from cryoshuffle.outputs import image_suffix, is_ours
@@ -36,6 +39,8 @@ _STEPS = 4.0
 def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Triple:
     """The shape of a tomogram on disk, (Z, Y, X), after everything its header can tell is checked.
 
+    A compressed NIfTI is unpacked once, for its checksum.
+
     Raises:
         FileError: if the file is missing or cannot be read.
         InputError: if it is not one real volume in MRC, OME-Zarr or NIfTI.
@@ -43,8 +48,7 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
     path = Path(path)
     if is_zarr_name(path):
         return open_zarr(path, look=False).shape
-    if not path.is_file():
-        raise FileError(f"{path}: there is no such file, check the path")
+    refuse_no_file(path)
     image_suffix(path)
     shape: Sequence[int]
     if is_mrc_name(path):
@@ -56,12 +60,41 @@ def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Tr
             if len(shape) == 3:  # the affine says which axis of the file runs along z, y and x
                 along = nibabel.io_orientation(image.affine)[:, 0]
                 shape = [n for _, n in sorted(zip(along, image.shape, strict=True), reverse=True)]
-        except (ImageFileError, OSError, LinAlgError) as error:
+        except (ImageFileError, OSError, EOFError, zlib.error, ValueError, LinAlgError) as error:
             raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
         if len(shape) != 3:
             raise InputError(f"{path}: has {len(shape)} dimensions {shape}, a tomogram needs three")
+        _refuse_cut_nifti(path, image)
     z, y, x = (int(n) for n in shape)
     return z, y, x
+
+
+def _refuse_cut_nifti(path: Path, image: Any) -> None:
+    """Refuse a NIfTI that is shorter than its header says, or whose compression says that it is damaged."""
+    if path.suffix.lower() == ".gz":
+        found = path.stat()
+        _refuse_damaged(str(path), found.st_size, found.st_mtime_ns)
+        return
+    stored = image.dataobj
+    size = int(stored.offset) + math.prod(stored.shape) * stored.dtype.itemsize
+    if path.stat().st_size < size:
+        raise InputError(
+            f"{path}: is cut short (its header says {size} bytes, there are {path.stat().st_size}), copy it again"
+        )
+
+
+@lru_cache(maxsize=64)
+def _refuse_damaged(path: str, size: int, changed_ns: int) -> None:
+    """Refuse a compressed file that is cut short or has other bytes than were packed; each state is looked at once.
+
+    nibabel stops at the last voxel, before the checksum.
+    """
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(2**22):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: is cut short or damaged ({str(error).rstrip('.')}), copy it again") from error
 
 
 def check_inputs(

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 from phantoms import write_mrc
 
+import cryoshuffle
+from cryoshuffle import api
+from cryoshuffle.batch import job_script
 from cryoshuffle.cli import main
+from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.evaluation import evaluate_files
 from cryoshuffle.inputs import load_beside, load_tomogram
-from cryoshuffle.mrc import read_affine
+from cryoshuffle.lists import read_list
+from cryoshuffle.mrc import MrcWriter, read_affine, refuse_no_file
 from cryoshuffle.noise import load_halves, load_mask
+from cryoshuffle.outputs import is_ours
 from cryoshuffle.sampling import FitRegiond, mask_weights
 
 SHAPE = (16, 21, 24)
@@ -121,3 +131,162 @@ def test_the_noise_in_an_empty_region_is_that_of_the_region(tmp_path, capsys):
 def test_the_affine_of_an_mrc_is_told_by_its_header(tmp_path, raw):
     """As the reader has it."""
     assert np.array_equal(read_affine(raw), np.asarray(load_tomogram(raw, axcodes=None).affine))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("name", "harm", "words"), [
+    ("cut.nii", cut, "is cut short"), ("cut.nii.gz", cut, "is cut short or damaged"),
+    ("bit.nii.gz", flip_a_bit, "is cut short or damaged"),
+])  # fmt: skip
+def test_a_damaged_nifti_is_refused_in_one_sentence(tmp_path, raw, capsys, name, harm, words):
+    """As tomogram, as mask and as half; a whole one is not (control)."""
+    path = Path(itk_nifti(tmp_path / name, VOLUME))
+    assert load_tomogram(path).shape[1:] == SHAPE
+    harm(path)
+    for arguments in (
+        ["noise", str(path)],
+        ["noise", raw, "--empty", str(path)],
+        ["noise", "--even", raw, "--odd", str(path)],
+    ):
+        assert main([*arguments, "--report", str(tmp_path)]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"cryoshuffle: {path}: {words}")
+        assert said.endswith("copy it again")
+
+
+@pytest.mark.parametrize("name", ["dicom", "x.mrc", "x.nii.gz"])
+def test_a_folder_is_told_to_be_one(tmp_path, capsys, name):
+    """Whatever its name is like."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(FileError, match="is a folder"):
+        refuse_no_file(tmp_path / name)
+    for words in (["noise"], ["denoise"]):
+        arguments = [*words, str(tmp_path / name), *([str(tmp_path / "out.mrc")] if words == ["denoise"] else [])]
+        assert main(arguments) == 2
+        assert f"{name}: is a folder" in capsys.readouterr().err
+
+
+def test_links_that_lead_back_are_followed_once(tmp_path):
+    """A link to the folder itself, to one above, to one beside and to nothing."""
+    session = tmp_path / "session"
+    (session / "b").mkdir(parents=True)
+    for name in ("a.mrc", "b/c.mrc"):
+        write_mrc(session / name, VOLUME)
+    for link, target in (("again", session), ("b/up", tmp_path), ("0", session / "b"), ("self", session / "self")):
+        os.symlink(target, session / link)
+    items = read_list([str(session)], tmp_path / "out")
+    assert [item.tomogram for item in items] == [str(session / "a.mrc"), str(session / "b" / "c.mrc")]
+
+
+def slurm(path, *lines):
+    path.write_text("\n".join(["jobs: 2", "cores: 2", *lines]))
+    return str(path)
+
+
+def test_slurm_is_told_what_the_file_says(tmp_path):
+    """Not what YAML makes of it: a time of day is no number of seconds, and a leading 0 no octal."""
+    pytest.importorskip("dask_jobqueue")
+    lines = ("memory: 4GB", "walltime: 12:00:00", "account: 0123", "queue: 1e5", "job_extra_directives: --gres=gpu:1")
+    script = job_script(slurm(tmp_path / "slurm.yaml", *lines))
+    for line in ("-t 12:00:00", "-A 0123", "-p 1e5", "--gres=gpu:1"):
+        assert f"#SBATCH {line}\n" in script
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("interface: ib0", "ib0' is not a valid network interface"), ("memory: 4", "write 4GB")]
+)
+def test_slurm_settings_that_cannot_be_are_one_sentence(tmp_path, line, words):
+    """The file and the value are named."""
+    pytest.importorskip("dask_jobqueue")
+    path = slurm(tmp_path / "slurm.yaml", *{"memory: 4GB", line} if "memory" not in line else [line])
+    with pytest.raises(InputError, match=words) as caught:
+        job_script(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The Python interface with a run that copies the tomogram; what the run was given, in turn."""
+    given = []
+
+    def run(options):
+        given.append({name: value and load_tomogram(value) for name, value in vars(options).items() if name in files})
+        writer = MrcWriter()
+        writer.set_data_array(given[-1]["input"])
+        writer.set_metadata(given[-1]["input"].meta)
+        writer.write(options.output)
+
+    files = {"input", "mask", "even", "odd", "empty"}
+    monkeypatch.setattr(api, "run_denoise", run)
+    return given
+
+
+@pytest.mark.parametrize(("volume", "words"), [
+    (VOLUME.tolist(), "give a NumPy array"), (None, "give a NumPy array"), (3.0, "give a NumPy array"),
+    (np.zeros((0, 4, 4)), "has no voxels"), (torch.zeros(4, 4, 0), "has no voxels"),
+    (np.zeros((2, 4, 4, 3)), "is not one volume"),
+])  # fmt: skip
+def test_what_is_no_array_of_a_volume_is_told_before_the_fit(copies, volume, words):
+    """As tomogram, and as mask."""
+    with pytest.raises(InputError, match=words):
+        cryoshuffle.denoise(volume)
+    if volume is not None:
+        with pytest.raises(InputError, match=words):
+            cryoshuffle.denoise(VOLUME, mask=volume)
+    assert not copies
+
+
+def test_tensors_of_any_kind_of_number_are_taken(copies):
+    """Also of 16 bits, and ones that want a gradient."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.int16):
+        given = torch.from_numpy(VOLUME * 50).to(dtype)
+        found = cryoshuffle.denoise(given)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, given.float())
+    assert torch.equal(cryoshuffle.denoise(torch.from_numpy(VOLUME).requires_grad_()), torch.from_numpy(VOLUME))
+
+
+def test_a_channel_may_be_first_or_last(copies):
+    """The result is of the same shape; of an image that tells its axes too."""
+    for shape in ((1, *SHAPE), (*SHAPE, 1)):
+        assert np.array_equal(cryoshuffle.denoise(VOLUME.reshape(shape)), VOLUME.reshape(shape))
+        assert np.array_equal(copies[-1]["input"].numpy()[0], VOLUME)
+    turned = np.ascontiguousarray(VOLUME.T)
+    for shape in (turned.shape, (1, *turned.shape), (*turned.shape, 1)):
+        image = MetaTensor(torch.from_numpy(turned.reshape(shape)), affine=torch.diag(torch.tensor([8.0, 8, 8, 1])))
+        found = cryoshuffle.denoise(image)
+        assert np.array_equal(found.numpy(), turned.reshape(shape))
+        assert torch.equal(found.affine, image.affine)
+        assert np.array_equal(copies[-1]["input"].numpy()[0], VOLUME)
+
+
+def test_a_volume_in_memory_is_none_of_ours(copies, monkeypatch):
+    """So the run does not say that it was denoised before."""
+    seen = []
+    monkeypatch.setattr(api, "run_denoise", lambda options: seen.append(is_ours(options.input)) or 1 / 0)
+    for volume in (VOLUME, MetaTensor(torch.from_numpy(VOLUME)[None], affine=torch.diag(torch.tensor([8.0, 8, 8, 1])))):
+        with pytest.raises(ZeroDivisionError):
+            cryoshuffle.denoise(volume)
+    assert seen == [False, False]
+
+
+def test_an_image_as_mask_keeps_which_way_its_axes_run(copies, tmp_path, monkeypatch):
+    """It was read from what ITK made of the tomogram: beside the tomogram it is not mirrored."""
+    found = []
+    monkeypatch.setattr(
+        api, "run_denoise", lambda options: found.append(load_mask(options.mask, tomogram=options.input)) or 1 / 0
+    )
+    mask = load_tomogram(itk_nifti(tmp_path / "mask.nii", MASK), axcodes=None)
+    with pytest.warns(UserWarning, match="index by index"), pytest.raises(ZeroDivisionError):
+        cryoshuffle.denoise(VOLUME, mask=mask)
+    assert np.array_equal(found[0].numpy(), MASK)
