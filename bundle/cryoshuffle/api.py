@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 import threading
 import warnings
@@ -24,7 +25,7 @@ from typing_extensions import TypedDict, Unpack
 
 from cryoshuffle.cli import build_parser
 from cryoshuffle.devices import limit_memory, no_autocast
-from cryoshuffle.errors import InputError, user_error
+from cryoshuffle.errors import InputError, UsageError, UserError, user_error
 from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
 from cryoshuffle.mrc import AXIS_CODES
 from cryoshuffle.runs import as_words, run_denoise
@@ -33,11 +34,19 @@ Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Volume: TypeAlias = "np.ndarray | Tensor | MetaTensor | str | os.PathLike[str]"
 _VOLUMES = ("even", "odd", "empty", "mask")
+# What the files of a run's own folder are in words; what argparse says around a mistake; and an option.
+_IN_MEMORY = {
+    "tomogram": "the array",
+    **{name: f"the array {name}" for name in _VOLUMES},
+    "denoised": "the result",
+    "run": "the folder of the run",
+}
+_OF_PARSER = re.compile(r"^cryoshuffle denoise: (argument )?|; see cryoshuffle denoise --help$")
+_OPTION = re.compile(r"--([a-z][a-z-]*)( \w+)?")
 # MONAI undoes a turn by the object that did it.
 _TURN = Orientation(AXIS_CODES, labels=None)
 # Random numbers and their seeds are the process's: runs of several threads take turns.
 _ONE_RUN = threading.RLock()
-# Axes of an affine that differ from those of the grid by less are not turned: it may have been stored in 32 bits.
 
 
 class DenoiseOptions(TypedDict, total=False):
@@ -135,8 +144,8 @@ def denoise(
         grey values in, the same grey values out; voxel size in Å.
 
     Raises:
-        UserError: for what the command line ends with exit code 2 for; the same sentence. For a masked array too, if it
-            hides voxels.
+        UserError: for what the command line ends with exit code 2 for; the same sentence, with keywords for options. For a
+            masked array too, if it hides voxels.
 
     Example:
         >>> import cryoshuffle
@@ -147,6 +156,11 @@ def denoise(
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
         named: dict[str, Any] = {"quiet": True, **options}
+        unknown = sorted(set(options) - set(DenoiseOptions.__annotations__))
+        if unknown:
+            raise UsageError(
+                f"{unknown[0]}: cryoshuffle.denoise has no such option, see help(cryoshuffle.api.DenoiseOptions)"
+            )
         for name in _VOLUMES:
             if named.get(name) is not None:
                 named[name] = _on_disk(named[name], folder / f"{name}.mrc", voxel_size_angstrom)
@@ -157,9 +171,36 @@ def denoise(
             mistake = user_error(error)
             if mistake is None:
                 raise
-            raise mistake from error
+            raise _in_python(mistake, folder) from error
         denoised = load_tomogram(result)
     return _like(tomogram, denoised)
+
+
+def _in_python(mistake: UserError, folder: Path) -> UserError:
+    """A sentence of the command line in the words of Python: keywords for options, no files that only the run had.
+
+    Args:
+        mistake: what was raised.
+        folder: that the volumes in memory were written to.
+    """
+    text = _OF_PARSER.sub("", str(mistake))
+    for name, words in _IN_MEMORY.items():
+        text = re.sub(rf"{re.escape(str(folder / name))}(\.\w+)?", words, text)
+    text = re.sub(rf"{re.escape(str(folder))}\S*", "the temporary folder", text)
+    return type(mistake)(_OPTION.sub(_as_keyword, text))
+
+
+def _as_keyword(option: re.Match[str]) -> str:
+    """An option of the command line as Python has it, its value perhaps; one that Python has not is left."""
+    name, word = option[1].replace("-", "_"), option[2] or ""
+    if name == "no_refine":
+        return f"refine=False{word}"
+    if name not in DenoiseOptions.__annotations__:
+        return option[0]
+    kind, value = str(DenoiseOptions.__annotations__[name]), word.strip()
+    if "bool" in kind:
+        return f"{name}=True{word}"
+    return f'{name}="{value}"' if f"'{value}'" in kind.replace('"', "'") or option[0] == "--device cpu" else name + word
 
 
 def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:

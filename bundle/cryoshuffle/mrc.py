@@ -235,7 +235,17 @@ def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
         return f"{path}: is cut short ({reason}), copy it again"
     if permissive:
         return f"{path}: is not an MRC file, even when read permissively ({reason})"
-    return f"{path}: is not a valid MRC file ({reason}), if it is an old one add --permissive"
+    way_out = "if it is an old one add --permissive" if _is_read_permissively(path) else "check what it is"
+    return f"{path}: is not a valid MRC file ({reason}), {way_out}"
+
+
+def _is_read_permissively(path: Path) -> bool:
+    """Whether a file that breaks the standard is a volume all the same, as far as its header tells."""
+    try:
+        read_shape(path, permissive=True)
+    except (FileError, InputError):
+        return False
+    return True
 
 
 def _refuse_other_than_volume(path: Path, data: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import cryoshuffle
 from cryoshuffle import api
 from cryoshuffle.batch import job_script
 from cryoshuffle.cli import main
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, InputError, SettingError, UserError
 from cryoshuffle.evaluation import evaluate_files
 from cryoshuffle.inputs import load_beside, load_tomogram
 from cryoshuffle.lists import read_list
@@ -290,3 +290,83 @@ def test_an_image_as_mask_keeps_which_way_its_axes_run(copies, tmp_path, monkeyp
     with pytest.warns(UserWarning, match="index by index"), pytest.raises(ZeroDivisionError):
         cryoshuffle.denoise(VOLUME, mask=mask)
     assert np.array_equal(found[0].numpy(), MASK)
+
+
+def old_header(path):
+    """Without the MAP stamp, as before MRC2014."""
+    with path.open("r+b") as file:
+        file.seek(208)
+        file.write(b"\0\0\0\0")
+
+
+def other_file(path):
+    path.write_bytes(b"no MRC at all " * 1000)
+
+
+def unknown_mode(path):
+    with path.open("r+b") as file:
+        file.seek(12)
+        file.write((99).to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize(
+    ("harm", "helps"), [(old_header, True), (other_file, False), (unknown_mode, False), (cut, False)]
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_permissive_is_advised_where_it_helps(tmp_path, harm, helps):
+    """Where it is, the file can be read with it; where it is not, it cannot."""
+    path = write_mrc(tmp_path / "in.mrc", VOLUME)
+    harm(path)
+    with pytest.raises(InputError) as caught:
+        load_tomogram(path)
+    assert ("add --permissive" in str(caught.value)) == helps
+    if helps:
+        assert np.array_equal(load_tomogram(path, permissive=True).numpy()[0], VOLUME)
+    else:
+        with pytest.raises(InputError):
+            load_tomogram(path, permissive=True)
+
+
+@pytest.mark.parametrize(("said", "expected"), [
+    ("{input}: 3 voxels are NaN: add --fill-nan to", "the array: 3 voxels are NaN: add fill_nan=True to"),
+    ("{mask}: is of (2, 2) voxels, {input} is not", "the array mask: is of (2, 2) voxels, the array is not"),
+    ("{output}: needs 3 MiB in {folder} and", "the result: needs 3 MiB in the temporary folder and"),
+    ("{folder}/run: add --resume or --overwrite", "the folder of the run: add resume=True or overwrite=True"),
+    ("too little noise: add --no-refine", "too little noise: add refine=False"),
+    ("no cuda: use --device cpu or a --window", 'no cuda: use device="cpu" or a window'),
+    ("give --tilt-axis, or bin", "give tilt_axis, or bin"), ("--blind voxel measures", 'blind="voxel" measures'),
+    ("name both with --even and --odd", "name both with even and odd"), ("see --checkpoint", "see --checkpoint"),
+    ("in.mrc: is missing", "in.mrc: is missing"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [InputError, FileError, SettingError])
+def test_sentences_are_in_the_words_of_python(monkeypatch, said, expected, kind):
+    """Keywords for options, and no file that only the run had."""
+
+    def run(options):
+        names = {name: value for name, value in vars(options).items() if name in {"input", "mask", "output"}}
+        raise kind(said.format(folder=Path(options.output).parent, **names))
+
+    monkeypatch.setattr(api, "run_denoise", run)
+    with pytest.raises(kind) as caught:
+        cryoshuffle.denoise(VOLUME, mask=MASK)
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"effort": "quick"}, "effort: invalid choice: 'quick'"), ({"speed": 3}, "speed: cryoshuffle.denoise has no such"),
+    ({"even": VOLUME}, "name both with even and odd"),
+    ({"warm_start": "a.pt", "refine": False}, "warm_start is for the second network, and refine=False leaves it out"),
+])  # fmt: skip
+def test_options_that_cannot_be_are_named_as_keywords(options, words):
+    """By the run itself; nothing of the parser's own is left."""
+    with pytest.raises(UserError, match=words) as caught:
+        cryoshuffle.denoise(VOLUME, **options)
+    assert "--" not in str(caught.value)
+
+
+def test_an_array_with_voxels_that_are_no_numbers_is_told_in_the_words_of_python():
+    """By the run itself."""
+    volume = VOLUME.copy()
+    volume[3, 4, 5] = np.nan
+    with pytest.raises(InputError, match=r"^the array: 1 voxels are NaN or Inf.*\(3, 4, 5\): add fill_nan=True"):
+        cryoshuffle.denoise(volume, effort="fast")
