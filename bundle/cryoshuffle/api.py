@@ -144,8 +144,8 @@ def denoise(
         grey values in, the same grey values out; voxel size in Å.
 
     Raises:
-        UserError: for what the command line ends with exit code 2 for; the same sentence, with keywords for options. For a
-            masked array too, if it hides voxels.
+        UserError: for what the command line ends with exit code 2 for; the same sentence, with keywords for options;
+            and for a masked array that hides voxels.
 
     Example:
         >>> import cryoshuffle

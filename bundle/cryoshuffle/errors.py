@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
+from types import TracebackType
 from typing import Any
 
 
@@ -81,3 +83,23 @@ def user_error(error: BaseException | None) -> UserError | None:
             if kind is not None:
                 return kind(sentence)
     return None
+
+
+def tell_last() -> None:
+    """Say a user's mistake below the traceback, where MONAI's own command line is the program.
+
+    MONAI shows where its parser stood; the sentence is far above. Nothing is changed in any other program, which has
+    its own way to show errors.
+    """
+    program = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if program is None or program.name != "monai.bundle.__main__":
+        return
+    before = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        before(kind, error, traceback)
+        mistake = user_error(error)
+        if mistake is not None:
+            print(f"cryoshuffle: {mistake}", file=sys.stderr)
+
+    sys.excepthook = show

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -11,12 +13,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from phantoms import write_mrc
+from sizes import suite_configs
 
 import cryoshuffle
 from cryoshuffle import api
 from cryoshuffle.batch import job_script
 from cryoshuffle.cli import main
-from cryoshuffle.errors import FileError, InputError, SettingError, UserError
+from cryoshuffle.errors import FileError, InputError, SettingError, UserError, tell_last
 from cryoshuffle.evaluation import evaluate_files
 from cryoshuffle.inputs import load_beside, load_tomogram
 from cryoshuffle.lists import read_list
@@ -370,3 +373,22 @@ def test_an_array_with_voxels_that_are_no_numbers_is_told_in_the_words_of_python
     volume[3, 4, 5] = np.nan
     with pytest.raises(InputError, match=r"^the array: 1 voxels are NaN or Inf.*\(3, 4, 5\): add fill_nan=True"):
         cryoshuffle.denoise(volume, effort="fast")
+
+
+def test_the_last_line_of_monai_s_command_line_is_the_sentence(tmp_path):
+    """Below MONAI's traceback, which stays."""
+    words = ["--config_file", str(suite_configs() / "train.json"), "--tomogram", "gone.mrc", "--blind", "voxel"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", *words, "--output_dir", "run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert "Traceback" in ran.stderr
+    assert ran.stderr.splitlines()[-1] == "cryoshuffle: gone.mrc: there is no such file, check the path"
+
+
+def test_other_programs_keep_their_own_way_to_show_errors():
+    """This one, for instance."""
+    before = sys.excepthook
+    tell_last()
+    assert sys.excepthook is before
