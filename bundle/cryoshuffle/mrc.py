@@ -129,6 +129,7 @@ def read_shape(path: str | os.PathLike[str], permissive: bool = False) -> tuple[
     if path.suffix.lower() not in _COMPRESSIONS:
         with open_mrc(path, permissive) as mrc:
             return tuple(mrc.data.shape)
+    _unpacked_size(path, permissive)
     header, _ = _peek(path, permissive)
     shape = data_shape_from_header(header)
     _refuse_other_than_volume(path, np.broadcast_to(np.zeros((), dtype_from_mode(header.mode)), shape))

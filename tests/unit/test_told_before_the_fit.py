@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from cryoshuffle.errors import FileError, InputError, SettingError, UserError, t
 from cryoshuffle.evaluation import evaluate_files
 from cryoshuffle.inputs import load_beside, load_tomogram
 from cryoshuffle.lists import read_list
-from cryoshuffle.mrc import MrcWriter, read_affine, refuse_no_file
+from cryoshuffle.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
 from cryoshuffle.noise import load_halves, load_mask
 from cryoshuffle.outputs import is_ours
 from cryoshuffle.sampling import FitRegiond, mask_weights
@@ -392,3 +393,14 @@ def test_other_programs_keep_their_own_way_to_show_errors():
     before = sys.excepthook
     tell_last()
     assert sys.excepthook is before
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, -5), (0, 0), (12, 99)])
+@pytest.mark.parametrize("permissive", [False, True])
+def test_a_packed_file_whose_header_cannot_be_is_refused_without_unpacking_it(tmp_path, place, value, permissive):
+    """A side below 1, a mode that there is not."""
+    content = bytearray(write_mrc(tmp_path / "in.mrc", VOLUME).read_bytes())
+    content[place : place + 4] = value.to_bytes(4, "little", signed=True)
+    (tmp_path / "in.mrc.gz").write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(InputError, match=r"in\.mrc\.gz: is not"):
+        read_shape(tmp_path / "in.mrc.gz", permissive)
