@@ -210,7 +210,9 @@ def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
     if tells_axes(volume):
         # A NIfTI keeps which way the axes run, for what goes with it.
         path = path.with_suffix(".nii")
-        nibabel.save(nibabel.Nifti1Image(_as_zyx(volume), volume.affine.cpu().numpy()), path)
+        image = nibabel.Nifti1Image(_as_zyx(volume), volume.affine.cpu().numpy())
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, path)
         return path
     with warnings.catch_warnings(), mrcfile.new(path) as mrc:
         # Of statistics with voxels that are no numbers; those are told by the run.

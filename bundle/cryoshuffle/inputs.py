@@ -21,6 +21,7 @@ from mrcfile.mrcobject import MrcObject
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.mrc import AXIS_CODES, MrcReader, is_mrc_name, read_affine, volume_meta
+from cryoshuffle.nifti import in_unit, length_unit
 from cryoshuffle.omezarr import OmeZarrReader, ZarrVolume, is_zarr_name, open_zarr
 from cryoshuffle.preflight import tomogram_shape
 
@@ -30,6 +31,8 @@ _SAME_PLACE = 0.5
 
 class TomogramReader(ImageReader):
     """The reader for a file name: the package's own for MRC and OME-Zarr, MONAI's for NIfTI.
+
+    The affine is in Å; what a NIfTI says of its unit is in :mod:`cryoshuffle.nifti`.
 
     Args:
         permissive: also take MRC files whose header breaks the standard.
@@ -64,8 +67,12 @@ class TomogramReader(ImageReader):
         first = img[0] if isinstance(img, (list, tuple)) else img
         if isinstance(first, MrcObject):
             return self._mrc.get_data(img)
-        array, meta = (self._zarr if isinstance(first, ZarrVolume) else self._nifti).get_data(img)
-        return array, meta
+        if isinstance(first, ZarrVolume):
+            return self._zarr.get_data(img)
+        array, meta = self._nifti.get_data(img)
+        unit, factor = length_unit(first)
+        meta.update({key: in_unit(meta[key], factor) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)})
+        return array, {**meta, "nifti_unit": unit, "nifti_unit_angstrom": factor}
 
 
 def tells_axes(volume: object) -> TypeGuard[MetaTensor]:
@@ -191,7 +198,7 @@ def _placed(path: str | os.PathLike[str], permissive: bool) -> tuple[np.ndarray,
         affine = volume_meta(volume.shape, volume.voxel_size_zyx, volume.origin_zyx)[MetaKeys.AFFINE]
     else:
         stored: Any = nibabel.load(Path(path))
-        affine, shape = stored.affine, stored.shape
+        affine, shape = in_unit(stored.affine, length_unit(stored)[1]), stored.shape
     turns = nibabel.io_orientation(affine)
     backwards = [bool(turns[turns[:, 0] == axis, 1] < 0) for axis in (2, 1, 0)]
     return affine @ nibabel.orientations.inv_ornt_aff(turns, shape), backwards

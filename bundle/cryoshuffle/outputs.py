@@ -9,10 +9,11 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel
 from monai.data import ImageWriter, NibabelWriter
 from monai.data.folder_layout import FolderLayoutBase
 
@@ -21,6 +22,7 @@ from cryoshuffle import omezarr, scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.mrc import SUFFIXES as MRC_SUFFIXES
 from cryoshuffle.mrc import MrcWriter, is_mrc_name
+from cryoshuffle.nifti import in_unit
 
 # Checksums this process has taken, by the state that the files were in.
 _known: dict[str, str] = {}
@@ -65,7 +67,21 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 
 
 class WholeNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer; the file appears under its name only when it is complete, with our label in its header."""
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete, with our label in its header.
+
+    A volume that came from a NIfTI keeps the unit of length it had there. The Å of any other are written as
+    millimetres, number by number (:mod:`cryoshuffle.nifti`).
+    """
+
+    unit, unit_angstrom = "mm", 1.0
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """Take the metadata."""
+        super().set_metadata(meta_dict, resample, **options)
+        meta = meta_dict or {}
+        self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))
+        if self.affine is not None:
+            self.affine = in_unit(self.affine, 1 / self.unit_angstrom)
 
     @classmethod
     def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
@@ -76,11 +92,13 @@ class WholeNiftiWriter(NibabelWriter):
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
         """Write under a temporary name and move into place."""
+        header = nibabel.Nifti1Header()
+        header.set_xyzt_units(self.unit)
         path = scratch.real_path(filename)
         # nibabel tells the kind of a file by the end of its name.
         partial = scratch.partial_path(path, ending=f".{path.name}")
         with scratch.written_whole(path, partial):
-            super().write(partial, verbose=verbose, **obj_kwargs)
+            super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})
             os.replace(partial, path)
 
 

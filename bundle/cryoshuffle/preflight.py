@@ -22,6 +22,7 @@ from cryoshuffle import scratch
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import Triple
 from cryoshuffle.mrc import is_image_stack, is_mrc_name, read_shape, refuse_no_file
+from cryoshuffle.nifti import UNKNOWN, length_unit
 from cryoshuffle.omezarr import SUFFIXES as ZARR_SUFFIXES
 from cryoshuffle.omezarr import is_zarr_name, open_zarr
 from cryoshuffle.outputs import image_suffix, is_ours
@@ -123,6 +124,7 @@ def check_inputs(
             )
         try:
             shape: Sequence[int] = tomogram_shape(tomogram, permissive)
+            _tell_unknown_unit(tomogram)
             fit_window(2**31 - 1, shape, period)
             if held_out is not None:
                 shape = [part.stop - part.start for part in held_out.fit_region(shape)]
@@ -130,6 +132,16 @@ def check_inputs(
         except InputError as error:
             text = str(error)
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
+
+
+def _tell_unknown_unit(path: str) -> None:
+    """Say which lengths are taken for Å, where a NIfTI does not say what they are."""
+    if is_mrc_name(path) or is_zarr_name(path):
+        return
+    image: Any = nibabel.load(path)
+    if length_unit(image)[0] == UNKNOWN:
+        size = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
+        logger.warning("%s: names no unit of length, its voxels are taken for %g Å", path, size)
 
 
 def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool = False) -> None:

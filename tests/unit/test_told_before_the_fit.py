@@ -25,8 +25,10 @@ from cryoshuffle.evaluation import evaluate_files
 from cryoshuffle.inputs import load_beside, load_tomogram
 from cryoshuffle.lists import read_list
 from cryoshuffle.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
+from cryoshuffle.nifti import in_unit, length_unit
 from cryoshuffle.noise import load_halves, load_mask
-from cryoshuffle.outputs import is_ours
+from cryoshuffle.outputs import image_writer, is_ours
+from cryoshuffle.preflight import check_inputs
 from cryoshuffle.sampling import FitRegiond, mask_weights
 
 SHAPE = (16, 21, 24)
@@ -393,6 +395,69 @@ def test_other_programs_keep_their_own_way_to_show_errors():
     before = sys.excepthook
     tell_last()
     assert sys.excepthook is before
+
+
+@pytest.mark.parametrize(("unit", "size", "angstrom"), [
+    ("mm", 10.0, 10.0), ("mm", 0.5, 0.5), ("mm", 1e-6, 10.0), ("micron", 1e-3, 10.0), ("meter", 1e-9, 10.0),
+    ("unknown", 7.0, 7.0), ("micron", 2.0, 20000.0),
+])  # fmt: skip
+@pytest.mark.parametrize("origin", [0.0, 100.0])
+def test_units_of_nifti_convert_and_come_back(tmp_path, caplog, unit, size, angstrom, origin):
+    """Å in memory and in an MRC; the unit and the numbers of the file in a NIfTI. Only an unknown one is told."""
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = origin * size
+    image = nibabel.Nifti1Image(np.ascontiguousarray(VOLUME.T), affine)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "in.nii")
+    assert length_unit(image) == (unit, pytest.approx(angstrom / size))
+    volume = load_tomogram(tmp_path / "in.nii")
+    assert np.array_equal(volume.numpy()[0], VOLUME)
+    assert volume.pixdim.tolist() == pytest.approx([angstrom] * 3)
+    assert volume.affine[:3, 3].tolist() == pytest.approx([origin * angstrom] * 3)
+    for name in ("out.mrc", "out.nii.gz"):
+        writer = image_writer(name)()
+        writer.set_data_array(volume, channel_dim=0)
+        writer.set_metadata(volume.meta, resample=False)
+        writer.write(str(tmp_path / name))
+        again = load_tomogram(tmp_path / name)
+        assert np.array_equal(again.numpy(), volume.numpy())
+        assert np.allclose(again.affine, volume.affine, rtol=1e-6)
+    written = nibabel.load(tmp_path / "out.nii.gz")
+    assert written.header.get_xyzt_units()[0] == unit
+    assert np.linalg.norm(written.affine[:3, :3], axis=0).tolist() == pytest.approx([size] * 3)
+    check_inputs([str(tmp_path / "in.nii")], (1, 2, 1))
+    assert ("names no unit of length, its voxels are taken for 7 Å" in caplog.text) == (unit == "unknown")
+
+
+def test_a_result_of_an_mrc_is_a_nifti_of_millimetres(tmp_path, raw):
+    """Number by number, as ITK and 3D Slicer have it, and so it is read again."""
+    volume = load_tomogram(raw)
+    writer = image_writer("out.nii")()
+    writer.set_data_array(volume, channel_dim=0)
+    writer.set_metadata(volume.meta, resample=False)
+    writer.write(str(tmp_path / "out.nii"))
+    header = nibabel.load(tmp_path / "out.nii").header
+    assert header.get_xyzt_units()[0] == "mm"
+    assert header.get_zooms() == (10.0, 10.0, 10.0)
+    assert np.array_equal(load_tomogram(tmp_path / "out.nii").affine, volume.affine)
+
+
+def test_an_affine_in_another_unit_has_all_its_lengths_scaled():
+    """Rotation, spacing and origin; not what makes it an affine."""
+    affine = np.arange(16.0).reshape(4, 4)
+    affine[3] = 0, 0, 0, 1
+    assert np.array_equal(in_unit(affine, 4)[:3], 4 * affine[:3])
+    assert np.array_equal(in_unit(affine, 4)[3], affine[3])
+
+
+def test_a_mask_in_another_unit_lies_where_its_tomogram_does(tmp_path, raw):
+    """Mirrored in the file, in micrometres, at the same places: followed without a word."""
+    affine = np.diag([-1e-3, -1e-3, 1e-3, 1.0])
+    affine[:2, 3] = 1e-3 * (SHAPE[2] - 1), 1e-3 * (SHAPE[1] - 1)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(MASK[:, ::-1, ::-1].T), affine)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, tmp_path / "mask.nii")
+    assert np.array_equal(load_mask(str(tmp_path / "mask.nii"), tomogram=raw).numpy(), MASK)
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, -5), (0, 0), (12, 99)])
