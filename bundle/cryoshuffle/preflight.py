@@ -15,6 +15,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from nibabel.filebasedimages import ImageFileError
 from numpy.linalg import LinAlgError
 
@@ -35,6 +36,8 @@ logger = logging.getLogger("cryoshuffle")
 _LOOKED_AT = 128
 _SPREAD = 4.0
 _STEPS = 4.0
+# Correlation of a tomogram with the mean of its halves: near 1 if it is their mean, less if it was filtered.
+_BELONG = 0.3
 
 
 def tomogram_shape(path: str | os.PathLike[str], permissive: bool = False) -> Triple:
@@ -145,7 +148,7 @@ def _tell_unknown_unit(path: str) -> None:
 
 
 def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool = False) -> None:
-    """Refuse halves that cannot be those of a tomogram, as far as names and headers tell.
+    """Refuse halves that cannot be those of a tomogram, as far as names, headers and their middle tell.
 
     Args:
         halves: paths of the even and the odd one; None for none.
@@ -154,7 +157,8 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
 
     Raises:
         FileError: for a missing or unreadable file.
-        InputError: if there are not two, both are one file or the tomogram itself, or a shape is not the tomogram's.
+        InputError: if there are not two, both are one file or the tomogram itself, or a shape is not the tomogram's; or
+            their mean does not correlate with it.
     """
     if halves is None:
         return
@@ -170,6 +174,27 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
     for one, other in ((halves[0], halves[1]), (halves[0], tomogram), (halves[1], tomogram)):
         if Path(one).samefile(other):
             raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
+    found = _correlation_of_halves(halves, tomogram, permissive)
+    if found < _BELONG:
+        raise InputError(
+            f"{halves[0]}: its mean with {halves[1]} correlates with {tomogram} by {found:.2f}, halves do by more than "
+            f"{_BELONG}: name the two that the tomogram was made from"
+        )
+
+
+def _correlation_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> float:
+    """Correlation of the mean of two halves with their tomogram, in the middle; 1 where that is constant."""
+    from cryoshuffle.inputs import load_beside
+    from cryoshuffle.preview import central_crop
+
+    images = [load_beside(path, tomogram, permissive, largest=_LOOKED_AT) for path in (tomogram, *halves)]
+    whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
+    mean = (even + odd) / 2
+    finite = whole.isfinite() & mean.isfinite()
+    pair = torch.stack([whole[finite], mean[finite]])
+    pair = pair - pair.mean(dim=1, keepdim=True)
+    power = float(pair.square().sum(dim=1).prod())
+    return float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0
 
 
 def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = False) -> None:

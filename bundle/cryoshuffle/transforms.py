@@ -128,8 +128,9 @@ class StandardiseIntensity(InvertibleTransform):
         grey values of the tomogram in, standard deviations out.
 
     Raises:
-        InputError: if a voxel is not finite (count and first place are named), or all voxels are equal; if what is to
-            be standardised is a mask, or what is to be undone holds whole numbers or is a mask.
+        InputError: if a voxel is not finite (count and first place are named), or all voxels, or all planes across an
+            axis, are equal; if what is to be standardised is a mask, or what is to be undone holds whole numbers or is
+            a mask.
     """
 
     backend = [TransformBackends.TORCH]
@@ -186,11 +187,19 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
             "add --fill-nan to put the mean of the others in their place"
         )
     mean, power = total / values.numel(), 0.0
+    repeated = [axis for axis in (1, 2, 3) if values.shape[axis] > 1]
     for part in scratch.sections(values.shape):
+        section = values[:, part]
+        repeated = [a for a in repeated if bool((section == (values if a == 1 else section).narrow(a, 0, 1)).all())]
         power += sum(float((values[:, z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
     std = (power / values.numel()) ** 0.5
     if std == 0.0:
         raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")
+    if repeated:
+        raise InputError(
+            f"{name}: all its planes across {'zyx'[repeated[0] - 1]} are equal, one image again and again: "
+            "give the volume as it was reconstructed"
+        )
     if values.dtype == torch.float32 and std < _STEPS * torch.finfo(torch.float32).eps * abs(mean):
         raise InputError(
             f"{name}: has grey values of {mean:.8g} ± {std:.2g}, and 32-bit numbers of that size do not differ so "

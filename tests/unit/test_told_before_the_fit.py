@@ -28,8 +28,9 @@ from cryoshuffle.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
 from cryoshuffle.nifti import in_unit, length_unit
 from cryoshuffle.noise import load_halves, load_mask
 from cryoshuffle.outputs import image_writer, is_ours
-from cryoshuffle.preflight import check_inputs
+from cryoshuffle.preflight import check_halves, check_inputs
 from cryoshuffle.sampling import FitRegiond, mask_weights
+from cryoshuffle.transforms import StandardiseIntensity
 
 SHAPE = (16, 21, 24)
 VOLUME = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
@@ -469,3 +470,61 @@ def test_a_packed_file_whose_header_cannot_be_is_refused_without_unpacking_it(tm
     (tmp_path / "in.mrc.gz").write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(InputError, match=r"in\.mrc\.gz: is not"):
         read_shape(tmp_path / "in.mrc.gz", permissive)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_image_again_and_again_is_told_before_the_fit(tmp_path, capsys, axis):
+    """Along any axis; a volume of which one plane differs is taken (control)."""
+    volume = np.repeat(VOLUME.take([5], axis), SHAPE[axis], axis)
+    path = str(write_mrc(tmp_path / "in.mrc", volume))
+    for words in (
+        ["noise", path],
+        ["denoise", path, str(tmp_path / "out.mrc"), "--effort", "fast", "--blind", "voxel"],
+    ):
+        assert main([*words, "--report", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"cryoshuffle: {path}: all its planes across {'zyx'[axis]} are equal")
+    assert not (tmp_path / "out.mrc").exists()
+    volume[-1, -1, -1] += 1
+    StandardiseIntensity()(volume[None])
+
+
+def test_a_constant_volume_is_told_before_the_fit(tmp_path, capsys):
+    """As one."""
+    path = str(write_mrc(tmp_path / "in.mrc", np.full(SHAPE, 3, np.float32)))
+    assert main(["denoise", path, str(tmp_path / "out.mrc"), "--report", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"cryoshuffle: {path}: all voxels are 3")
+
+
+def smooth(volume):
+    """Neighbours averaged along each axis."""
+    for axis in range(3):
+        volume = (np.roll(volume, 1, axis) + 2 * volume + np.roll(volume, -1, axis)) / 4
+    return volume.astype(np.float32)
+
+
+def test_halves_of_another_tomogram_are_told_before_the_fit(tmp_path, raw, capsys):
+    """With the number; the tomogram's own, whatever the grey scale or a filter, are taken (control)."""
+    random = np.random.default_rng(3)
+    noise = random.normal(size=SHAPE).astype(np.float32)
+    own = [str(write_mrc(tmp_path / f"own{i}.mrc", VOLUME + sign * noise)) for i, sign in enumerate((1, -1))]
+    other = [str(write_mrc(tmp_path / f"other{i}.mrc", random.normal(size=SHAPE).astype(np.float32))) for i in (0, 1)]
+    check_halves(own, raw)
+    for name, values in (("scaled", 1000 + 7 * VOLUME), ("filtered", smooth(VOLUME))):
+        check_halves(own, str(write_mrc(tmp_path / f"{name}.mrc", values.astype(np.float32))))
+    with pytest.raises(InputError, match=r"by -1\.00, halves do by more than 0\.3"):
+        check_halves(own, str(write_mrc(tmp_path / "inverted.mrc", -VOLUME)))
+    out = tmp_path / "out.mrc"
+    command = ["denoise", raw, str(out), "--even", other[0], "--odd", other[1], "--blind", "plane", "--tilt-axis", "y"]
+    assert main(command) == 2
+    mean = (np.float64(load_tomogram(other[0])[0]) + load_tomogram(other[1])[0].numpy()) / 2
+    number = np.corrcoef(mean.ravel(), VOLUME.ravel())[0, 1]
+    assert f"correlates with {raw} by {number:.2f}, halves do by more than 0.3" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_halves_that_itk_made_belong_to_their_tomogram(tmp_path, raw):
+    """Mirrored by their headers, not by their voxels."""
+    halves = [itk_nifti(tmp_path / f"{name}.nii", VOLUME * scale) for name, scale in (("even", 1), ("odd", 2))]
+    with pytest.warns(UserWarning, match="index by index"):
+        check_halves(halves, raw)
