@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import mrcfile
 import nibabel
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
-from monai.utils import get_seed, set_determinism
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from cryoshuffle.cli import build_parser
-from cryoshuffle.devices import limit_memory, no_autocast
+from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
 from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
 from cryoshuffle.mrc import AXIS_CODES
@@ -119,9 +115,9 @@ def denoise(
 ) -> np.ndarray | Tensor | MetaTensor:
     """Fit to this tomogram, then denoise it: ``cryoshuffle denoise`` for a volume in memory, or a file.
 
-    The same workflow runs, so the same numbers come out. The random state of the caller is left as it is, and
-    an autocast of the caller's changes nothing. Calls from several threads wait for each other. To denoise with a
-    network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
+    The same workflow runs, so the same numbers come out. The state of the caller is left as it is, however the run ends
+    (:func:`cryoshuffle.host.undisturbed`), and an autocast of the caller's changes nothing. Calls from several threads
+    wait for each other. To denoise with a network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
 
     Args:
         tomogram: the noisy volume, or the path of one.
@@ -151,7 +147,7 @@ def denoise(
         >>> import cryoshuffle
         >>> denoised = cryoshuffle.denoise(volume, effort="fast", tilt_axis="y")  # doctest: +SKIP
     """
-    with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, _undisturbed(), no_autocast():
+    with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, no_autocast():
         folder = Path(temporary)
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
@@ -270,24 +266,3 @@ def _like(given: Volume, denoised: MetaTensor) -> np.ndarray | Tensor | MetaTens
         return MetaTensor(same, meta=given.meta) if isinstance(given, MetaTensor) else same
     array: np.ndarray = plain.numpy().reshape(given.shape)
     return array
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Leave random numbers, how products are rounded, and the memory limit as the caller has them."""
-    states = random.getstate(), np.random.get_state(), get_seed(), limit_memory()
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    rounds = cuda.allow_tf32, cudnn.allow_tf32
-    flags = cudnn.deterministic, cudnn.benchmark
-    try:
-        with torch.random.fork_rng():
-            try:
-                yield
-            finally:
-                set_determinism(states[2])
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        limit_memory(states[3])
-        cuda.allow_tf32, cudnn.allow_tf32 = rounds
-        cudnn.deterministic, cudnn.benchmark = flags

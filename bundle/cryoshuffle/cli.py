@@ -10,9 +10,7 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, NoReturn
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
+from cryoshuffle.signals import listening
 
 
 class _Parser(argparse.ArgumentParser):
@@ -629,33 +628,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "report": _page,
         "check": _check,
     }
-    before = _listen()
     _set_logging()
-    try:
-        return commands[options.command](options)
-    except BaseException as error:
-        return _report(error)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    # Not Python's own exception for Ctrl-C: it would end the process by a signal, without our exit code, where an
+    # expression of a config runs.
+    with listening(_stop):
+        try:
+            return commands[options.command](options)
+        except BaseException as error:
+            return _report(error)
 
 
-def _listen() -> dict[int, Any]:
-    """Let Ctrl-C, and SIGTERM, which schedulers send before they kill, end a run in words.
-
-    Python's own exception for Ctrl-C would end the process by a signal, without our exit code, where an expression of
-    a config runs.
-
-    Returns:
-        what was done at these signals before; nothing where that cannot be changed, outside the main thread.
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        raise FitInterruptedError("stopped; no result was written, what is done so far goes on with --resume")
-
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+def _stop(number: int, frame: Any) -> None:
+    raise FitInterruptedError("stopped; no result was written, what is done so far goes on with --resume")
 
 
 def _report(error: BaseException) -> int:

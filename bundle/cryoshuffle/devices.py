@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,34 @@ def allow_tf32(name: str) -> None:
     if name not in PRECISIONS:
         raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+
+
+@contextmanager
+def rounding_kept() -> Iterator[None]:
+    """After this CUDA rounds as it did before, by whichever of torch's settings that was told.
+
+    torch refuses to read an older setting where a newer one says more than it can; such a one is left out.
+    """
+
+    def told(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except RuntimeError:
+            return None
+
+    cudnn: Any = torch.backends.cudnn
+    products, convolutions = told(torch.get_float32_matmul_precision), told(lambda: cudnn.allow_tf32)
+    newer: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
+    rounds = [one.fp32_precision for one in newer]
+    try:
+        yield
+    finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            cudnn.allow_tf32 = convolutions
+        for one, precision in zip(newer, rounds, strict=True):
+            one.fp32_precision = precision
 
 
 def to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-import threading
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -21,9 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from cryoshuffle.data import WindowDataset, seed_everything
 from cryoshuffle.devices import keep_memory, trim_near_limit
 from cryoshuffle.errors import FitInterruptedError, SettingError
+from cryoshuffle.host import while_running
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.network import unwrap
+from cryoshuffle.signals import listening
 from cryoshuffle.synthetic import SimulatedWindows
 
 logger = logging.getLogger("cryoshuffle")
@@ -174,27 +174,17 @@ class KeptMemory:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._kept = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """From start to end, or to an error."""
-        engine.add_event_handler(Events.STARTED, self._start)
+        while_running(engine, self._keep)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
-        engine.add_event_handler(Events.COMPLETED, self._stop)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _keep(self, engine: Engine) -> AbstractContextManager[None]:
+        return keep_memory(self.device)
 
     def _look(self, engine: Engine) -> None:
         trim_near_limit()
-
-    def _start(self, engine: Engine) -> None:
-        self._kept.enter_context(keep_memory(self.device))
-
-    def _stop(self, engine: Engine) -> None:
-        self._kept.close()
-
-    def _fail(self, engine: Engine, error: Exception) -> None:
-        self._kept.close()
-        raise error  # Ignite takes an error that has a handler for dealt with.
 
 
 class Budget:
@@ -333,36 +323,26 @@ class GracefulStop:
 
     def __init__(self) -> None:
         self._asked: int | None = None
-        self._before: dict[int, Any] = {}
 
     def attach(self, engine: Engine) -> None:
-        """Listen while the engine runs."""
-        engine.add_event_handler(Events.STARTED, self._listen)
+        """Listen while the engine runs; however it ends, the signals then do what they did before."""
+        while_running(engine, self._listen)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
 
-    def _listen(self, engine: Engine) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
+    @contextmanager
+    def _listen(self, engine: Engine) -> Iterator[None]:
+        self._asked = None
+        with listening(self._ask):
+            yield
+        self._check(engine)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = number
 
     def _check(self, engine: Engine) -> None:
         if self._asked is not None:
-            self._forget(engine)
             raise FitInterruptedError(
                 f"stopped at step {engine.state.iteration}; the checkpoint of the last whole epoch is kept, "
                 "go on with --resume"
             )
-
-    def _finish(self, engine: Engine) -> None:
-        self._check(engine)
-        self._forget(engine)
-
-    def _forget(self, engine: Engine) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}

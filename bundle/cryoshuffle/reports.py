@@ -7,7 +7,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import cryoshuffle
 from cryoshuffle import scratch
 from cryoshuffle.devices import device_name
 from cryoshuffle.errors import FileError
+from cryoshuffle.host import while_running
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json, write_text
@@ -50,20 +52,15 @@ class RunLog:
         self._handler: logging.Handler | None = None
 
     def attach(self, engine: Engine) -> None:
-        """Write from the start of the engine to its end."""
-        engine.add_event_handler(Events.STARTED, self._start)
+        """Write from the start of the engine to its end, or to an error."""
+        while_running(engine, self._write)
 
-    def _start(self, engine: Engine) -> None:
-        # Added only now, behind what all other handlers do at the end: their last lines belong into the log.
-        if not engine.has_event_handler(self._stop, Events.COMPLETED):
-            engine.add_event_handler(Events.COMPLETED, self._stop)
-        self.__enter__()
-        logger.info(
-            "cryoshuffle %s, torch %s, %d threads", cryoshuffle.__version__, torch.__version__, torch.get_num_threads()
-        )
-
-    def _stop(self, engine: Engine) -> None:
-        self.__exit__()
+    @contextmanager
+    def _write(self, engine: Engine) -> Iterator[None]:
+        version, threads = cryoshuffle.__version__, torch.get_num_threads()
+        with self:
+            logger.info("cryoshuffle %s, torch %s, %d threads", version, torch.__version__, threads)
+            yield
 
     def __enter__(self) -> RunLog:
         try:
@@ -250,7 +247,7 @@ class Progress:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         engine.add_event_handler(Events.COMPLETED, self.close)
-        engine.add_event_handler(Events.TERMINATE, self.close)
+        while_running(engine, lambda engine: closing(self))
 
     def _open(self, engine: Engine) -> None:
         if self._bar is None:

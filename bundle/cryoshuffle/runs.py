@@ -131,9 +131,10 @@ def _shared_settings(options: argparse.Namespace, folder: Path) -> dict[str, Any
 
 
 def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -> None:
-    """Run configs of the bundle with settings in place of their own."""
+    """Run configs of the bundle with settings in place of their own, and leave the host as it is."""
     from monai.bundle import ConfigWorkflow
 
+    from cryoshuffle.host import undisturbed
     from cryoshuffle.provenance import let_go
 
     folder = cryoshuffle.config_dir()
@@ -143,12 +144,13 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
         logging_file=False,
         **settings,
     )
-    try:
-        workflow.initialize()
-        workflow.run()
-    finally:
-        let_go()
-    workflow.finalize()
+    with undisturbed():
+        try:
+            workflow.initialize()
+            workflow.run()
+        finally:
+            let_go()
+        workflow.finalize()
 
 
 def _check_noise_options(options: argparse.Namespace) -> None:

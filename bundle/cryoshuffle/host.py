@@ -1,0 +1,88 @@
+"""What a run takes from the program around it, and gives back however it ends."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import get_seed, set_determinism
+
+from cryoshuffle.devices import limit_memory, rounding_kept
+
+Take: TypeAlias = "Callable[[Engine], AbstractContextManager[Any]]"
+_taken: WeakKeyDictionary[Engine, ExitStack] = WeakKeyDictionary()
+
+
+def while_running(engine: Engine, take: Take) -> None:
+    """Take something from the host from the start of an engine to its end, or to an error, which is raised again.
+
+    What was taken last is given back first, behind all that other handlers do at the end.
+
+    Args:
+        engine: that runs.
+        take: makes the context that takes and gives back, when the engine starts.
+    """
+    if not engine.has_event_handler(_fail, Events.EXCEPTION_RAISED):
+        engine.add_event_handler(Events.EXCEPTION_RAISED, _fail)
+        engine.add_event_handler(Events.STARTED, _start)
+    engine.add_event_handler(Events.STARTED, _take, take)
+
+
+def _start(engine: Engine) -> None:
+    # Added only now, so behind the handlers that others attach.
+    if not engine.has_event_handler(_raise, Events.EXCEPTION_RAISED):
+        engine.add_event_handler(Events.COMPLETED, _end)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, _raise)
+
+
+def _take(engine: Engine, take: Take) -> None:
+    _taken.setdefault(engine, ExitStack()).enter_context(take(engine))
+
+
+def _end(engine: Engine) -> None:
+    _taken.pop(engine, ExitStack()).close()
+
+
+def _fail(engine: Engine, error: BaseException) -> None:
+    _taken.pop(engine, ExitStack()).__exit__(type(error), error, error.__traceback__)
+    if not engine.has_event_handler(_raise, Events.EXCEPTION_RAISED):
+        raise error
+
+
+def _raise(engine: Engine, error: BaseException) -> None:
+    raise error  # Ignite takes an error that has a handler for dealt with.
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Run in a state of our own and leave that of the host as it is.
+
+    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and the type that
+    torch makes numbers of, float32 in a run.
+    """
+    cudnn = torch.backends.cudnn
+    with ExitStack() as host:
+        host.callback(torch.set_default_dtype, torch.get_default_dtype())
+        host.callback(sys.path.__setitem__, slice(None), [*sys.path])
+        host.callback(limit_memory, limit_memory())
+        host.enter_context(rounding_kept())
+        for name in ("deterministic", "benchmark"):
+            host.callback(setattr, cudnn, name, getattr(cudnn, name))
+        host.callback(np.random.set_state, np.random.get_state())
+        host.callback(random.setstate, random.getstate())
+        # To ask a GPU for its state would start it, in a run on the CPU too.
+        if torch.cuda.is_initialized():
+            host.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        else:
+            host.callback(torch.cuda.manual_seed_all, torch.initial_seed())
+            host.enter_context(torch.random.fork_rng([]))
+        host.callback(set_determinism, get_seed())
+        torch.set_default_dtype(torch.float32)
+        yield

@@ -1,0 +1,325 @@
+"""A program that denoises is as it was afterwards, and a run works whatever that program had set."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import runpy
+import signal
+import sys
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import get_seed, set_determinism
+from phantoms import small_tomogram
+from sizes import suite_configs
+
+import cryoshuffle
+from cryoshuffle import devices
+from cryoshuffle.cli import main
+from cryoshuffle.errors import FitInterruptedError
+from cryoshuffle.handlers import GracefulStop
+from cryoshuffle.host import undisturbed, while_running
+from cryoshuffle.losses import EdgeGuidedLoss
+from cryoshuffle.reports import Progress
+from cryoshuffle.signals import NUMBERS
+
+QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
+WORDS = ["--no-refine", "--steps", "3", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y"]
+
+
+@pytest.fixture
+def tomogram(tmp_path):
+    return small_tomogram(tmp_path / "in.mrc", (24, 48, 36))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """What a host that has set nothing gets of the tomogram."""
+    folder = tmp_path_factory.mktemp("expected")
+    return cryoshuffle.denoise(mrcfile.read(small_tomogram(folder / "in.mrc", (24, 48, 36))), **QUICK)
+
+
+@pytest.fixture
+def broken_fit(monkeypatch):
+    """The second step of a fit fails."""
+    forward, steps = EdgeGuidedLoss.forward, []
+
+    def fail(self, *given):
+        steps.append(1)
+        if len(steps) == 2:
+            raise ArithmeticError("the second step")
+        return forward(self, *given)
+
+    monkeypatch.setattr(EdgeGuidedLoss, "forward", fail)
+    return steps
+
+
+def bundle_words(*names, **overrides):
+    """What stands behind ``python -m monai.bundle`` for these configs."""
+    files = "[" + ",".join(f"'{suite_configs() / name}'" for name in names) + "]"
+    return ["run", "--config_file", files, *(part for k, v in overrides.items() for part in (f"--{k}", str(v)))]
+
+
+def bundle_run(cwd, *names, **overrides):
+    """``python -m monai.bundle run`` in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["monai.bundle", *bundle_words(*names, **overrides)])
+        runpy.run_module("monai.bundle", run_name="__main__")
+
+
+def drawn_next():
+    """What every generator would draw next; none of them moves."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    drawn = random.random(), float(np.random.rand()), float(torch.rand(1))
+    random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
+    return drawn
+
+
+def of_the_process():
+    """What engines take, whoever starts them."""
+    ours = logging.getLogger("cryoshuffle")
+    return {
+        "signals": [signal.getsignal(number) for number in NUMBERS],
+        "log": [*ours.handlers],
+        "allocator": [*devices._keeping],
+    }
+
+
+def of_the_host():
+    """What a run takes besides."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    return {
+        **of_the_process(),
+        "rounding": (cuda.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision),
+        "cudnn": (cudnn.deterministic, cudnn.benchmark),
+        "type": torch.get_default_dtype(),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "path": [*sys.path],
+        "random": (drawn_next(), get_seed()),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["a run", "a run that fails"])
+@pytest.mark.parametrize("way", ["python", "command line"])
+def test_the_host_is_as_it_was_however_a_run_ends(tomogram, tmp_path, request, way, fails):
+    """Signals, logs, the allocator, rounding, random numbers, types, modes, the module path and the memory limit."""
+    if fails:
+        request.getfixturevalue("broken_fit")
+    volume = mrcfile.read(tomogram)
+    if way == "command line":
+        main(["evaluate", str(tomogram), "--report", str(tmp_path / "first")])  # sets up its notes once
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    devices.limit_memory(3.0)
+    before = of_the_host()
+    with pytest.raises(RuntimeError, match="trainer") if fails else contextlib.nullcontext():
+        if way == "python":
+            cryoshuffle.denoise(volume, precision="tf32", memory=2.0, **QUICK)
+        else:
+            words = ["--precision", "tf32", "--memory", "2.0", "--quiet", *WORDS]
+            assert main(["denoise", str(tomogram), str(tmp_path / "out.mrc"), *words]) == 0
+    assert of_the_host() == before
+    assert devices.limit_memory() == 3.0
+
+
+def test_a_failed_run_of_monais_command_line_leaves_signals_and_logs(tomogram, tmp_path, broken_fit):
+    """The process may go on, in a notebook say; the next run's lines are not in the log of the failed one."""
+    before = of_the_process()
+    with pytest.raises(RuntimeError):
+        bundle_run(tmp_path, "train.json", "smoke.yaml", tomogram=tomogram)
+    assert len(broken_fit) == 2
+    assert of_the_process() == before
+    log = tmp_path / "run" / "run.log"
+    assert "the network is blind as configured" in log.read_text()
+    logging.getLogger("cryoshuffle").warning("of another run")
+    assert "of another run" not in log.read_text()
+
+
+@pytest.mark.parametrize("where", [Events.STARTED, Events.ITERATION_COMPLETED, Events.COMPLETED])
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+def test_what_is_taken_for_an_engine_is_given_back_before_an_error_is_told(where, error):
+    """In reverse order, whichever handler fails; then others hear of the error, and it is raised, by us if not by them.
+
+    An engine without anything taken raises it by itself (control).
+    """
+
+    def fail(engine):
+        raise error
+
+    def hear(engine, one):
+        told.append("heard")
+
+    for position in ("before", "behind", "nothing taken"):
+        told: list[str] = []
+
+        @contextlib.contextmanager
+        def take(engine, name, told=told):
+            told.append(f"take {name}")
+            try:
+                yield
+            finally:
+                told.append(f"give back {name}")
+
+        engine = Engine(lambda engine, batch, told=told: told.append("step"))
+        if position == "before":
+            engine.add_event_handler(where, fail)
+        if position != "nothing taken":
+            while_running(engine, lambda engine: take(engine, "a"))
+            while_running(engine, lambda engine: take(engine, "b"))
+            engine.add_event_handler(Events.EXCEPTION_RAISED, hear)
+        if position != "before":
+            engine.add_event_handler(where, fail)
+        with pytest.raises(type(error)):
+            engine.run([0])
+        taken = [] if position == "nothing taken" else ["take a", "take b", "give back b", "give back a"]
+        if (where, position) == (Events.STARTED, "before"):
+            assert told == []
+        else:
+            # Ignite tells of an error within an epoch twice.
+            assert [one for one in dict.fromkeys(told) if one != "step"] == [*taken, *(["heard"] if taken else [])]
+            assert len([one for one in told if one.startswith(("take", "give"))]) == len(taken)
+            assert told.count("step") == (where != Events.STARTED)
+
+
+def test_an_engine_gives_back_at_its_end_each_time_it_runs():
+    """Behind all that other handlers do at the end."""
+    told = []
+
+    @contextlib.contextmanager
+    def take(engine):
+        told.append("take")
+        yield
+        told.append("give back")
+
+    engine = Engine(lambda engine, batch: None)
+    while_running(engine, take)
+    engine.add_event_handler(Events.COMPLETED, lambda engine: told.append("end"))
+    for _ in range(2):
+        engine.run([0], max_epochs=1)
+    assert told == ["take", "end", "give back"] * 2
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_is_asked_for_once_and_never_lost(number):
+    """It stops the engine that runs, also where it comes at the very end; after an error the host hears it."""
+    heard = []
+    before = {one: signal.signal(one, lambda number, frame: heard.append(number)) for one in NUMBERS}
+    try:
+        stop = GracefulStop()
+        for asks in (True, False):
+            engine = Engine(lambda engine, batch: None)
+            stop.attach(engine)
+            if asks:
+                engine.add_event_handler(Events.COMPLETED, lambda engine: signal.raise_signal(number))
+            with pytest.raises(FitInterruptedError, match="stopped at step 1") if asks else contextlib.nullcontext():
+                engine.run([0])
+        assert heard == []
+        broken = Engine(lambda engine, batch: 1 / 0)
+        GracefulStop().attach(broken)
+        with pytest.raises(ZeroDivisionError):
+            broken.run([0])
+        signal.raise_signal(number)
+        assert heard == [number]
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_a_signal_that_python_does_not_handle_is_left_alone(monkeypatch):
+    """It could not be given back: Python knows it by None alone."""
+    set_by_us = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: set_by_us.append(given))
+    engine = Engine(lambda engine, batch: None)
+    GracefulStop().attach(engine)
+    engine.run([0])
+    assert set_by_us == []
+
+
+def test_a_bar_is_taken_down_after_an_error(monkeypatch):
+    """It would shift the bars of the host."""
+    bars = []
+    monkeypatch.setattr("cryoshuffle.reports.tqdm", lambda **given: bars.append(given) or Bar())
+
+    class Bar:
+        def update(self, steps):
+            raise ArithmeticError
+
+        def close(self):
+            bars.append("closed")
+
+    engine = Engine(lambda engine, batch: None)
+    Progress(Engine(lambda engine, batch: None)).attach(engine)
+    with pytest.raises(ArithmeticError):
+        engine.run([0])
+    assert bars[1:] == ["closed"]
+
+
+def _medium():
+    torch.set_float32_matmul_precision("medium")
+
+
+def _newer():
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+
+def _mixed():
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("setting", [_medium, _newer, _mixed])
+def test_rounding_stays_as_the_host_has_set_it_in_whatever_way(setting):
+    """torch has three ways, and raises where one is asked for what another has said."""
+
+    def state():
+        cudnn = torch.backends.cudnn
+        return [one.fp32_precision for one in (torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn)]
+
+    with devices.rounding_kept():
+        setting()
+        before = state()
+        for _ in range(2):
+            with undisturbed():
+                for precision in ("fp32", "tf32"):
+                    devices.allow_tf32(precision)
+            assert state() == before
+        if setting is _medium:
+            assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_host_that_computes_in_double_gets_the_numbers_of_one_that_does_not(tomogram, expected):
+    """And computes in double afterwards."""
+    volume = mrcfile.read(tomogram)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert np.array_equal(cryoshuffle.denoise(volume, **QUICK), expected)
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_gpu_is_asked_for_its_random_numbers_only_where_the_host_uses_it(monkeypatch):
+    """Asking would start it; where it sleeps, it will begin with the seed that the host gave torch."""
+    seeds, asked = [], []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append([*devices]) or contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    torch.manual_seed(11)
+    seeds.clear()
+    with undisturbed():
+        set_determinism(3)
+    assert asked == [[]]
+    assert seeds[-1] == 11
+    seeds.clear()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with undisturbed():
+        pass
+    assert asked == [[], [0, 1]]
+    assert 11 not in seeds
