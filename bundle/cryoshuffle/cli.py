@@ -416,7 +416,7 @@ def _batch(options: argparse.Namespace) -> int:
     _say(options.json_lines, **made)
     bad = [outcome for outcome in outcomes if outcome.name not in finished]
     for outcome in bad:
-        print(f"cryoshuffle: {outcome.name} {outcome.status}: {outcome.words}", file=sys.stderr)
+        _complain(f"cryoshuffle: {outcome.name} {outcome.status}: {outcome.words}")
     return 2 if bad else 0
 
 
@@ -594,13 +594,13 @@ def _set_logging() -> None:
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")
     for name in ("monai", "ignite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # A filter: MONAI sets the level of this one when it is imported, which may come later.
-    logging.getLogger("monai.bundle.workflows").addFilter(_is_critical)
-    warnings.showwarning = lambda message, *rest, **more: print(f"cryoshuffle: note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *rest, **more: _complain(f"cryoshuffle: note: {message}")
 
 
-def _is_critical(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.CRITICAL
+def _complain(words: object) -> None:
+    # Where a program has no such stream, print would take the other one, which is for results.
+    if sys.stderr is not None:
+        print(words, file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -615,7 +615,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
     except UsageError as mistake:
-        print(mistake, file=sys.stderr)
+        _complain(mistake)
         return 2
     commands = {
         "denoise": _denoise,
@@ -645,19 +645,16 @@ def _stop(number: int, frame: Any) -> None:
 def _report(error: BaseException) -> int:
     stop = stop_behind(error)
     if stop is not None:
-        print(f"\ncryoshuffle: {str(stop) or 'stopped'}", file=sys.stderr)
+        _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")
         return 3
     mistake = user_error(error)
     if mistake is not None:
-        print(f"cryoshuffle: {mistake}", file=sys.stderr)
+        _complain(f"cryoshuffle: {mistake}")
         return 2
     from cryoshuffle.devices import is_out_of_memory
 
     if any(is_out_of_memory(one) for one in behind(error)):
-        print(
-            "cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu",
-            file=sys.stderr,
-        )
+        _complain("cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu")
         return 2
     raise error
 

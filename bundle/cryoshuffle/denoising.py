@@ -14,7 +14,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 
 from cryoshuffle.checkpoints import fitted_blind, load_network
 from cryoshuffle.devices import choose_device, no_autocast
-from cryoshuffle.errors import InputError
+from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.inferers import HaloWindowInferer
 from cryoshuffle.inputs import refuse_masked, tells_axes
 from cryoshuffle.mrc import AXIS_CODES
@@ -78,7 +78,7 @@ class Denoise(Transform):
         if image.ndim != 4 or len(image) != 1:
             raise InputError(f"an image of shape {tuple(image.shape)} is not one volume, give (1, Z, Y, X)")
         chain = self._turned if tells_axes(img) else self._plain
-        with torch.no_grad(), no_autocast():
+        with torch.no_grad(), no_autocast(), plainly():
             given: Any = chain({_KEY: image})[_KEY]
             denoised = self.inferer(given.as_tensor()[None], self.network)[0]
             made = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -103,3 +104,19 @@ def tell_last() -> None:
             print(f"cryoshuffle: {mistake}", file=sys.stderr)
 
     sys.excepthook = show
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Raise the user's mistake itself in place of an exception that MONAI or Ignite wrapped it in.
+
+    Raises:
+        UserError: see :func:`user_error`; what is none passes as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        mistake = user_error(error)
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error

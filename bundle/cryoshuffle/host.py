@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -60,12 +61,39 @@ def _raise(engine: Engine, error: BaseException) -> None:
     raise error  # Ignite takes an error that has a handler for dealt with.
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether someone watches what is written to a stream.
+
+    Args:
+        stream: None where a program has none; some that stand in for one cannot say.
+    """
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # The latter where it is closed.
+        return False
+
+
+@contextmanager
+def unheard(name: str) -> Iterator[None]:
+    """While this lasts, a logger says nothing.
+
+    Args:
+        name: of the logger.
+    """
+    one = logging.getLogger(name)
+    before, one.disabled = one.disabled, True
+    try:
+        yield
+    finally:
+        one.disabled = before
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Run in a state of our own and leave that of the host as it is.
 
-    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and the type that
-    torch makes numbers of, float32 in a run.
+    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch is
+    told to do with all it computes: a run makes numbers float32, computes gradients and casts only what it says.
     """
     cudnn = torch.backends.cudnn
     with ExitStack() as host:
@@ -84,5 +112,10 @@ def undisturbed() -> Iterator[None]:
             host.callback(torch.cuda.manual_seed_all, torch.initial_seed())
             host.enter_context(torch.random.fork_rng([]))
         host.callback(set_determinism, get_seed())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                host.enter_context(torch.autocast(device, enabled=False))
+        host.enter_context(torch.inference_mode(False))
+        host.enter_context(torch.enable_grad())
         torch.set_default_dtype(torch.float32)
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -235,7 +236,7 @@ class HaloWindowInferer(PrecisionInferer):
             desc="denoising",
             unit="voxel",
             unit_scale=True,
-            disable=not self.progress,
+            disable=not self.progress or sys.stderr is None,
         )
         with bar, keep_memory(device, FEATURE_BYTES * volume[0, 0].numel()):
             if scratch.on_disk(volume):

@@ -19,7 +19,7 @@ from monai.transforms import LoadImage, Orientation
 from monai.utils import ImageMetaKey, MetaKeys
 from mrcfile.mrcobject import MrcObject
 
-from cryoshuffle.errors import InputError
+from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.mrc import AXIS_CODES, MrcReader, is_mrc_name, read_affine, volume_meta
 from cryoshuffle.nifti import in_unit, length_unit
 from cryoshuffle.omezarr import OmeZarrReader, ZarrVolume, is_zarr_name, open_zarr
@@ -121,7 +121,8 @@ def load_tomogram(
     """
     tomogram_shape(path, permissive)
     reader = TomogramReader(permissive, folder, largest)
-    image: Any = LoadImage(reader, ensure_channel_first=True)(str(path))
+    with plainly():
+        image: Any = LoadImage(reader, ensure_channel_first=True)(str(path))
     if axcodes is not None:
         image = Orientation(axcodes, labels=None)(image)
     result: MetaTensor = image

@@ -22,7 +22,7 @@ import cryoshuffle
 from cryoshuffle import scratch
 from cryoshuffle.devices import device_name
 from cryoshuffle.errors import FileError
-from cryoshuffle.host import while_running
+from cryoshuffle.host import is_terminal, while_running
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.noise import Measured
 from cryoshuffle.outputs import write_json, write_text
@@ -38,7 +38,8 @@ _SIDE = 256
 class RunLog:
     """Writes what this package logs to ``run.log`` while an engine, or a ``with`` block, runs.
 
-    MONAI's own handler takes the log of the engine, where our lines do not appear.
+    MONAI's own handler takes the log of the engine, where our lines do not appear. Whoever else listens to the logger
+    hears of it what its level lets through, as without a log.
 
     Args:
         output_dir: of the run; made if it is not there.
@@ -50,6 +51,7 @@ class RunLog:
     def __init__(self, output_dir: str) -> None:
         self.path = Path(output_dir) / "run.log"
         self._handler: logging.Handler | None = None
+        self._level, self._effective = logging.NOTSET, logging.NOTSET
 
     def attach(self, engine: Engine) -> None:
         """Write from the start of the engine to its end, or to an error."""
@@ -68,16 +70,29 @@ class RunLog:
             self._handler = logging.FileHandler(self.path, encoding="utf-8")
         except OSError as error:
             raise FileError(f"{self.path}: cannot be written ({error.strerror}), choose another folder") from error
+        self._handler.setLevel(logging.INFO)
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._level, self._effective = logger.level, logger.getEffectiveLevel()
         logger.addHandler(self._handler)
-        logger.setLevel(logging.INFO)
+        logger.addFilter(self._is_for_all)
+        logger.setLevel(min(logging.INFO, self._effective))
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._handler is not None:
+            logger.setLevel(self._level)
+            logger.removeFilter(self._is_for_all)
             logger.removeHandler(self._handler)
             self._handler.close()
             self._handler = None
+
+    def _is_for_all(self, record: logging.LogRecord) -> bool:
+        """Whether others hear a line; those that they do not want go into the file alone."""
+        if record.levelno >= self._effective:
+            return True
+        if self._handler is not None:
+            self._handler.handle(record)
+        return False
 
 
 class NoiseReport:
@@ -257,9 +272,9 @@ class Progress:
                 initial=engine.state.iteration,
                 desc=f"{self.name}, {device_name(torch.device(getattr(engine.state, 'device', 'cpu')))}",
                 unit="step",
-                disable=self.quiet,
+                disable=self.quiet or sys.stderr is None,
                 dynamic_ncols=True,
-                mininterval=0.5 if sys.stderr.isatty() else 15.0,
+                mininterval=0.5 if is_terminal(sys.stderr) else 15.0,
             )
 
     def _step(self, engine: Engine) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,16 +135,19 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
     """Run configs of the bundle with settings in place of their own, and leave the host as it is."""
     from monai.bundle import ConfigWorkflow
 
-    from cryoshuffle.host import undisturbed
+    from cryoshuffle.host import undisturbed, unheard
     from cryoshuffle.provenance import let_go
 
     folder = cryoshuffle.config_dir()
-    workflow = ConfigWorkflow(
-        config_file=[str(folder / name) for name in configs],
-        workflow_type=workflow_type,
-        logging_file=False,
-        **settings,
-    )
+    with unheard("monai.bundle.workflows"), warnings.catch_warnings():
+        # MONAI says that it leaves logging alone, and that a config is code: these are ours.
+        warnings.filterwarnings("ignore", "parsing config_file")
+        workflow = ConfigWorkflow(
+            config_file=[str(folder / name) for name in configs],
+            workflow_type=workflow_type,
+            logging_file=False,
+            **settings,
+        )
     with undisturbed():
         try:
             workflow.initialize()

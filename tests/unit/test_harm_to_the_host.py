@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import random
 import runpy
 import signal
+import subprocess
 import sys
+import types
 
 import mrcfile
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.data import MetaTensor
 from monai.utils import get_seed, set_determinism
 from phantoms import small_tomogram
 from sizes import suite_configs
@@ -21,11 +25,13 @@ from sizes import suite_configs
 import cryoshuffle
 from cryoshuffle import devices
 from cryoshuffle.cli import main
-from cryoshuffle.errors import FitInterruptedError
+from cryoshuffle.denoising import Denoise
+from cryoshuffle.errors import FitInterruptedError, InputError, UserError, plainly
 from cryoshuffle.handlers import GracefulStop
-from cryoshuffle.host import undisturbed, while_running
+from cryoshuffle.host import is_terminal, undisturbed, unheard, while_running
+from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.losses import EdgeGuidedLoss
-from cryoshuffle.reports import Progress
+from cryoshuffle.reports import Progress, RunLog
 from cryoshuffle.signals import NUMBERS
 
 QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
@@ -86,7 +92,7 @@ def of_the_process():
     ours = logging.getLogger("cryoshuffle")
     return {
         "signals": [signal.getsignal(number) for number in NUMBERS],
-        "log": [*ours.handlers],
+        "log": (ours.level, [*ours.handlers], [*ours.filters]),
         "allocator": [*devices._keeping],
     }
 
@@ -323,3 +329,122 @@ def test_a_gpu_is_asked_for_its_random_numbers_only_where_the_host_uses_it(monke
         pass
     assert asked == [[], [0, 1]]
     assert 11 not in seeds
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.ERROR, logging.DEBUG])
+def test_the_host_hears_of_a_run_what_its_level_lets_through(tmp_path, level):
+    """The file has it all; the level is as before, after an error too. Without a log it hears the same (control)."""
+    ours, root, heard = logging.getLogger("cryoshuffle"), logging.getLogger(), []
+
+    class Host(logging.Handler):
+        def emit(self, record):
+            if record.name == ours.name:
+                heard.append(record.levelname)
+
+    def step(engine, batch):
+        ours.debug("a"), ours.info("b"), ours.warning("c"), ours.error("d")
+        if batch:
+            raise ArithmeticError
+
+    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    hears = levels[{logging.NOTSET: 2, logging.ERROR: 3, logging.DEBUG: 0}[level] :]
+    host, before = Host(), (ours.level, root.level)
+    root.addHandler(host), root.setLevel(logging.WARNING), ours.setLevel(level)
+    try:
+        for name in ("no log", "log", "log of a failure"):
+            engine, log = Engine(step), tmp_path / name / "run.log"
+            if name != "no log":
+                RunLog(str(log.parent)).attach(engine)
+            heard.clear()
+            with pytest.raises(ArithmeticError) if "failure" in name else contextlib.nullcontext():
+                engine.run(["failure" in name])
+            # The log itself begins with a line.
+            assert heard == (["INFO", *hears] if log.exists() and level == logging.DEBUG else hears)
+            assert (ours.level, ours.handlers, ours.filters) == (level, [], [])
+            if log.exists():
+                lines = [line.split()[2:] for line in log.read_text().splitlines()]
+                assert lines[1:] == [["INFO", "b"], ["WARNING", "c"], ["ERROR", "d"]]
+    finally:
+        root.removeHandler(host), root.setLevel(before[1]), ours.setLevel(before[0])
+
+
+@pytest.mark.parametrize("stderr", [None, types.SimpleNamespace(write=lambda text: None, flush=lambda: None)])
+def test_a_run_needs_no_stderr_nor_one_that_knows_whether_it_is_watched(
+    tomogram, expected, tmp_path, monkeypatch, stderr
+):
+    """As in a program without a console. From Python and by command, with a bar where there is a place for one."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert np.array_equal(cryoshuffle.denoise(mrcfile.read(tomogram), quiet=False, **QUICK), expected)
+    assert main(["denoise", str(tomogram), str(tmp_path / "out.mrc"), *WORDS]) == 0
+    assert np.array_equal(mrcfile.read(tmp_path / "out.mrc"), expected)
+
+
+def test_a_mistake_does_not_go_among_the_results_where_there_is_no_stderr(monkeypatch, capsys):
+    """``print`` would take stdout, which programs read."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["denoise", "missing.mrc", "out.mrc", "--json-lines"]) == 2
+    assert main(["denoise", "missing.mrc", "out.mrc", "--speed", "3"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_someone_watches_a_stream_that_says_so():
+    """Not none, one that cannot say, or one that is closed."""
+    closed = io.StringIO()
+    closed.close()
+    watched = types.SimpleNamespace(isatty=lambda: True)
+    assert [is_terminal(one) for one in (None, object(), closed, io.StringIO(), watched)] == [False] * 4 + [True]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, MetaTensor], ids=lambda kind: kind.__name__)
+def test_a_fit_learns_whatever_mode_the_host_is_in(tomogram, expected, mode, kind):
+    """The same bits; the mode stays."""
+    with mode():
+        volume = kind(mrcfile.read(tomogram))
+        before = of_the_host()["modes"]
+        result = cryoshuffle.denoise(volume, **QUICK)
+        assert of_the_host()["modes"] == before
+        assert type(result) is type(volume)
+        assert np.array_equal(np.asarray(result), expected)
+
+
+def test_a_run_says_nothing_that_its_host_did_not_ask_for(tomogram, tmp_path):
+    """On neither stream, in a program of its own: not of logging, configs, or the file that it made itself."""
+    program = tmp_path / "host.py"
+    program.write_text(
+        "import mrcfile, sys, cryoshuffle\n"
+        f"cryoshuffle.denoise(mrcfile.read(sys.argv[1]), **{QUICK!r})\n"
+        "import warnings\n"
+        "warnings.simplefilter('error')\n"
+        f"cryoshuffle.denoise(mrcfile.read(sys.argv[1]), **{QUICK!r})\n"
+    )
+    done = subprocess.run([sys.executable, program, tomogram], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+def test_a_logger_is_unheard_for_a_while(caplog):
+    """An error ends that too."""
+    one = logging.getLogger("of another library")
+    with contextlib.suppress(ArithmeticError), unheard(one.name):
+        one.error("unheard")
+        raise ArithmeticError
+    one.error("heard")
+    assert caplog.messages == ["heard"]
+
+
+def test_a_mistake_is_raised_as_itself_where_monai_wraps_it(tmp_path):
+    """By what loads a tomogram, and by the transform that denoises; what is no mistake passes as it is."""
+    path = small_tomogram(tmp_path / "in.mrc", (24, 48, 36))
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(UserError, match=r"in\.mrc"):
+        load_tomogram(path)
+    checkpoint = tmp_path / "model.pt"
+    main(["fit", str(small_tomogram(tmp_path / "whole.mrc")), "--checkpoint", str(checkpoint), "--quiet", *WORDS])
+    denoise = Denoise(checkpoint)
+    with pytest.raises(InputError, match="are NaN or Inf"):
+        denoise(np.full((1, 24, 48, 36), np.nan, np.float32))
+    with pytest.raises(ZeroDivisionError), plainly():
+        raise ZeroDivisionError
+    with pytest.raises(InputError, match="itself") as caught, plainly():
+        raise InputError("itself")
+    assert caught.value.__cause__ is None
