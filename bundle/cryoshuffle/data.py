@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from monai.data import CacheDataset, MetaTensor, list_data_collate
 from monai.transforms import Compose
 from torch.utils.data import Dataset
 
-from cryoshuffle.errors import SettingError
+from cryoshuffle.errors import InputError, SettingError
 
 
 class WindowDataset(Dataset[Mapping[str, Any]]):
@@ -23,14 +24,26 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
     it would have seen, and several processes draw different ones.
 
     Args:
-        data: the volumes, each a dictionary; windows are drawn from them in turn.
+        data: the volumes, each a dictionary; windows are drawn from them in turn. With ``reading`` what it reads them
+            from, as MONAI's datalists name it.
         transform: random transforms from a volume to a window.
         length: windows in an epoch.
         seed: of all windows.
+        reading: transforms from an item of ``data`` to a volume, done once; None where they are volumes already.
+
+    Attributes:
+        volumes: that windows are drawn from.
     """
 
-    def __init__(self, data: Sequence[Mapping[str, Any]], transform: Compose, length: int, seed: int = 0) -> None:
-        self.data = data
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Compose,
+        length: int,
+        seed: int = 0,
+        reading: Compose | None = None,
+    ) -> None:
+        self.volumes = data if reading is None else CacheDataset(data, reading, copy_cache=False, progress=False)
         self.transform = transform
         self.length = length
         self.seed = seed
@@ -48,8 +61,26 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
             raise IndexError(f"window {index} of {self.length}")
         seeds = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
         self.transform.set_random_state(seed=int(seeds[0]))
-        window: Mapping[str, Any] = self.transform(dict(self.data[(self.epoch * self.length + index) % len(self.data)]))
+        window: Mapping[str, Any] = self.transform(
+            dict(self.volumes[(self.epoch * self.length + index) % len(self.volumes)])
+        )
         return window
+
+
+def image_paths(data: Sequence[Mapping[str, Any]], key: str = "image") -> list[str]:
+    """The paths that a datalist names.
+
+    Args:
+        data: dictionaries.
+        key: of the path in each.
+
+    Raises:
+        InputError: if one has no path there.
+    """
+    for number, item in enumerate(data):
+        if not isinstance(item, Mapping) or not isinstance(item.get(key), (str, os.PathLike)):
+            raise InputError(f"item {number} of the datalist is {item!r:.99}: give {{'{key}': path of a tomogram}}")
+    return [os.fspath(item[key]) for item in data]
 
 
 def choose_preset(presets: Mapping[str, Mapping[str, Any]], name: str, what: str = "preset") -> Mapping[str, Any]:

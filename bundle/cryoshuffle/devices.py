@@ -42,11 +42,11 @@ _keeping: list[bool] = []
 _DEFAULTS = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: _MMAP_LIMIT, _TRIM_THRESHOLD: 2 * _MMAP_LIMIT}
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str | int | torch.device = "auto") -> torch.device:
     """The device to run on: cuda, else mps, else cpu, unless one is named.
 
     Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
+        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; or a device, or the number of a GPU.
 
     Raises:
         SettingError: for a name that is none of these, or a device that is not there.

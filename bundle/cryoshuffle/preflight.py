@@ -236,7 +236,8 @@ def check_output(
         overwrite: allow an output that exists, if it is a result of ours.
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
-        folder: of the run, which takes a volume too large for memory twice while it runs; None for none.
+        folder: of the run, which takes a volume too large for memory twice while it runs; None for none. It is made
+            when the run begins, so the output may lie in it before it is there.
         residual: path of what is taken away, looked at in the same way; None for none.
         force: allow one that exists whatever it is.
 
@@ -256,16 +257,19 @@ def check_output(
             f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
             "--force; several tomograms go with cryoshuffle batch"
         )
-    check_new_file(path, overwrite or force, folder=folder_like)
+    if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
+        check_new_file(path, overwrite or force, folder=folder_like)
+    elif not os.access(_nearest(path.parent), os.W_OK):
+        raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
     if residual is not None:
         if Path(residual).resolve() == path.resolve():
             raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
-        check_output(residual, tomogram, overwrite, permissive=permissive, force=force)
+        check_output(residual, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
-    wanted = {path.parent: voxels * np.dtype(dtype).itemsize}
+    wanted = {_nearest(path.parent): voxels * np.dtype(dtype).itemsize}
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
-        near = next(place for place in (Path(folder), *Path(folder).absolute().parents) if place.is_dir())
+        near = _nearest(Path(folder))
         there = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
         wanted[there] = wanted.get(there, 0) + 8 * voxels
     for place, needed in wanted.items():
@@ -275,6 +279,11 @@ def check_output(
                 f"{path}: needs {needed / 2**20:.0f} MiB in {place} and {free / 2**20:.0f} MiB are free, "
                 "make room or choose another folder"
             )
+
+
+def _nearest(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
 
 
 def check_single(data: Sequence[Any]) -> None:

@@ -43,5 +43,5 @@ def test_the_effort_knows_the_device(device, steps):
     """More steps where they take milliseconds."""
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "train.json"))
-    parser["device"] = f"$__import__('torch').device('{device}')"
+    parser["chosen_device"] = f"$__import__('torch').device('{device}')"
     assert parser.get_parsed_content("steps") == steps

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import random
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import mrcfile
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from monai.transforms import Compose, Lambda
 from monai.utils import get_seed, set_determinism
 from phantoms import small_tomogram
 from sizes import suite_configs
 
 import cryoshuffle
 from cryoshuffle import devices
+from cryoshuffle.checkpoints import load_plain
 from cryoshuffle.cli import main
+from cryoshuffle.data import WindowDataset, image_paths
 from cryoshuffle.denoising import Denoise
-from cryoshuffle.errors import FitInterruptedError, InputError, UserError, plainly
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, UserError, plainly
 from cryoshuffle.handlers import GracefulStop
 from cryoshuffle.host import is_terminal, undisturbed, unheard, while_running
 from cryoshuffle.inputs import load_tomogram
 from cryoshuffle.losses import EdgeGuidedLoss
+from cryoshuffle.preflight import check_output
 from cryoshuffle.reports import Progress, RunLog
 from cryoshuffle.signals import NUMBERS
 
@@ -448,3 +456,111 @@ def test_a_mistake_is_raised_as_itself_where_monai_wraps_it(tmp_path):
     with pytest.raises(InputError, match="itself") as caught, plainly():
         raise InputError("itself")
     assert caught.value.__cause__ is None
+
+
+FEW = {"steps": 2, "steps_per_epoch": 2, "window": "[16,24,16]", "blind": "plane", "tilt_axis": "y", "quiet": True}
+
+
+def test_both_roots_run_with_their_own_defaults(tmp_path):
+    """In a folder that holds a tomogram, and then a model: the folder of the run is made, with the result in it.
+
+    A file of the result's name beside that folder is none of it.
+    """
+    small_tomogram(tmp_path / "tomogram.mrc", (24, 48, 36))
+    bundle_run(tmp_path, "train.json", bundle_root=tmp_path, output_dir=tmp_path / "fit", **FEW)
+    (tmp_path / "denoised.mrc").write_text("of someone else")
+    bundle_run(tmp_path, "inference.json", bundle_root=tmp_path)
+    assert mrcfile.read(tmp_path / "run" / "denoised.mrc").shape == (24, 48, 36)
+    assert (tmp_path / "denoised.mrc").read_text() == "of someone else"
+
+
+def test_only_the_folder_of_the_run_is_made(tmp_path):
+    """Any other that is not there is refused, before the work; so is one that cannot be made."""
+    tomogram = str(small_tomogram(tmp_path / "in.mrc", (24, 48, 36)))
+    output = str(tmp_path / "run" / "deeper" / "out.mrc")
+    check_output(output, tomogram, folder=str(tmp_path / "run" / "deeper"))
+    for folder in (None, str(tmp_path / "run")):
+        with pytest.raises(FileError, match="there is no folder"):
+            check_output(output, tomogram, folder=folder)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(FileError, match="there is no folder"):
+        check_output(str(tmp_path / "run" / "out.mrc"), tomogram, folder=str(tmp_path / "run"))
+
+
+def test_a_device_may_be_a_word_on_monais_command_line_and_a_folder_a_number(tmp_path, tomogram):
+    """``--device cpu`` and ``--output_dir 20240131``, which becomes a whole number on its way: the same network."""
+    for name, more in {"usual": {}, "words": {"device": "cpu", "output_dir": 20240131}}.items():
+        (tmp_path / name).mkdir()
+        bundle_run(tmp_path / name, "train.json", tomogram=tomogram, **FEW, **more)
+        bundle_run(tmp_path / name, "inference.json", tomogram=tomogram, **more)
+    assert (tmp_path / "words" / "20240131" / "run.log").is_file()
+    assert not (tmp_path / "words" / "run").exists()
+    results = [mrcfile.read(tmp_path / path / "denoised.mrc") for path in ("usual/run", "words/20240131")]
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.json"], ["inference.json"], ["train.json", "refine.yaml"], ["start.yaml"],
+        ["train.json", "inference.json", "denoise.yaml", "refine.yaml"], ["train.json", "evaluate.yaml"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("device", ["cpu", "auto", torch.device("cpu")], ids=str)
+def test_every_config_takes_a_device_by_its_name(names, device):
+    """All but the definition refers to the one device that follows from it; ``device`` itself stays MONAI's to set."""
+    parser = ConfigParser()
+    parser.read_config([str(suite_configs() / name) for name in names])
+    parser.update({"device": device})
+    assert parser.get_parsed_content("chosen_device") == devices.choose_device(device)
+    text = json.dumps({key: value for key, value in parser.get().items() if "device" not in key})
+    assert not re.search(r"@device(?!_)", text)
+    assert not re.search(r"@output_dir", text.replace("$str(@output_dir)", ""))
+
+
+def test_a_device_is_named_in_any_way_that_torch_knows():
+    """A device is itself; the number of a GPU that is not there is a mistake."""
+    assert devices.choose_device(torch.device("cpu")) == devices.choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(SettingError, match=r"device '99' is .*: use"):
+        devices.choose_device(99)
+
+
+def test_a_datalist_in_place_of_the_datasets_data_is_what_a_fit_learns_from(tmp_path, tomogram):
+    """As MONAI's tools give it: the network is that of ``--tomogram``, and of another tomogram it is another."""
+    other = small_tomogram(tmp_path / "other.mrc", (24, 48, 36), seed=1)
+    weights = {}
+    for name, given in {
+        "tomogram": {"tomogram": tomogram},
+        "datalist": {"train#dataset#data": [{"image": str(tomogram)}]},
+        "other": {"train#dataset#data": [{"image": str(other)}]},
+    }.items():
+        (tmp_path / name).mkdir()
+        bundle_run(tmp_path / name, "train.json", **FEW, **given)
+        model = load_plain(tmp_path / name / "models" / "model.pt")["model"]
+        weights[name] = torch.cat([value.flatten().double() for value in model.values()])
+    assert torch.equal(weights["tomogram"], weights["datalist"])
+    assert not torch.equal(weights["tomogram"], weights["other"])
+
+
+@pytest.mark.parametrize("item", [{}, {"label": "in.mrc"}, {"image": 3}, "in.mrc"])
+def test_a_datalist_names_paths(item):
+    """An item that does not is named by its place."""
+    assert image_paths([{"image": "a.mrc"}, {"image": Path("b.mrc")}]) == ["a.mrc", "b.mrc"]
+    with pytest.raises(InputError, match="item 1 of the datalist is"):
+        image_paths([{"image": "a.mrc"}, item])
+
+
+def test_windows_are_of_what_is_read_once():
+    """The dataset reads its datalist; without anything to read with the items are the volumes."""
+    read = []
+
+    def reading(item):
+        read.append(item["image"])
+        return {"image": torch.full((1, 2, 2, 2), float(item["image"]))}
+
+    windows = WindowDataset([{"image": 1}, {"image": 2}], Compose([]), 4, reading=Compose([Lambda(reading)]))
+    assert [float(window["image"].mean()) for window in (windows[0], windows[1], windows[2])] == [1.0, 2.0, 1.0]
+    assert sorted(read) == [1, 2]
+    plain = [{"image": 5}]
+    assert WindowDataset(plain, Compose([]), 1).volumes is plain
