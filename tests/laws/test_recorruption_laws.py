@@ -274,8 +274,8 @@ def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, er
 def test_a_band_that_asks_for_more_than_all_gets_all():
     """Where two places agree on it the network has the band; without bands it would be a third, and both are told."""
     linear, much = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(1.7, 0.05)
-    banded, whole = Judgement(linear, much, (much, Weight(0.6, 0.05))), Judgement(linear, much)
-    assert banded.blend()["trust"] == pytest.approx([1.0, 0.6])
+    banded, whole = Judgement(linear, much, (Weight(0.6, 0.05), much)), Judgement(linear, much)
+    assert banded.blend()["trust"] == pytest.approx([0.6, 1.0])
     assert whole.blend()["trust"] == pytest.approx(1 / 3)
     for found in (banded, whole):
         assert "more than all" in found.describe()

@@ -195,7 +195,7 @@ def test_the_starting_network_is_not_trained_on_what_benchmarks_use():
     assert not {path.stem for path in TEMPLATES.glob("*.mrc")} & set(only)
     settings = load_plain(starting_network())["settings"]
     assert settings["only"] == only
-    assert settings["steps"] == 3000  # with the case insitu, behind 6500 without it
+    assert settings["batch_size"] == 8  # on a GPU, behind 6500 and 3000 steps of one window
 
 
 def test_a_network_begins_with_the_weights_it_is_given(tmp_path, monkeypatch):
