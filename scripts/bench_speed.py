@@ -295,13 +295,19 @@ def make_work(
     return torch.no_grad()(lambda: inferer(volume, network))
 
 
-def training_step(network: BlindSpotNet, volume: Tensor, precision: str) -> Callable[[], object]:
-    """A whole step as ``train.json`` has it, from the window in memory to the averaged weights."""
+def training_step(
+    network: BlindSpotNet, volume: Tensor, precision: str, inferer: PrecisionInferer | None = None
+) -> Callable[[], object]:
+    """A whole step as ``train.json`` has it, from the window in memory to the averaged weights.
+
+    Without an inferer every kernel is launched by itself; ``train.json`` has a
+    :class:`cryoshuffle.graphs.GraphedInferer`, which is the same on a CPU.
+    """
     weights = CONFIG["loss_weights"]["unbiased"]
     settings = {name: CONFIG["optimizer"][name] for name in ("weight_decay", "fused")}
     loss = EdgeGuidedLoss(network.lattice, weights).to(volume.device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=CONFIG["learning_rate"], **settings)
-    inferer = PrecisionInferer(precision)
+    inferer = PrecisionInferer(precision) if inferer is None else inferer
     engine = Engine(lambda engine, batch: None)
     EMAHandler(network, momentum=CONFIG["train"]["ema"]["momentum"]).attach(engine)
 

@@ -37,7 +37,7 @@ import torch
 from bench_methods import read
 from bench_quality import SNR, prepare
 from bench_report import commit
-from bench_speed import CONFIG, Subject, build_network, make_work, peak_mib, synchronize, timed, training_step
+from bench_speed import CONFIG, Subject, build_network, make_work, peak_mib, timed, training_step
 from monai.transforms import Compose
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -45,8 +45,8 @@ from cryoshuffle import cli
 from cryoshuffle.data import WindowDataset
 from cryoshuffle.devices import allow_tf32, choose_device, keep_memory
 from cryoshuffle.filters import WIENER_REACH
+from cryoshuffle.graphs import GraphedInferer
 from cryoshuffle.inferers import HaloWindowInferer
-from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.outputs import write_json
@@ -439,42 +439,19 @@ def check_training(check: Check) -> None:
         parts = [timed(partial(data.__getitem__, i), torch.device("cpu")) for i in range(20)]
         torch.set_num_threads(before)
         check.keep("training", **{f"preparation_ms_{threads}_threads": round(1e3 * median(parts), 2)})
-    if device.type == "cuda":
-        check.keep("training", graph=graphed(check, side))
+    check.keep("training", graph_steps_per_s=graphed(check, side))
 
 
-def graphed(check: Check, side: int) -> dict[str, Any]:
-    """Steps a second where forward, loss and backward are replayed as a CUDA graph."""
+def graphed(check: Check, side: int) -> dict[str, float]:
+    """Steps a second where forward and backward pass are replayed as a CUDA graph, if the device has graphs."""
     found = {}
     for precision in ("bf16", "fp32"):
         network = build_network(Subject("training", (side,) * 3, "open")).to(check.device)
-        loss = EdgeGuidedLoss(network.lattice, CONFIG["loss_weights"]["unbiased"]).to(check.device)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True, capturable=True)
         volume = torch.randn(1, 1, side, side, side, device=check.device)
-
-        def step() -> None:
-            optimiser.zero_grad(set_to_none=True)  # noqa: B023
-            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):  # noqa: B023
-                predicted = network(volume)  # noqa: B023
-            loss(predicted.float(), volume).backward()  # noqa: B023
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 0.3)  # noqa: B023
-            optimiser.step()  # noqa: B023
-
-        try:
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(3):
-                    step()
-            torch.cuda.current_stream().wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            timed(graph.replay, check.device, 5)
-            found[precision] = round(1 / timed(graph.replay, check.device, 50), 1)
-        except RuntimeError as error:
-            found[precision] = f"{type(error).__name__}: {error}"[:300]
-            synchronize(check.device)
+        step = training_step(network, volume, precision, GraphedInferer(precision))
+        for _ in range(5):
+            step()
+        found[precision] = round(1 / timed(step, check.device, 3 if check.small else 20), 1)
     return found
 
 
