@@ -20,7 +20,6 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from cryoshuffle.cli import build_parser
-from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
 from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
 from cryoshuffle.mrc import AXIS_CODES
@@ -147,7 +146,7 @@ def denoise(
         >>> import cryoshuffle
         >>> denoised = cryoshuffle.denoise(volume, effort="fast", tilt_axis="y")  # doctest: +SKIP
     """
-    with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary, no_autocast():
+    with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary:
         folder = Path(temporary)
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)

@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import get_seed, set_determinism
 
-from cryoshuffle.devices import limit_memory, rounding_kept
+from cryoshuffle.devices import limit_memory, no_autocast, rounding_kept
 
 Take: TypeAlias = "Callable[[Engine], AbstractContextManager[Any]]"
 _taken: WeakKeyDictionary[Engine, ExitStack] = WeakKeyDictionary()
@@ -112,9 +112,7 @@ def undisturbed() -> Iterator[None]:
             host.callback(torch.cuda.manual_seed_all, torch.initial_seed())
             host.enter_context(torch.random.fork_rng([]))
         host.callback(set_determinism, get_seed())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                host.enter_context(torch.autocast(device, enabled=False))
+        host.enter_context(no_autocast())
         host.enter_context(torch.inference_mode(False))
         host.enter_context(torch.enable_grad())
         torch.set_default_dtype(torch.float32)

@@ -99,13 +99,13 @@ class Judgement:
 
     @property
     def shares(self) -> list[float]:
-        """The network's share of each band, fine to coarse.
+        """The network's share of each band, fine to coarse; empty where there are no bands.
 
         The finest detail holds the least signal, so there chance and an error of the noise have most to say: the
         network gets no more of it than of what is next to it.
         """
         found = [band.share for band in self.bands]
-        return [min(found[:2]), *found[1:]]
+        return [min(found[:2]), *found[1:]] if found else []
 
     @property
     def trust(self) -> float:
@@ -119,7 +119,7 @@ class Judgement:
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.shares if self.bands else self.trust, **self.linear.config()}
+        return {"trust": self.shares or self.trust, **self.linear.config()}
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
@@ -276,7 +276,7 @@ def judge(
             "levels": found.levels,
             "bands": [
                 {"weight": band.value, "error": band.error, "trust": share}
-                for band, share in zip(verdict.bands, verdict.shares if verdict.bands else [], strict=True)
+                for band, share in zip(verdict.bands, verdict.shares, strict=True)
             ],
         },
         Path(output_dir) / "refinement.json",
