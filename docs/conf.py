@@ -33,7 +33,7 @@ def _write(path: Path, text: str) -> None:
 
 def _reference(app: object) -> None:
     """The pages of the reference: commands as they explain themselves, modules by their docstrings, configs."""
-    from cryoshuffle.cli import build_parser
+    from cryoshuffle.commands.cli import build_parser
 
     folder = ROOT / "docs" / "reference"
     parser = build_parser()
@@ -46,8 +46,11 @@ def _reference(app: object) -> None:
         text.append(f"## {name}\n\n```text\n{said.getvalue()}```\n")
     _write(folder / "commands.md", "\n".join(text))
     text = ["# Modules\n"]
-    for path in sorted((ROOT / "bundle" / "cryoshuffle").glob("*.py")):
-        name = "cryoshuffle" if path.stem == "__init__" else f"cryoshuffle.{path.stem}"
+    for path in sorted((ROOT / "bundle" / "cryoshuffle").rglob("*.py")):
+        parts = path.relative_to(ROOT / "bundle").with_suffix("").parts
+        if path.stem == "__main__" or (path.stem == "__init__" and len(parts) > 2):
+            continue
+        name = ".".join(part for part in parts if part != "__init__")
         text.append(f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n")
     _write(folder / "modules.md", "\n".join(text))
     text = ["# Configs\n", "The knobs are the keys at the top of the first two; the others change them.\n"]

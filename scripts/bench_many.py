@@ -28,12 +28,12 @@ from bench_methods import ROOT, Job, NotRunError, Outcome
 from bench_quality import BY_KEY, SNR, own_versions, prepare, score
 from bench_speed import table
 
-from cryoshuffle.checkpoints import load_plain
-from cryoshuffle.outputs import write_json
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.inference.checkpoints import load_plain
 
 BEGIN, END = "<!-- many: begin, written by scripts/bench_many.py -->", "<!-- many: end -->"
 # One thread: the time of the processor is then the time on a machine that does nothing else.
-COMMAND = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "cryoshuffle.cli"]
+COMMAND = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "cryoshuffle"]
 # In options: the network of the session, that of another session, and the number of steps of a short fit.
 NET, OTHER, FEW = "NET", "OTHER", "FEW"
 FIT, ALONE = "fit", "alone"

@@ -24,14 +24,14 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cryoshuffle import starting_network
-from cryoshuffle.checkpoints import fitted_blind
-from cryoshuffle.filters import gaussian
-from cryoshuffle.handlers import Budget
-from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.boxes import draw_box, fit_window
+from cryoshuffle.fit.handlers import Budget
+from cryoshuffle.inference.checkpoints import read_model_settings
+from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet
-from cryoshuffle.windows import draw_box, fit_window
+from cryoshuffle.noise.linear_filter import gaussian
+from cryoshuffle.scores.metrics import correlation
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 48
@@ -259,7 +259,7 @@ def _run_ours(method: Method, job: Job) -> Outcome:
     shutil.rmtree(report, ignore_errors=True)
     tomogram = str(job.folder / "tomogram.mrc")
     if method.kind == "ours":
-        command = [sys.executable, "-m", "cryoshuffle.cli", "denoise", tomogram, str(result)]
+        command = [sys.executable, "-m", "cryoshuffle", "denoise", tomogram, str(result)]
         command += ["--report", str(report), "--device", job.device, "--overwrite", "--quiet"]
     else:
         configs = [str(ROOT / "configs" / name) for name in CONFIGS]
@@ -274,14 +274,14 @@ def _run_ours(method: Method, job: Job) -> Outcome:
     command += ["--seed", str(job.seed), *method.options]
     seconds = call(command, job.folder / f"{method.key}.log", job)
     blind = report / "blind.pt"
-    fitted = fitted_blind(blind if blind.is_file() else report / "model.pt")
+    fitted = read_model_settings(blind if blind.is_file() else report / "model.pt")
     stride = Lattice(fitted.stride, fitted.blind_set).stride_zyx
     return Outcome(result, seconds, stride=stride)
 
 
 def _run_start(method: Method, job: Job) -> Outcome:
     result, report = job.folder / f"{method.key}.mrc", job.folder / f"{method.key}_run"
-    command = [sys.executable, "-m", "cryoshuffle.cli", "apply", str(starting_network())]
+    command = [sys.executable, "-m", "cryoshuffle", "apply", str(starting_network())]
     command += [str(job.folder / "tomogram.mrc"), str(result), "--report", str(report), "--device", job.device]
     return Outcome(result, call([*command, "--overwrite", "--quiet"], job.folder / f"{method.key}.log", job))
 

@@ -27,10 +27,10 @@ import bench_methods as methods
 import bench_report as report
 from bench_methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Outcome
 
-from cryoshuffle.evaluation import evaluate
-from cryoshuffle.outputs import write_json
-from cryoshuffle.simulation import CASES as SIMULATED
-from cryoshuffle.simulation import save_simulation, simulate
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.scores.evaluation import evaluate
+from cryoshuffle.simulation.tilt_series import CASES as SIMULATED
+from cryoshuffle.simulation.tilt_series import save_simulation, simulate
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
 COARSE = "insitu20"

@@ -33,9 +33,9 @@ import torch
 from bench_report import machine, replace_section, save_panel
 from scipy import ndimage
 
-from cryoshuffle.filters import convolve, wiener_kernel
-from cryoshuffle.recorruption import smooth_cross_spectrum, smooth_spectrum
-from cryoshuffle.simulation import reconstruct
+from cryoshuffle.noise.linear_filter import convolve, wiener_kernel
+from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
+from cryoshuffle.simulation.tilt_series import reconstruct
 
 ROOT = Path(__file__).resolve().parent.parent
 SERIES = "00254"
@@ -209,7 +209,7 @@ def wiener_with_hindsight(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
 def denoise(source: Path, result: Path, options: Sequence[str]) -> float:
     """Run the program; seconds that it took."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "cryoshuffle.cli", "denoise", str(source), str(result), "--quiet", "--overwrite"]
+    command = [sys.executable, "-m", "cryoshuffle", "denoise", str(source), str(result), "--quiet", "--overwrite"]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - began
 

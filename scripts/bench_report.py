@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cryoshuffle.outputs import write_json
+from cryoshuffle.files.writing import write_json
 
 BEGIN, END = "<!-- quality: begin, written by scripts/bench_quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000

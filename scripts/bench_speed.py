@@ -52,9 +52,10 @@ from ignite.handlers import EMAHandler
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from cryoshuffle.devices import choose_device, keep_memory
+from cryoshuffle.devices import choose_device
 from cryoshuffle.errors import SettingError
-from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import (
     BlindSet,
     Lattice,
@@ -66,8 +67,8 @@ from cryoshuffle.lattice import (
 )
 from cryoshuffle.layers import ChannelLayerNorm, DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d
 from cryoshuffle.losses import EdgeGuidedLoss
+from cryoshuffle.memory import keep_memory
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.outputs import write_json
 
 BEGIN, END = "<!-- speed: begin, written by scripts/bench_speed.py -->", "<!-- speed: end -->"
 PARTS = ("rates", "paper", "peers", "matmul", "process", "cubes")
@@ -301,7 +302,7 @@ def training_step(
     """A whole step as ``train.json`` has it, from the window in memory to the averaged weights.
 
     Without an inferer every kernel is launched by itself; ``train.json`` has a
-    :class:`cryoshuffle.graphs.GraphedInferer`, which is the same on a CPU.
+    :class:`cryoshuffle.fit.graphs.GraphedInferer`, which is the same on a CPU.
     """
     weights = CONFIG["loss_weights"]["unbiased"]
     settings = {name: CONFIG["optimizer"][name] for name in ("weight_decay", "fused")}
@@ -755,7 +756,7 @@ def start_up(bench: Bench) -> list[Row]:
     """Part ``process``: from the start of the program to its help, and to the first step of a fit."""
     place = bench.strongest[-1]
     told = [f"{name}={value}" for name, value in environment(place.threads).items()]
-    program = ["env", *told, sys.executable, "-m", "cryoshuffle.cli"]
+    program = ["env", *told, sys.executable, "-m", "cryoshuffle"]
     tomogram = bench.tomogram()
     folder = tomogram.parent / "start_run"
     fit = ["denoise", str(tomogram), str(tomogram.parent / "start.mrc"), "--report", str(folder), "--overwrite"]

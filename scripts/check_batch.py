@@ -26,9 +26,9 @@ import numpy as np
 import psutil
 from check_faults import write_finding
 
-from cryoshuffle.simulation import simulate
+from cryoshuffle.simulation.tilt_series import simulate
 
-PROGRAM = [sys.executable, "-m", "cryoshuffle.cli"]
+PROGRAM = [sys.executable, "-m", "cryoshuffle"]
 # The blind network alone: what the result is then does not depend on how much the filter gets.
 FIT = ["--no-refine", "--window", "24,24,24"]
 SHAPE = (24, 48, 48)
@@ -58,7 +58,7 @@ def fit_under_way(batch: int, out: Path) -> tuple[str, psutil.Process] | None:
     for process in psutil.Process(batch).children(recursive=True):
         try:
             command = process.cmdline()
-            if "cryoshuffle.batch" not in command:
+            if "cryoshuffle.commands.batch" not in command:
                 continue
             name = Path(command[-1]).stem
             log = out / f"{name}_run" / "run.log"

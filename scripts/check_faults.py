@@ -27,14 +27,14 @@ import mrcfile
 import numpy as np
 from bench_report import commit, machine
 
-from cryoshuffle import scratch
-from cryoshuffle.mergers import JOURNAL
-from cryoshuffle.outputs import write_json
-from cryoshuffle.simulation import simulate
+from cryoshuffle.files import scratch
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.inference.mergers import JOURNAL
+from cryoshuffle.simulation.tilt_series import simulate
 
 ROOT = Path(__file__).resolve().parent.parent
 FINDINGS = ROOT / "docs" / "robustness.json"
-COMMAND = [sys.executable, "-m", "cryoshuffle.cli", "denoise"]
+COMMAND = [sys.executable, "-m", "cryoshuffle", "denoise"]
 # The same program, which takes all windows for done once so many are, and says in a file how many that were.
 SOME_WINDOWS = """
 import json, sys
@@ -61,7 +61,7 @@ def write_large(path: Path, side: int) -> None:
     tile = simulate("wbp", (80, 144, 144), 0.061, 0).tomogram.numpy()
     times = -(-side // tile.shape[1])
     with mrcfile.new_mmap(path, (side, side, side), 2, overwrite=True) as mrc:
-        scratch.watch(mrc.data)
+        scratch.track(mrc.data)
         for z in range(side):
             mrc.data[z] = np.tile(tile[z % len(tile)], (times, times))[:side, :side]
             # The system counts what this process has at its peak for those that it starts, too.

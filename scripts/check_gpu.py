@@ -41,18 +41,20 @@ from bench_speed import CONFIG, Subject, build_network, make_work, peak_mib, tim
 from monai.transforms import Compose
 from torch.utils.flop_counter import FlopCounterMode
 
-from cryoshuffle import cli
-from cryoshuffle.data import WindowDataset
-from cryoshuffle.devices import allow_tf32, choose_device, keep_memory
-from cryoshuffle.filters import WIENER_REACH
-from cryoshuffle.graphs import GraphedInferer
-from cryoshuffle.inferers import HaloWindowInferer
-from cryoshuffle.metrics import correlation
+from cryoshuffle.commands import cli
+from cryoshuffle.devices import allow_tf32, choose_device
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.fit.data import WindowDataset
+from cryoshuffle.fit.graphs import GraphedInferer
+from cryoshuffle.fit.recorruption import RandRecorruptd
+from cryoshuffle.fit.transforms import RandLatticeFlipd, RandLatticeWindowd
+from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.streaming import StreamedNetwork
+from cryoshuffle.memory import keep_memory
 from cryoshuffle.network import BlindSpotNet
-from cryoshuffle.outputs import write_json
-from cryoshuffle.recorruption import GRID, RandRecorruptd
-from cryoshuffle.streaming import StreamedNetwork
-from cryoshuffle.transforms import RandLatticeFlipd, RandLatticeWindowd
+from cryoshuffle.noise.linear_filter import WIENER_REACH
+from cryoshuffle.noise.spectrum import GRID
+from cryoshuffle.scores.metrics import correlation
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE, SMALL_SHAPE = (80, 144, 144), (24, 40, 40)
@@ -129,7 +131,7 @@ class Check:
     def command(self, source: Path, name: str, *words: str) -> list[str]:
         """The words of a run of the program."""
         return [
-            *(sys.executable, "-m", "cryoshuffle.cli", "denoise", str(source), str(self.result(name)), "--quiet"),
+            *(sys.executable, "-m", "cryoshuffle", "denoise", str(source), str(self.result(name)), "--quiet"),
             *("--device", str(self.device), "--report", str(self.out / f"{name}_run"), *words),
         ]
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from bench_report import commit, machine
 
-from cryoshuffle.outputs import write_json, write_text
+from cryoshuffle.files.writing import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FINDINGS = ROOT / "docs" / "install.json"

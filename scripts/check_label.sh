@@ -53,8 +53,8 @@ import sys
 
 from monai.transforms import SaveImage
 
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.outputs import ExactPath, WholeNiftiWriter
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import ExactPath, WholeNiftiWriter
 
 work = sys.argv[1]
 path = f"{work}/studies/volume.nii.gz"
@@ -92,7 +92,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.files.reading import load_tomogram
 
 work = Path(sys.argv[1])
 info = json.loads((work / "info.json").read_text())

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cryoshuffle.noise import noise_from_halves
-from cryoshuffle.recorruption import smooth_spectrum
-from cryoshuffle.simulation import simulate
-from cryoshuffle.whitening import WhitenNoise
+from cryoshuffle.noise.estimate import noise_from_halves
+from cryoshuffle.noise.spectrum import smooth_spectrum
+from cryoshuffle.noise.whitening import WhitenNoise
+from cryoshuffle.simulation.tilt_series import simulate
 
 REACH, ZOOM, MARGIN, TITLE = 4, 22, 26, 34
 

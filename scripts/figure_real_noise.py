@@ -18,10 +18,10 @@ import torch
 from bench_real import read
 from PIL import Image, ImageDraw
 
-from cryoshuffle import recorruption
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import BlindSet
-from cryoshuffle.preview import central_crop
-from cryoshuffle.recorruption import GRID, noise_spectrum, smooth_spectrum
+from cryoshuffle.noise import spectrum as recorruption
+from cryoshuffle.noise.spectrum import GRID, noise_spectrum, smooth_spectrum
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 620, 360, 60, 50, 20
 FARTHEST, FINE, TILTED = 0.3, 0.3, 50.0

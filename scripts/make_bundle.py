@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from monai.bundle import load
 
-from cryoshuffle.checkpoints import load_plain, save_whole, weights_first
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_plain, weights_first
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_BYTES = 25 * 2**20

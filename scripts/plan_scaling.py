@@ -36,13 +36,13 @@ import numpy as np
 import torch
 from bench_report import commit, machine, replace_section
 
-from cryoshuffle import scratch
-from cryoshuffle.cli import main as cryoshuffle
-from cryoshuffle.devices import limit_memory
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.mrc import MrcWriter
-from cryoshuffle.outputs import SETTLED_S, checksum, write_json, write_text
-from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.commands.cli import main as cryoshuffle
+from cryoshuffle.files import scratch
+from cryoshuffle.files.intensity import StandardiseIntensity
+from cryoshuffle.files.mrc import MrcWriter
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import SETTLED_S, checksum, write_json, write_text
+from cryoshuffle.memory import limit_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

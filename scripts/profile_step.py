@@ -38,10 +38,12 @@ from bench_speed import (
 )
 from torch.profiler import ProfilerActivity, profile
 
-from cryoshuffle.devices import choose_device, keep_memory
+from cryoshuffle.devices import choose_device
 from cryoshuffle.errors import SettingError
-from cryoshuffle.recorruption import GRID, RandRecorruptd
-from cryoshuffle.transforms import RandLatticeFlipd, RandLatticeWindowd
+from cryoshuffle.fit.recorruption import RandRecorruptd
+from cryoshuffle.fit.transforms import RandLatticeFlipd, RandLatticeWindowd
+from cryoshuffle.memory import keep_memory
+from cryoshuffle.noise.spectrum import GRID
 
 # The first that matches the name of an operation counts.
 KINDS = {

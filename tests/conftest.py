@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 from sizes import FULL, VARIABLE, write_tiny_configs
 
-from cryoshuffle import devices
+from cryoshuffle import memory
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -111,7 +111,7 @@ def _same_numbers():
 def _usual_memory():
     """What a test, or a command in it, allows the program is not what the next one has."""
     yield
-    devices.limit_memory(None)
+    memory.limit_memory(None)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """cryoshuffle: denoise one cryo-electron tomogram from that tomogram alone.
 
-The package is the code behind a MONAI bundle. Importing it costs nothing; ``import cryoshuffle.mrc`` makes MRC files
-known to MONAI's ``LoadImage`` and ``SaveImage``, ``import cryoshuffle.layers`` the layers to its factories.
+The package is the code behind a MONAI bundle. Importing it costs nothing; ``import cryoshuffle.files.mrc`` makes MRC
+files known to MONAI's ``LoadImage`` and ``SaveImage``, ``import cryoshuffle.layers`` the layers to its factories.
 """
 
 from __future__ import annotations

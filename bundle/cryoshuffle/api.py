@@ -19,11 +19,11 @@ from monai.transforms import Orientation
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from cryoshuffle.cli import build_parser
+from cryoshuffle.commands.cli import build_parser
+from cryoshuffle.commands.runs import as_words, run_denoise
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
-from cryoshuffle.inputs import load_tomogram, refuse_masked, tells_axes
-from cryoshuffle.mrc import AXIS_CODES
-from cryoshuffle.runs import as_words, run_denoise
+from cryoshuffle.files.mrc import AXIS_CODES
+from cryoshuffle.files.reading import load_tomogram, refuse_masked, tells_axes
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -116,7 +116,8 @@ def denoise(
 
     The same workflow runs, so the same numbers come out. The state of the caller is left as it is, however the run ends
     (:func:`cryoshuffle.host.undisturbed`), and an autocast of the caller's changes nothing. Calls from several threads
-    wait for each other. To denoise with a network that was fitted before, see :class:`cryoshuffle.denoising.Denoise`.
+    wait for each other. To denoise with a network that was fitted before, see
+    :class:`cryoshuffle.inference.transform.Denoise`.
 
     Args:
         tomogram: the noisy volume, or the path of one.

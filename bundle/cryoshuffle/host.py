@@ -15,7 +15,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import get_seed, set_determinism
 
-from cryoshuffle.devices import limit_memory, no_autocast, rounding_kept
+from cryoshuffle.devices import no_autocast, rounding_kept
+from cryoshuffle.memory import limit_memory
 
 Take: TypeAlias = "Callable[[Engine], AbstractContextManager[Any]]"
 _taken: WeakKeyDictionary[Engine, ExitStack] = WeakKeyDictionary()

@@ -25,10 +25,10 @@ from monai.deploy.core import (
 )
 from monai.transforms import SaveImage
 
-from cryoshuffle.denoising import Denoise
 from cryoshuffle.errors import InputError, user_error
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.outputs import SUFFIXES, ExactPath, image_suffix, image_writer
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import SUFFIXES, ExactPath, image_suffix, image_writer
+from cryoshuffle.inference import Denoise
 
 logger = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 def result_path(image: str, wanted: str | None) -> Path:
     """A new file for a result, of the kind that is asked for, or of that of the image."""
-    from cryoshuffle.omezarr import SUFFIXES as FOLDERS
-    from cryoshuffle.outputs import SUFFIXES, image_suffix
+    from cryoshuffle.files.omezarr import SUFFIXES as FOLDERS
+    from cryoshuffle.files.writing import SUFFIXES, image_suffix
 
     suffix = wanted or image_suffix(image)
     # It comes over the network, so it must be one that is known, and one file.
@@ -47,7 +47,7 @@ class ApplyTask(BundleInferTask):
         """Write the prediction under a name of its own."""
         from monai.transforms import SaveImage
 
-        from cryoshuffle.outputs import ExactPath, image_suffix, image_writer
+        from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
 
         path = result_path(data["image_path"], extension or data.get("result_extension"))
         SaveImage(
@@ -81,7 +81,7 @@ class FitTask(InferTask):
         path = result_path(wanted["image"], wanted.get("result_extension"))
         device = {} if str(wanted.get("device", "")) in ("", "None") else {"--device": str(wanted["device"])}
         options = {"--effort": effort, "--minutes": str(wanted["minutes"]), **device}
-        command = [sys.executable, "-m", "cryoshuffle.cli", "denoise", str(wanted["image"]), str(path), "--quiet"]
+        command = [sys.executable, "-m", "cryoshuffle", "denoise", str(wanted["image"]), str(path), "--quiet"]
         command += [word for pair in options.items() for word in pair]
         logger.info("running %s", " ".join(command))
         where = os.pathsep.join([str(self.bundle), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -26,8 +26,9 @@ from phantoms import small_tomogram
 from sizes import FULL, TINY_START, write_tiny_configs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cryoshuffle.checkpoints import load_network, save_whole
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_network
 
 ROOT = Path(__file__).parent.parent.parent
 # In place of the file that MONAI would fetch; what the metadata must have is tested beside the configs.
@@ -188,7 +189,13 @@ def test_the_bundle_needs_no_installation(bundle, tmp_path):
     assert said.split() == [str(bundle / "cryoshuffle" / "__init__.py"), str(bundle / "configs")]
     names = zipfile.ZipFile(f"{bundle}.zip").namelist()
     inside = {name.split("/", 1)[1] for name in names if not name.endswith("/")}
-    assert {"LICENSE", "configs/inference.json", "models/model.pt", "models/model.ts", "cryoshuffle/cli.py"} <= inside
+    assert {
+        "LICENSE",
+        "configs/inference.json",
+        "models/model.pt",
+        "models/model.ts",
+        "cryoshuffle/commands/cli.py",
+    } <= inside
     assert not [name for name in inside if "pycache" in name or re.search(r"/\.", name)]
 
 
@@ -197,7 +204,7 @@ def test_the_exported_network_is_the_one_of_the_checkpoint(bundle):
     sys.path.insert(0, str(bundle))
     from monai.data import load_net_with_metadata
 
-    from cryoshuffle.checkpoints import load_network
+    from cryoshuffle.inference.checkpoints import load_network
 
     exported, metadata, files = load_net_with_metadata(
         str(bundle / "models" / "model.ts"), more_extra_files=("inference.json",)

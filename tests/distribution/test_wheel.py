@@ -21,7 +21,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
     assert {n.removeprefix("cryoshuffle/configs/") for n in names if n.startswith("cryoshuffle/configs/")} == configs
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "cryoshuffle/start.pt" in names
-    assert "cryoshuffle/templates/README.md" in names, "the notice of the molecules"
+    assert "cryoshuffle/simulation/templates/README.md" in names, "the notice of the molecules"
 
 
 def test_the_wheel_runs_outside_the_checkout_beside_a_decoy(wheel, tmp_path):
@@ -41,7 +41,7 @@ import bundle, scripts, configs
 import cryoshuffle
 assert cryoshuffle.__file__.startswith({str(site)!r}), cryoshuffle.__file__
 assert str(cryoshuffle.config_dir()).startswith({str(site)!r})
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 code = main(["denoise", {str(tomogram)!r}, "out.mrc", "--steps", "2", "--window", "12", "--quiet"])
 assert (bundle.owner, scripts.owner, configs.owner) == ("decoy",) * 3
 sys.exit(code)

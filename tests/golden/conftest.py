@@ -11,7 +11,7 @@ import pytest
 from phantoms import REAL_TOMOGRAM, small_tomogram
 from sizes import VARIABLE
 
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def real_run(make_once) -> Path:
     """The folder of the real microtubule tomogram, denoised in a few steps of the network that is shipped."""
 
     def denoise(folder: Path) -> None:
-        command = [sys.executable, "-m", "cryoshuffle.cli", "denoise", REAL_TOMOGRAM, folder / "out.mrc"]
+        command = [sys.executable, "-m", "cryoshuffle", "denoise", REAL_TOMOGRAM, folder / "out.mrc"]
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
         subprocess.run([*command, "--steps", "25", "--quiet"], check=True, env=environment)
 

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from phantoms import small_tomogram
 
 import cryoshuffle
-from cryoshuffle import devices
+from cryoshuffle import memory
 from cryoshuffle.api import DenoiseOptions
-from cryoshuffle.cli import build_parser, main
+from cryoshuffle.commands.cli import build_parser, main
 from cryoshuffle.errors import FileError, InputError, UserError
 
 QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
@@ -39,13 +39,13 @@ def test_every_option_of_the_command_line_is_one_of_python():
 def test_an_array_gives_what_the_command_gives_and_the_caller_keeps_his_random_numbers(by_command):
     """Bit for bit; random states, seeds, rounding and the memory limit are as before."""
     tomogram, expected = by_command
-    devices.limit_memory(3.0)
+    memory.limit_memory(3.0)
 
     def draws() -> tuple[float, ...]:
         random.seed(5), np.random.seed(6), torch.manual_seed(7)
         if ran:
             result.append(cryoshuffle.denoise(volume, **QUICK))
-        return random.random(), float(np.random.rand()), float(torch.rand(1)), devices.limit_memory(3.0)
+        return random.random(), float(np.random.rand()), float(torch.rand(1)), memory.limit_memory(3.0)
 
     volume = mrcfile.read(tomogram)
     result: list[np.ndarray] = []

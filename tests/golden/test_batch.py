@@ -22,14 +22,14 @@ import starfile
 import torch
 from phantoms import small_tomogram
 
-from cryoshuffle import batch as batch_module
-from cryoshuffle.batch import share_machine
-from cryoshuffle.cli import main
+from cryoshuffle.commands import batch as batch_module
+from cryoshuffle.commands.batch import share_machine
+from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.lists import read_list, write_star
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.lists import read_list, write_star
 
 WORDS = ["--no-refine", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y"]
-PROGRAM = [sys.executable, "-m", "cryoshuffle.cli"]
+PROGRAM = [sys.executable, "-m", "cryoshuffle"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 STAR = """
 data_global
@@ -141,7 +141,10 @@ def test_a_run_stops_when_whoever_started_it_is_gone(tmp_path):
     source = small_tomogram(tmp_path / "in.mrc")
     command = ["denoise", str(source), str(tmp_path / "out.mrc"), *WORDS, "--steps", "5000", "--quiet"]
     with subprocess.Popen(
-        [sys.executable, "-m", "cryoshuffle.batch", *command], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "cryoshuffle.commands.worker", *command],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as run:
         _wait_for(tmp_path / "out_run" / "run.log", "the network is blind")
         run.stdin.close()
@@ -244,7 +247,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
         _wait_for(tmp_path / "out" / "a_run" / "run.log", "the network is blind")
         for process in psutil.Process(batch.pid).children(recursive=True):
             said = process.cmdline()
-            if "cryoshuffle.batch" in said and str(tmp_path / "data" / "a.mrc") in said:
+            if "cryoshuffle.commands.worker" in said and str(tmp_path / "data" / "a.mrc") in said:
                 process.parent().send_signal(signal.SIGKILL)
         printed, complained = batch.communicate(timeout=300)
     assert batch.returncode == 2

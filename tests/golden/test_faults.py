@@ -19,16 +19,16 @@ import pytest
 import torch
 from phantoms import small_tomogram, write_mrc
 
-from cryoshuffle import scratch
-from cryoshuffle.checkpoints import load_plain
-from cryoshuffle.cli import main
-from cryoshuffle.mergers import JOURNAL, WindowMerger
-from cryoshuffle.outputs import checksum
-from cryoshuffle.provenance import hold, let_go
-from cryoshuffle.reports import read_history
-from cryoshuffle.windows import Box
+from cryoshuffle.boxes import Box
+from cryoshuffle.commands.cli import main
+from cryoshuffle.files import scratch
+from cryoshuffle.files.locks import lock_run, unlock_run
+from cryoshuffle.files.writing import checksum
+from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.inference.mergers import JOURNAL, WindowMerger
+from cryoshuffle.report.log import read_history
 
-COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
+COMMAND = [sys.executable, "-m", "cryoshuffle"]
 # So little memory that the volume goes to disk, and windows so small that there are many.
 ON_DISK = ["--memory", "0.0001", "--window", "8,24,24", "--quiet"]
 QUICK = ["--effort", "fast", "--quiet"]
@@ -173,7 +173,7 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path, fitted, monkeypatc
     """Nothing is written, and the sentence names the file."""
     _, checkpoint = fitted
     tomogram = small_tomogram(tmp_path / "in.mrc")
-    from cryoshuffle.checkpoints import ModelLoader
+    from cryoshuffle.inference.checkpoints import ModelLoader
 
     original = ModelLoader.__call__
 
@@ -230,9 +230,9 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted, capsys):
     finally:
         first.kill()
         first.communicate()
-    hold(tmp_path / "out_run")
-    hold(tmp_path / "out_run")
-    let_go()
+    lock_run(tmp_path / "out_run")
+    lock_run(tmp_path / "out_run")
+    unlock_run()
 
 
 def test_a_result_says_what_it_was_made_of(tmp_path, fitted):
@@ -286,7 +286,7 @@ def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, mo
     size = tomogram.stat().st_size
     monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
     usage = type("Usage", (), {"free": int(2.5 * size)})()
-    monkeypatch.setattr("cryoshuffle.preflight.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("cryoshuffle.commands.preflight.shutil.disk_usage", lambda path: usage)
     assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 2
     assert "make room or choose another folder" in capsys.readouterr().err
     usage.free = int(3.5 * size)

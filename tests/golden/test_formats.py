@@ -13,11 +13,11 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation, SaveImage
 from phantoms import small_tomogram, write_mrc
 
-from cryoshuffle.cli import main
-from cryoshuffle.denoising import Denoise, Denoised
+from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import InputError
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.outputs import ExactPath, checksum, image_suffix, image_writer
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import ExactPath, checksum, image_suffix, image_writer
+from cryoshuffle.inference.transform import Denoise, Denoised
 
 
 def copy_as(tomogram: Path, path: Path) -> Path:

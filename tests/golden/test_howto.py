@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from phantoms import REAL_TOMOGRAM, small_tomogram, write_mrc
 
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ["tutorial", *sorted(path.stem for path in (ROOT / "docs").glob("howto_*.md") if "```bash" in path.read_text())]

@@ -19,8 +19,8 @@ import torch
 from phantoms import is_valid_mrc, small_tomogram, write_mrc
 from scipy.ndimage import gaussian_filter
 
-from cryoshuffle.checkpoints import save_whole
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
+from cryoshuffle.files.writing import save_whole
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
 
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(tmp_path):
     )
     result = subprocess.run(
         [
-            sys.executable, "-m", "cryoshuffle.cli", "apply", str(tmp_path / "net.pt"), str(source),
+            sys.executable, "-m", "cryoshuffle", "apply", str(tmp_path / "net.pt"), str(source),
             str(tmp_path / "out.mrc"), "--quiet",
         ],
         capture_output=True, text=True, check=False,
@@ -358,7 +358,9 @@ def test_running_out_of_memory_is_said_in_words(tmp_path, capsys, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB")
 
     monkeypatch.setattr(BlindSpotNet, "forward", full)
-    monkeypatch.setattr("cryoshuffle.handlers.measure_leak", lambda net: Leak(0.0, 0.0, (0, 0, 0), (0, 0, 0), 1.0, 1))
+    monkeypatch.setattr(
+        "cryoshuffle.fit.handlers.measure_leak", lambda net: Leak(0.0, 0.0, (0, 0, 0), (0, 0, 0), 1.0, 1)
+    )
     source = small_tomogram(tmp_path / "in.mrc")
     assert main(["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK]) == 2
     assert "out of memory, use a smaller --window" in capsys.readouterr().err

@@ -17,11 +17,11 @@ import pytest
 import torch
 from phantoms import small_tomogram, write_mrc
 
-from cryoshuffle import pages
-from cryoshuffle.cli import main
-from cryoshuffle.pages import PAGE_NAME
-from cryoshuffle.reports import read_history
-from cryoshuffle.shells import fourier_shell_correlation
+from cryoshuffle.commands.cli import main
+from cryoshuffle.report import page as pages
+from cryoshuffle.report.log import read_history
+from cryoshuffle.report.page import PAGE_NAME
+from cryoshuffle.scores.shells import fourier_shell_correlation
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 

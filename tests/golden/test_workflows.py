@@ -31,16 +31,17 @@ from scipy.ndimage import gaussian_filter
 from sizes import FULL, suite_configs, suite_start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cryoshuffle.checkpoints import load_plain, save_whole
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FitInterruptedError, UserError
-from cryoshuffle.handlers import EpochSeeds
-from cryoshuffle.mrc import open_mrc
-from cryoshuffle.phantoms import TEMPLATES
-from cryoshuffle.simulation import simulate
-from cryoshuffle.transforms import _statistics
+from cryoshuffle.files.intensity import _statistics
+from cryoshuffle.files.mrc import open_mrc
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.fit.handlers import EpochSeeds
+from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.simulation.phantoms import TEMPLATES
+from cryoshuffle.simulation.tilt_series import simulate
 
-COMMAND = [sys.executable, "-m", "cryoshuffle.cli"]
+COMMAND = [sys.executable, "-m", "cryoshuffle"]
 QUICK = ["--window", "16,24,16", "--quiet"]
 
 
@@ -307,7 +308,7 @@ def test_one_network_for_several_tomograms_keeps_the_grey_scale_of_each(tmp_path
         known.append(_statistics(values, name))
         return known[0]
 
-    monkeypatch.setattr("cryoshuffle.transforms._statistics", of_the_first)
+    monkeypatch.setattr("cryoshuffle.files.intensity._statistics", of_the_first)
     one, one_again = results("shared", (first,), "--no-refine")
     assert not alike(one_again, one)
 

@@ -12,7 +12,8 @@ from ignite.handlers import EMAHandler
 from monai.networks.nets import BasicUNet, SegResNet
 from torch import nn
 
-from cryoshuffle.checkpoints import load_network, save_whole
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_network
 from cryoshuffle.invariance import measure_leak
 from cryoshuffle.lattice import (
     BlindSet,

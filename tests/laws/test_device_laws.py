@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.devices import allow_tf32
-from cryoshuffle.graphs import GraphedInferer
-from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.fit.graphs import GraphedInferer
+from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.inference.streaming import StreamedNetwork
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import EdgeGuidedLoss
-from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.streaming import StreamedNetwork
+from cryoshuffle.scores.metrics import correlation
 
 # The CPU is always among them, so that the laws are never passed by skipping.
 DEVICES = [

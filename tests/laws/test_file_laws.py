@@ -22,13 +22,13 @@ from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 from sizes import FULL
 
-import cryoshuffle.mrc
-from cryoshuffle import outputs, scratch
+import cryoshuffle.files.mrc
 from cryoshuffle.errors import FileError, InputError, UserError
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
-from cryoshuffle.outputs import ExactPath, image_suffix, image_writer
-from cryoshuffle.preflight import tomogram_shape
+from cryoshuffle.files import scratch
+from cryoshuffle.files import writing as outputs
+from cryoshuffle.files.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
+from cryoshuffle.files.reading import load_tomogram, tomogram_shape
+from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
 DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
@@ -244,7 +244,7 @@ def test_registering_twice_changes_nothing():
     from monai.data.image_writer import resolve_writer
 
     before = tuple(resolve_writer("mrc"))
-    cryoshuffle.mrc.register_mrc()
+    cryoshuffle.files.mrc.register_mrc()
     assert next(iter(resolve_writer("mrc"))) is MrcWriter
     assert before[0] is MrcWriter
 

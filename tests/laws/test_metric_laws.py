@@ -16,7 +16,10 @@ from monai.metrics import SSIMMetric
 from phantoms import write_mrc
 from PIL import Image
 
-from cryoshuffle.artefacts import (
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.noise.linear_filter import gaussian
+from cryoshuffle.report.pictures import save_fsc_plot
+from cryoshuffle.scores.artefacts import (
     detail_slopes,
     lattice_excess,
     lattice_scatter,
@@ -26,13 +29,10 @@ from cryoshuffle.artefacts import (
     seam_metric,
     signal_left,
 )
-from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.evaluation import evaluate, evaluate_files, halves_agreement, table
-from cryoshuffle.filters import gaussian
-from cryoshuffle.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
-from cryoshuffle.preview import save_fsc_plot
-from cryoshuffle.shells import crossing, fourier_shell_correlation, shell_power
-from cryoshuffle.simulation import Simulation, simulate
+from cryoshuffle.scores.evaluation import evaluate, evaluate_files, halves_agreement, table
+from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
+from cryoshuffle.scores.shells import crossing, fourier_shell_correlation, shell_power
+from cryoshuffle.simulation.tilt_series import Simulation, simulate
 
 SHAPE = (48, 64, 56)
 

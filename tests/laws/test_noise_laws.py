@@ -16,25 +16,23 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd
 from phantoms import REAL_TOMOGRAM, turned_about_z, write_mrc
 
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.files.intensity import StandardiseIntensity
+from cryoshuffle.files.masks import load_mask
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.noise import (
+from cryoshuffle.noise.choice import choose_blind, choose_blind_set, find_tilt_axis
+from cryoshuffle.noise.estimate import (
     NoiseEstimate,
     average,
-    choose_blind,
-    find_tilt_axis,
-    load_mask,
-    load_volume,
     noise_from_empty,
     noise_from_halves,
     noise_from_volume,
-    resolve_blind,
     without_outliers,
 )
-from cryoshuffle.simulation import CASES, Simulation, simulate
-from cryoshuffle.transforms import StandardiseIntensity
-from cryoshuffle.whitening import Whitening, WhitenNoise, WhitenNoised
+from cryoshuffle.noise.volumes import load_volume
+from cryoshuffle.noise.whitening import Whitening, WhitenNoise, WhitenNoised
+from cryoshuffle.simulation.tilt_series import CASES, Simulation, simulate
 
 SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1, "insitu": 0.1}
 
@@ -91,7 +89,7 @@ def test_the_right_blind_set_is_chosen(case, turned):
 
 def test_the_real_tomogram_has_its_tilt_axis_along_y():
     """As its gold streaks and wedge show."""
-    measured = resolve_blind([str(REAL_TOMOGRAM)])
+    measured = choose_blind_set([str(REAL_TOMOGRAM)])
     assert (measured.blind_set.shape, measured.blind_set.axis) == ("plane", "y")
     assert measured.estimate is not None
     assert measured.estimate.leftover("x", 0) > 0.1
@@ -121,21 +119,21 @@ def test_noise_that_cannot_be_whitened_is_hidden_by_a_slab_or_owned_up_to():
 def test_settings_are_taken_as_given(tmp_path):
     """Named shapes are not measured; a plane without an axis is; a radius switches whitening off."""
     path = str(write_mrc(tmp_path / "in.mrc", simulated("aligned").tomogram.numpy()))
-    assert resolve_blind([path], "cross").blind_set.half_width == 1
-    assert resolve_blind([path], "plane", "z", 2).estimate is None
-    found = resolve_blind([path, path], "plane", None, None)
+    assert choose_blind_set([path], "cross").blind_set.half_width == 1
+    assert choose_blind_set([path], "plane", "z", 2).estimate is None
+    found = choose_blind_set([path, path], "plane", None, None)
     assert (found.blind_set.axis, found.whitening) == ("y", None)
     assert not found.choice.clean
     white = str(write_mrc(tmp_path / "white.mrc", simulated("white").noise.numpy()))
-    assert resolve_blind([white], "plane").blind_set.axis == "y"
-    assert resolve_blind([white], "auto", None, 1).choice.clean
+    assert choose_blind_set([white], "plane").blind_set.axis == "y"
+    assert choose_blind_set([white], "auto", None, 1).choice.clean
     with pytest.raises(ValueError, match="no tomogram is given"):
-        resolve_blind([])
-    wide = resolve_blind([path], "auto", None, 1)
+        choose_blind_set([])
+    wide = choose_blind_set([path], "auto", None, 1)
     assert (wide.blind_set.half_width, wide.whitening) == (1, None)
     assert wide.choice.clean
     with pytest.raises(ValueError, match="choose one of"):
-        resolve_blind([path], "ball")
+        choose_blind_set([path], "ball")
 
 
 def test_a_filtered_volume_is_not_measured():

@@ -15,13 +15,14 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged, SaveImage, SaveImaged
 from phantoms import write_mrc
 
-from cryoshuffle import devices, omezarr, scratch
+from cryoshuffle import memory
+from cryoshuffle.commands.preflight import check_output
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.inputs import TomogramReader, load_tomogram
-from cryoshuffle.mrc import volume_meta
-from cryoshuffle.omezarr import OmeZarrReader, OmeZarrWriter, is_zarr_name, open_zarr
-from cryoshuffle.outputs import ExactPath, checksum, image_suffix, image_writer
-from cryoshuffle.preflight import check_new_file, check_output, tomogram_shape
+from cryoshuffle.files import omezarr, scratch
+from cryoshuffle.files.mrc import volume_meta
+from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter, is_zarr_name, open_zarr
+from cryoshuffle.files.reading import TomogramReader, load_tomogram, tomogram_shape
+from cryoshuffle.files.writing import ExactPath, check_new_file, checksum, image_suffix, image_writer
 
 zarr: Any = pytest.importorskip("zarr")
 AXES = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
@@ -139,7 +140,7 @@ def test_a_volume_on_disk_is_that_in_memory_and_the_middle_its_middle(tmp_path):
     for box in boxes:
         counted[box] += 1
     assert (counted == 1).all()
-    devices.limit_memory(1e-6)
+    memory.limit_memory(1e-6)
     data, _ = OmeZarrReader(tmp_path / "run").get_data(open_zarr(path))
     assert scratch.on_disk(torch.from_numpy(data))
     assert np.array_equal(data, volume)
@@ -206,7 +207,7 @@ def test_other_things_are_refused_in_a_sentence(tmp_path, monkeypatch):
         (outside / ".zattrs").write_text(json.dumps(said))
         refused(outside, "outside it")
     monkeypatch.setattr(omezarr, "_SMALL", 100)
-    devices.limit_memory(1e-6)
+    memory.limit_memory(1e-6)
     refused(as_the_portal(tmp_path / "large.zarr", noise()), "allow for more with --memory")
     monkeypatch.setitem(sys.modules, "zarr", None)
     refused(tmp_path / "large.zarr", 'install "zarr>=3"')

@@ -7,9 +7,17 @@ import torch
 import torch.nn.functional as F
 from phantoms import write_mrc
 
-from cryoshuffle import filters, inferers, recorruption
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import (
+from cryoshuffle.fit.recorruption import RandRecorruptd, fine_power, fine_power_of_noise, noise_level
+from cryoshuffle.inference import inferers
+from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.streaming import with_context
+from cryoshuffle.lattice import BlindSet, Lattice
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.noise import linear_filter as filters
+from cryoshuffle.noise import spectrum as recorruption
+from cryoshuffle.noise.choice import choose_blind_set
+from cryoshuffle.noise.linear_filter import (
     BAND_EDGES,
     band_kernel,
     bands,
@@ -20,23 +28,9 @@ from cryoshuffle.filters import (
     shape_for,
     wiener_kernel,
 )
-from cryoshuffle.inferers import HaloWindowInferer
-from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.noise import resolve_blind
-from cryoshuffle.ramp import hold_to_ramp, most_signal, ramp_slope, tilt_overlap
-from cryoshuffle.recorruption import (
-    GRID,
-    RandRecorruptd,
-    filter_power,
-    fine_power,
-    fine_power_of_noise,
-    noise_level,
-    noise_spectrum,
-    smooth_spectrum,
-)
-from cryoshuffle.simulation import TiltScheme, simulate
-from cryoshuffle.streaming import with_context
+from cryoshuffle.noise.ramp import hold_to_ramp, most_signal, ramp_slope, tilt_overlap
+from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
+from cryoshuffle.simulation.tilt_series import TiltScheme, simulate
 
 FREQUENCY = torch.fft.fftfreq(GRID, dtype=torch.float64)
 RADIUS = (FREQUENCY[:, None].square() + FREQUENCY.square()).sqrt()
@@ -391,7 +385,7 @@ def test_a_volume_without_fine_detail_is_refused_with_a_way_out(tmp_path):
     smooth = low_passed(made.tomogram, 0.1)
     write_mrc(tmp_path / "smooth.mrc", smooth.numpy())
     with pytest.raises(InputError, match="bin it by 2") as caught:
-        resolve_blind([str(tmp_path / "smooth.mrc")], tilt_axis="y")
+        choose_blind_set([str(tmp_path / "smooth.mrc")], tilt_axis="y")
     assert "smooth.mrc" in str(caught.value)
     write_mrc(tmp_path / "binned.mrc", smooth[::2, ::2, ::2].contiguous().numpy())
-    assert resolve_blind([str(tmp_path / "binned.mrc")], tilt_axis="y").blind_set.axis == "y"
+    assert choose_blind_set([str(tmp_path / "binned.mrc")], tilt_axis="y").blind_set.axis == "y"

@@ -12,28 +12,31 @@ from phantoms import turned_about_z, write_mrc
 from torch import Tensor
 
 from cryoshuffle import starting_network
-from cryoshuffle.checkpoints import load_network, load_plain
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.filters import WIDTHS, FilterChoice, bands, choose_filter, gaussian, shape_for, wiener_kernel
-from cryoshuffle.handlers import BlindnessGuard
-from cryoshuffle.inferers import HaloWindowInferer, PrecisionInferer
-from cryoshuffle.judgement import Judgement, Weight, judge
+from cryoshuffle.fit.comparison import FilterComparison, Weight, compare_with_filter
+from cryoshuffle.fit.distillation import Distillation
+from cryoshuffle.fit.handlers import BlindnessGuard
+from cryoshuffle.fit.noise_model import NoiseModel, measure_noise_model
+from cryoshuffle.fit.recorruption import RandRecorruptd, draw_noise, lay_noise
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.fit.starting import copy_with_weights
+from cryoshuffle.inference.checkpoints import load_network, load_plain
+from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.noise import on_one_scale
-from cryoshuffle.recorruption import (
-    GRID,
-    RandRecorruptd,
-    draw_noise,
-    lay_noise,
-    noise_spectrum,
-    smooth_cross_spectrum,
-    smooth_spectrum,
+from cryoshuffle.noise.linear_filter import (
+    WIDTHS,
+    FilterChoice,
+    bands,
+    choose_filter,
+    gaussian,
+    shape_for,
+    wiener_kernel,
 )
-from cryoshuffle.refinement import Distillation, Refinement, copy_with_weights, measure_refinement
-from cryoshuffle.simulation import simulate
-from cryoshuffle.windows import HeldOutSlab
+from cryoshuffle.noise.spectrum import GRID, noise_spectrum, smooth_cross_spectrum, smooth_spectrum
+from cryoshuffle.noise.volumes import on_one_scale
+from cryoshuffle.scores.metrics import correlation
+from cryoshuffle.simulation.tilt_series import simulate
 
 SHELLS = ((0.0, 0.12), (0.12, 0.25), (0.25, 0.5))
 
@@ -156,7 +159,7 @@ def test_large_voxels_have_signal_at_all_frequencies_and_the_starting_network_kn
     true = smooth_spectrum(made.noise / deviation)
     start = load_network(starting_network())
     without, found = (
-        measure_refinement(volumes, network, str(path), HaloWindowInferer(), start=one).spectrum
+        measure_noise_model(volumes, network, str(path), HaloWindowInferer(), start=one).spectrum
         for one in (None, start)
     )
     assert ratios(without, true)[0] > 1.3
@@ -264,7 +267,7 @@ def test_what_a_filter_explains_is_what_it_explains():
 ])  # fmt: skip
 def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):
     """Four standard errors are enough; a network that may be of no use is not used."""
-    found = Judgement(FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(weight, error))
+    found = FilterComparison(FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(weight, error))
     assert found.trust == pytest.approx(trust)
     assert words in found.describe()
     assert "2 × 1.4 × 1 voxels along z, y, x" in found.describe()
@@ -274,7 +277,7 @@ def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, er
 def test_a_band_that_asks_for_more_than_all_gets_all():
     """Where two places agree on it the network has the band; without bands it would be a third, and both are told."""
     linear, much = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(1.7, 0.05)
-    banded, whole = Judgement(linear, much, (Weight(0.6, 0.05), much)), Judgement(linear, much)
+    banded, whole = FilterComparison(linear, much, (Weight(0.6, 0.05), much)), FilterComparison(linear, much)
     assert banded.blend()["trust"] == pytest.approx([0.6, 1.0])
     assert whole.blend()["trust"] == pytest.approx(1 / 3)
     for found in (banded, whole):
@@ -304,9 +307,11 @@ def test_the_judge_finds_the_best_mixture(tmp_path, share):
     truth = ((made.truth - mean) / deviation)[window.read][None, None]
     network, path = Told(truth, share), tmp_path / "model.pt"
     torch.save({"model": network.state_dict()}, path)
-    found = Refinement(spectrum, choose_filter([volumes[0]["image"][0]], spectrum))
+    found = NoiseModel(spectrum, choose_filter([volumes[0]["image"][0]], spectrum))
     output = tmp_path / "judged.pt"
-    verdict = judge(volumes, network, str(path), found, PrecisionInferer("fp32"), slab, str(output), str(tmp_path))
+    verdict = compare_with_filter(
+        volumes, network, str(path), found, PrecisionInferer("fp32"), slab, str(output), str(tmp_path)
+    )
     noisy = volumes[0]["image"][0][window.read]
     noisy = noisy + 0.1 * lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(9)), noisy.shape)
     linear, net = found.linear(noisy)[window.core], network(noisy[None, None])[0, 0][window.core]
@@ -358,8 +363,8 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
     known = {"fine": (fine[read], fine), "slab alone": (truth[read], torch.zeros_like(truth))}
     network, path = ByPlace(*known[kind]), tmp_path / "model.pt"
     torch.save({"model": network.state_dict()}, path)
-    verdict = judge(
-        [{"image": volume[None]}], network, str(path), Refinement(spectrum, linear), PrecisionInferer("fp32"),
+    verdict = compare_with_filter(
+        [{"image": volume[None]}], network, str(path), NoiseModel(spectrum, linear), PrecisionInferer("fp32"),
         HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
     )  # fmt: skip
     trusts = verdict.shares
@@ -379,7 +384,7 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
 def test_the_finest_detail_is_trusted_no_more_than_what_is_next_to_it(next_to_it, share):
     """Seen on a real cell: a weight of 1 in the finest band, and less than 0 in all others."""
     weights = tuple(Weight(value, 0.01) for value in (0.9, next_to_it, 0.2, 1.0))
-    verdict = Judgement(FilterChoice((1.0, 1.0, 1.0), 1.0, 0.1), Weight(0.5, 0.01), weights)
+    verdict = FilterComparison(FilterChoice((1.0, 1.0, 1.0), 1.0, 0.1), Weight(0.5, 0.01), weights)
     assert verdict.shares == pytest.approx([share, max(0.0, next_to_it), 0.2, 1.0])
     assert verdict.blend()["trust"] == verdict.shares
 
@@ -392,7 +397,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
     volume = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
     truth = (made.truth - made.truth.mean()) / made.tomogram.std()
     spectrum = smooth_spectrum(made.noise / made.tomogram.std()).float()
-    found = Refinement(spectrum, choose_filter([volume], spectrum))
+    found = NoiseModel(spectrum, choose_filter([volume], spectrum))
     noise = lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(4)), volume.shape)
     network, path = Filter(choose_filter([volume + 0.7 * noise], 1.49 * spectrum)), str(tmp_path / "model.pt")
     torch.save({"model": network.state_dict()}, path)
@@ -403,7 +408,9 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
     def errors_off(**more: float) -> float:
         files = str(tmp_path / "judged.pt"), str(tmp_path)
         inferer = PrecisionInferer("fp32")
-        verdict = judge([{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(), *files, **more)
+        verdict = compare_with_filter(
+            [{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(), *files, **more
+        )
         return (verdict.weight.value - best) / verdict.weight.error
 
     assert abs(errors_off()) < 3
@@ -419,7 +426,7 @@ def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     network, path = small_network("plane"), tmp_path / "blind.pt"
     torch.save({"model": network.state_dict()}, path)
     found, turned, both = (
-        measure_refinement(volumes, network, str(path), HaloWindowInferer())
+        measure_noise_model(volumes, network, str(path), HaloWindowInferer())
         for volumes in (straight, leaning, [*straight, *leaning])
     )
     assert found.spectrum.shape == (GRID, GRID, GRID)
@@ -431,7 +438,7 @@ def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     assert turned.linear.sigma >= told.sigma
     assert network.training
     with pytest.raises(SettingError, match="needs a blind-spot network"):
-        measure_refinement(straight, small_network(), str(path), HaloWindowInferer())
+        measure_noise_model(straight, small_network(), str(path), HaloWindowInferer())
 
 
 def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
@@ -447,7 +454,7 @@ def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
     true = smooth_spectrum(made.noise / deviation)
 
     def error(**more: object) -> float:
-        found = measure_refinement(volumes, network, str(path), HaloWindowInferer(), **more).spectrum
+        found = measure_noise_model(volumes, network, str(path), HaloWindowInferer(), **more).spectrum
         return float((found - true).square().sum() / true.square().sum()) ** 0.5
 
     with_halves = error(halves=[files["even"], files["odd"]])
@@ -564,7 +571,7 @@ def test_halves_of_tilts_are_not_believed_where_their_planes_lie_apart(tmp_path)
     off = {}
     for name, pair in (("tilts", (made.even_tilts, made.odd_tilts)), ("frames", (made.even, made.odd))):
         files = [str(write_mrc(tmp_path / f"{name}{i}.mrc", half.numpy())) for i, half in enumerate(pair)]
-        found = measure_refinement([{"image": volume}], network, str(path), HaloWindowInferer(), halves=files)
+        found = measure_noise_model([{"image": volume}], network, str(path), HaloWindowInferer(), halves=files)
         even, odd = on_one_scale(volume[0], *((half - half.mean()) / half.std() for half in pair))
         told = smooth_spectrum(even - odd)
         off[name] = [max(abs(math.log(ratio)) for ratio in ratios(s, true)) for s in (found.spectrum, told)]
@@ -581,7 +588,7 @@ def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
     network, path = small_network("plane"), tmp_path / "blind.pt"
     torch.save({"model": network.state_dict()}, path)
     for one, reliable in ((volume, True), (beads, False)):
-        found = measure_refinement([{"image": one[None]}], network, str(path), HaloWindowInferer())
+        found = measure_noise_model([{"image": one[None]}], network, str(path), HaloWindowInferer())
         assert found.reliable == reliable
-        verdict = Judgement(found.linear, Weight(0.2, 0.01), fitted=False, doubt=found.doubt)
+        verdict = FilterComparison(found.linear, Weight(0.2, 0.01), fitted=False, doubt=found.doubt)
         assert ("beads of gold" in verdict.describe()) != reliable

@@ -9,13 +9,14 @@ import pytest
 import torch
 from phantoms import REAL_TOMOGRAM, write_mrc
 
+from cryoshuffle.commands.preflight import check_mask
 from cryoshuffle.errors import InputError
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.noise import load_volume
-from cryoshuffle.preflight import check_mask
-from cryoshuffle.sampling import BLOCK, MARGIN, FitRegiond, draw_by_worth, mask_region, mask_weights, robust_weights
-from cryoshuffle.transforms import CropHeldOutd, RandLatticeWindowd, StandardiseIntensity
-from cryoshuffle.windows import HeldOutSlab
+from cryoshuffle.files.intensity import StandardiseIntensity
+from cryoshuffle.files.masks import BLOCK, MARGIN, mask_region, mask_weights
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.fit.sampling import FitRegiond, HeldOutSlab, draw_by_worth, robust_weights
+from cryoshuffle.fit.transforms import CropHeldOutd, RandLatticeWindowd
+from cryoshuffle.noise.volumes import load_volume
 
 SHAPE = (40, 96, 80)
 

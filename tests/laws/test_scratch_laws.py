@@ -20,22 +20,26 @@ from monai.inferers import PatchInferer, SlidingWindowSplitter
 from phantoms import REAL_TOMOGRAM
 from torch import nn
 
-from cryoshuffle import devices, inferers, scratch
+from cryoshuffle import memory
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.files import scratch
+from cryoshuffle.files.intensity import StandardiseIntensity
+from cryoshuffle.files.mrc import MrcReader
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.fit.transforms import RandLatticeWindow
+from cryoshuffle.inference import inferers
+from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowMerger
 from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.mergers import JOURNAL, VALUES, WindowMerger
-from cryoshuffle.mrc import MrcReader
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.preview import central_crop, preview_image
-from cryoshuffle.transforms import RandLatticeWindow, StandardiseIntensity
-from cryoshuffle.whitening import WhitenNoise
+from cryoshuffle.noise.whitening import WhitenNoise
+from cryoshuffle.report.pictures import preview_image
 
 
 @pytest.fixture
 def little():
     """So little memory that every volume of the tests goes to disk."""
-    devices.limit_memory(1e-6)
+    memory.limit_memory(1e-6)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def test_a_volume_on_disk_is_a_tensor_like_any_other(tmp_path, little):
 
 def test_small_volumes_and_those_without_a_folder_stay_in_memory(tmp_path):
     """A volume goes to disk from a sixteenth of the memory on."""
-    devices.limit_memory(2**20 / 2**30)
+    memory.limit_memory(2**20 / 2**30)
     assert not scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**14,), tmp_path)))
     assert scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**14 + 1,), tmp_path)))
     assert not scratch.on_disk(torch.from_numpy(scratch.empty_volume((2**20,), None)))
@@ -92,9 +96,9 @@ def test_what_is_let_go_of_is_not_memory_of_the_program(tmp_path, little):
 _GROWTH = """
 import sys, threading
 import torch
-from cryoshuffle import scratch
-from cryoshuffle.devices import limit_memory
-from cryoshuffle.sampling import robust_weights
+from cryoshuffle.files import scratch
+from cryoshuffle.memory import limit_memory
+from cryoshuffle.fit.sampling import robust_weights
 
 def status(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) // 1024
@@ -127,7 +131,7 @@ def test_weighing_a_volume_on_disk_takes_no_memory_that_grows_with_it(tmp_path):
 
 _GAPS = """
 import torch
-from cryoshuffle.devices import keep_memory, limit_memory, trim_near_limit
+from cryoshuffle.memory import keep_memory, limit_memory, trim_near_limit
 
 def resident():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) // 1024
@@ -161,11 +165,14 @@ def test_a_part_of_a_volume_on_disk_is_taken_plane_by_plane(tmp_path, little, mo
     volume = on_disk(values, tmp_path)
     kept = []
     monkeypatch.setattr(scratch, "release", lambda: kept.append(1))
-    for part in (scratch.taken(volume[:, 2:7, 3:9, 1:5]), scratch.taken(MetaTensor(volume)[:, 2:7, 3:9, 1:5])):
+    for part in (
+        scratch.copy_planes(volume[:, 2:7, 3:9, 1:5]),
+        scratch.copy_planes(MetaTensor(volume)[:, 2:7, 3:9, 1:5]),
+    ):
         assert torch.equal(torch.as_tensor(part), values[:, 2:7, 3:9, 1:5])
         assert not scratch.on_disk(part)
     assert len(kept) == 2 * 5
-    assert scratch.taken(values[:, 2:]).data_ptr() == values[:, 2:].data_ptr()
+    assert scratch.copy_planes(values[:, 2:]).data_ptr() == values[:, 2:].data_ptr()
     assert not scratch.on_disk(central_crop(volume, 6))
     draw = RandLatticeWindow((6, 6, 6), 1).set_random_state(seed=0)
     assert not scratch.on_disk(draw(volume))
@@ -222,7 +229,7 @@ def test_transforms_change_a_volume_on_disk_in_place_with_the_same_result(tmp_pa
         back, again = transform.inverse(there), transform.inverse(here)
         assert back.untyped_storage().data_ptr() == volume.untyped_storage().data_ptr()
         assert torch.equal(back.as_tensor(), again.as_tensor())
-    colour = WhitenNoise(axis, [0.3]).colour(volume)
+    colour = WhitenNoise(axis, [0.3]).unwhiten(volume)
     assert scratch.on_disk(colour)
     assert colour.untyped_storage().data_ptr() != volume.untyped_storage().data_ptr()
 
@@ -249,9 +256,9 @@ def test_a_result_on_disk_is_that_in_memory(tmp_path, net):
             whole = HaloWindowInferer(99, precision="fp32", **more)(x, net)
             for window in ((8, 12, 12), (8, 36, 28)):
                 here = HaloWindowInferer(window, precision="fp32", **more)(x, net)
-                devices.limit_memory(1e-6)
+                memory.limit_memory(1e-6)
                 there = HaloWindowInferer(window, precision="fp32", **more)(on_disk(x, tmp_path), net)
-                devices.limit_memory(None)
+                memory.limit_memory(None)
                 assert scratch.on_disk(there)
                 assert torch.equal(here, there)
                 assert (there - whole).abs().max() < 1e-5
@@ -322,7 +329,7 @@ def test_memory_that_does_not_suffice_is_tried_once_more_with_less(tmp_path, pla
     with torch.no_grad():
         whole = HaloWindowInferer(precision="fp32")(x, opaque)
         if place == "disk":
-            devices.limit_memory(1e-6)
+            memory.limit_memory(1e-6)
             x = on_disk(x, tmp_path)
         failing = _Stops(net, 3, MemoryError())
         again = HaloWindowInferer(precision="fp32")(x, failing)

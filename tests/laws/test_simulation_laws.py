@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryoshuffle.phantoms import load_templates, make_cell, make_phantom
-from cryoshuffle.simulation import (
+from cryoshuffle.simulation.phantoms import load_templates, make_cell, make_phantom
+from cryoshuffle.simulation.tilt_series import (
     CASES,
     TiltScheme,
     align,

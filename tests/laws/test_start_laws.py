@@ -13,19 +13,21 @@ from phantoms import CONFIGS, write_mrc
 from sizes import suite_start
 
 from cryoshuffle import starting_network
-from cryoshuffle.checkpoints import load_network, load_plain, save_whole
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.filters import gaussian
-from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.fit.noise_model import measure_noise_model
+from cryoshuffle.fit.starting import begin_with, update_attention_means
+from cryoshuffle.inference.checkpoints import load_network, load_plain
+from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import RelativeError
-from cryoshuffle.metrics import correlation
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.phantoms import TEMPLATES
-from cryoshuffle.refinement import begin_with, measure_refinement, settle
-from cryoshuffle.simulation import simulate
-from cryoshuffle.synthetic import SimulatedWindows, Variety, _damped, _turned
+from cryoshuffle.noise.linear_filter import gaussian
+from cryoshuffle.scores.metrics import correlation
+from cryoshuffle.simulation.phantoms import TEMPLATES
+from cryoshuffle.simulation.tilt_series import simulate
+from cryoshuffle.simulation.windows import SimulatedWindows, SimulationRanges, _damped, _turned
 
 
 def windows(**other: object) -> SimulatedWindows:
@@ -85,7 +87,7 @@ def test_volumes_make_room_for_new_ones():
 def test_the_truth_is_what_is_left_of_the_tomogram_without_its_noise():
     """On its scale: what remains is not correlated with the truth, and of the power that the SNR says. With the truth
     of another volume it is not so (negative control)."""
-    data = windows(shape=(24, 32, 32), variety=Variety(cases=("wbp",), snr=(0.2, 0.2), turned=0, damped=0))
+    data = windows(shape=(24, 32, 32), variety=SimulationRanges(cases=("wbp",), snr=(0.2, 0.2), turned=0, damped=0))
     for number in range(3):
         tomogram, truth = data.simulate(number)
         assert float(tomogram.mean()) == pytest.approx(0, abs=1e-4)
@@ -101,8 +103,8 @@ def test_what_is_done_to_the_tomogram_is_done_to_the_truth(changed, monkeypatch)
     """Without noise the one is the other, turned or damped; a truth left as it was is not (negative control)."""
     made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
     without = replace(made, tomogram=made.truth)
-    monkeypatch.setattr("cryoshuffle.synthetic.simulate", lambda *_: without)
-    variety = Variety(cases=("wbp",), turned_deg=30.0, damping=(0.1, 0.2), **changed)
+    monkeypatch.setattr("cryoshuffle.simulation.windows.simulate", lambda *_: without)
+    variety = SimulationRanges(cases=("wbp",), turned_deg=30.0, damping=(0.1, 0.2), **changed)
     for number in range(4):
         tomogram, truth = windows(shape=(24, 32, 32), variety=variety).simulate(number)
         assert correlation(tomogram, truth) > 0.999
@@ -113,8 +115,8 @@ def test_what_is_done_to_the_tomogram_is_done_to_the_truth(changed, monkeypatch)
 def test_volumes_are_of_both_contrasts_and_axes(monkeypatch):
     """One simulation comes bright and dark, with its axis along y and along x, and its truth with it."""
     made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
-    monkeypatch.setattr("cryoshuffle.synthetic.simulate", lambda *_: made)
-    data = windows(shape=(24, 32, 32), variety=Variety(turned=0, damped=0))
+    monkeypatch.setattr("cryoshuffle.simulation.windows.simulate", lambda *_: made)
+    data = windows(shape=(24, 32, 32), variety=SimulationRanges(turned=0, damped=0))
     seen = set()
     for number in range(24):
         tomogram, truth = data.simulate(number)
@@ -138,9 +140,9 @@ def test_volumes_are_turned_and_damped_as_named():
     wave = torch.cos(2 * torch.pi * 0.25 * torch.arange(32))[None, None].expand(8, 8, 32)
     assert torch.allclose(_damped(wave, 0.25), float(np.exp(-0.5)) * wave, atol=1e-5)
     assert torch.allclose(_damped(torch.ones(8, 8, 9), 0.25), torch.ones(8, 8, 9), atol=1e-5)
-    plain = windows(variety=Variety(turned=0, damped=0)).simulate(0)[0]
-    assert torch.equal(plain, windows(variety=Variety(turned=0, damped=0)).simulate(0)[0])
-    for other in (Variety(turned=1, damped=0), Variety(turned=0, damped=1)):
+    plain = windows(variety=SimulationRanges(turned=0, damped=0)).simulate(0)[0]
+    assert torch.equal(plain, windows(variety=SimulationRanges(turned=0, damped=0)).simulate(0)[0])
+    for other in (SimulationRanges(turned=1, damped=0), SimulationRanges(turned=0, damped=1)):
         assert not torch.allclose(plain, windows(variety=other).simulate(0)[0], atol=0.1)
 
 
@@ -235,14 +237,14 @@ def test_a_network_is_settled_on_a_volume_it_was_not_fitted_to():
         network.train()
         own = network(volumes[0][None])
         network.eval()
-        settle(network, [{"image": volumes[0]}])
+        update_attention_means(network, [{"image": volumes[0]}])
         assert not network.training
         after = network(volumes[0][None])
     assert torch.allclose(after, own, atol=1e-5)
     assert not torch.allclose(before, own, atol=1e-3)
     means = []
     for some in ([volumes[0]], [volumes[1]], volumes):
-        settle(network, [{"image": volume} for volume in some])
+        update_attention_means(network, [{"image": volume} for volume in some])
         means.append(network.body.encoder[0][0].attention.running_mean.clone())
     assert torch.allclose(means[2], (means[0] + means[1]) / 2, atol=1e-6)
 
@@ -258,7 +260,7 @@ def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):
 
     def found(*volumes: torch.Tensor) -> bool:
         items = [{"image": volume[None]} for volume in volumes]
-        return measure_refinement(items, blind, str(path), HaloWindowInferer(precision="fp32")).reliable
+        return measure_noise_model(items, blind, str(path), HaloWindowInferer(precision="fp32")).reliable
 
     leaning = _turned(straight, 8.0)
     assert found(straight)

@@ -14,13 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cryoshuffle import inferers, streaming
-from cryoshuffle.filters import gaussian
-from cryoshuffle.inferers import HaloWindowInferer
+from cryoshuffle.boxes import draw_box, fit_window
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.inference import inferers, streaming
+from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.streaming import StreamedNetwork, can_stream
+from cryoshuffle.inference.windows import choose_pieces, choose_window, cut_windows
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.streaming import StreamedNetwork, can_stream
-from cryoshuffle.windows import HeldOutSlab, choose_pieces, choose_window, cut_windows, draw_box, fit_window
+from cryoshuffle.noise.linear_filter import gaussian
 
 three = st.tuples(*[st.integers(1, 12)] * 3)
 periods = st.tuples(*[st.integers(1, 4)] * 3)

@@ -8,6 +8,6 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 PYTHONPATH=tests .venv/bin/python -c "import sizes, pathlib, sys; sizes.write_tiny_configs(pathlib.Path(sys.argv[1]))" "$work/configs"
 .venv/bin/python -m monai.bundle run --config_file "$work/configs/start.yaml" --output_dir "$work/run" \
-    --templates bundle/cryoshuffle/templates --only "['1bxn','3cf3','3j9i','4v4r']" \
+    --templates bundle/cryoshuffle/simulation/templates --only "['1bxn','3cf3','3j9i','4v4r']" \
     --steps 1000 --window "[32,32,32]" --shape "[40,64,64]"
 cp "$work/run/start.pt" tests/tiny/start.pt

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cryoshuffle.cli import build_parser
+from cryoshuffle.commands.cli import build_parser
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 OTHERS = {"--nthreads", "--nv"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cryoshuffle.pages import findings
+from cryoshuffle.report.page import findings
 
 LATTICE = {"stride": 3, "scatter": 0.1}
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}

@@ -23,25 +23,19 @@ from sizes import suite_start
 
 import cryoshuffle
 from cryoshuffle import api
-from cryoshuffle.checkpoints import load_weights
-from cryoshuffle.denoising import Denoise
+from cryoshuffle.commands.overrides import check_overrides
+from cryoshuffle.commands.runs import as_words
 from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.inputs import refuse_masked, tells_axes
+from cryoshuffle.files.intensity import StandardiseIntensity, StandardiseIntensityd
+from cryoshuffle.files.reading import refuse_masked, tells_axes
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.fit.transforms import RandLatticeFlip, RandLatticeFlipd, RandLatticeWindow, RandLatticeWindowd
+from cryoshuffle.inference.checkpoints import load_weights
+from cryoshuffle.inference.transform import Denoise
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.overrides import check_overrides
-from cryoshuffle.runs import as_words
-from cryoshuffle.transforms import (
-    RandLatticeFlip,
-    RandLatticeFlipd,
-    RandLatticeWindow,
-    RandLatticeWindowd,
-    StandardiseIntensity,
-    StandardiseIntensityd,
-)
-from cryoshuffle.windows import HeldOutSlab
 
 QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
 # Voxels of 8, 8 and 12 Å along (X, Y, Z), turned by 0.3 about Z.
@@ -365,7 +359,7 @@ def test_every_config_that_says_how_a_run_begins_looks_at_the_overrides(name):
     text = (CONFIGS / name).read_text()
     first, second = text.split("initialize", 1)[1].split("_target_", 3)[1:3]
     assert "cryoshuffle.errors.tell_last" in first
-    assert "cryoshuffle.overrides.check_overrides" in second
+    assert "cryoshuffle.commands.check_overrides" in second
 
 
 def network(blind_set: BlindSet, stride: int | None = None) -> BlindSpotNet:

@@ -28,18 +28,18 @@ from phantoms import small_tomogram
 from sizes import suite_configs
 
 import cryoshuffle
-from cryoshuffle import devices
-from cryoshuffle.checkpoints import load_plain
-from cryoshuffle.cli import main
-from cryoshuffle.data import WindowDataset, image_paths
-from cryoshuffle.denoising import Denoise
+from cryoshuffle import devices, memory
+from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.preflight import check_output
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, UserError, plainly
-from cryoshuffle.handlers import GracefulStop
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.fit.data import WindowDataset, image_paths
+from cryoshuffle.fit.handlers import GracefulStop
 from cryoshuffle.host import is_terminal, undisturbed, unheard, while_running
-from cryoshuffle.inputs import load_tomogram
+from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.inference.transform import Denoise
 from cryoshuffle.losses import EdgeGuidedLoss
-from cryoshuffle.preflight import check_output
-from cryoshuffle.reports import Progress, RunLog
+from cryoshuffle.report.log import Progress, RunLog
 from cryoshuffle.signals import NUMBERS
 
 QUICK = {"refine": False, "steps": 3, "window": (16, 24, 16), "blind": "plane", "tilt_axis": "y"}
@@ -101,7 +101,7 @@ def of_the_process():
     return {
         "signals": [signal.getsignal(number) for number in NUMBERS],
         "log": (ours.level, [*ours.handlers], [*ours.filters]),
-        "allocator": [*devices._keeping],
+        "allocator": [*memory._keeping],
     }
 
 
@@ -130,7 +130,7 @@ def test_the_host_is_as_it_was_however_a_run_ends(tomogram, tmp_path, request, w
     if way == "command line":
         main(["evaluate", str(tomogram), "--report", str(tmp_path / "first")])  # sets up its notes once
     random.seed(5), np.random.seed(6), torch.manual_seed(7)
-    devices.limit_memory(3.0)
+    memory.limit_memory(3.0)
     before = of_the_host()
     with pytest.raises(RuntimeError, match="trainer") if fails else contextlib.nullcontext():
         if way == "python":
@@ -139,7 +139,7 @@ def test_the_host_is_as_it_was_however_a_run_ends(tomogram, tmp_path, request, w
             words = ["--precision", "tf32", "--memory", "2.0", "--quiet", *WORDS]
             assert main(["denoise", str(tomogram), str(tmp_path / "out.mrc"), *words]) == 0
     assert of_the_host() == before
-    assert devices.limit_memory() == 3.0
+    assert memory.limit_memory() == 3.0
 
 
 def test_a_failed_run_of_monais_command_line_leaves_signals_and_logs(tomogram, tmp_path, broken_fit):
@@ -259,7 +259,7 @@ def test_a_signal_that_python_does_not_handle_is_left_alone(monkeypatch):
 def test_a_bar_is_taken_down_after_an_error(monkeypatch):
     """It would shift the bars of the host."""
     bars = []
-    monkeypatch.setattr("cryoshuffle.reports.tqdm", lambda **given: bars.append(given) or Bar())
+    monkeypatch.setattr("cryoshuffle.report.log.tqdm", lambda **given: bars.append(given) or Bar())
 
     class Bar:
         def update(self, steps):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cryoshuffle.cli import build_parser
+from cryoshuffle.commands.cli import build_parser
 
 SETTINGS = {
     "cases": ["wbp", "aligned"], "shape": [16, 24, 24], "snr": {"wbp": 0.061, "aligned": 0.19}, "ratios": [1.0, 0.5],

@@ -16,16 +16,15 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from phantoms import write_mrc
 
-from cryoshuffle.cli import main
+from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.lists import read_list, write_star
+from cryoshuffle.commands.preflight import check_dtype, check_inputs, check_output, check_single
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.inputs import load_tomogram
-from cryoshuffle.lists import read_list, write_star
-from cryoshuffle.mrc import MrcWriter
-from cryoshuffle.noise import load_mask
-from cryoshuffle.omezarr import OmeZarrWriter, open_zarr
-from cryoshuffle.outputs import WholeNiftiWriter, is_ours
-from cryoshuffle.preflight import check_dtype, check_inputs, check_output, check_single
-from cryoshuffle.sampling import mask_weights
+from cryoshuffle.files.masks import load_mask, mask_weights
+from cryoshuffle.files.mrc import MrcWriter
+from cryoshuffle.files.omezarr import OmeZarrWriter, open_zarr
+from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.writing import WholeNiftiWriter, is_ours
 
 VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
 WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": WholeNiftiWriter, "a.nii.gz": WholeNiftiWriter}
@@ -151,7 +150,7 @@ def test_bytes_are_unsigned_where_the_statistics_say_so(tmp_path, least, most, u
 def test_importing_the_package_leaves_monai_its_writers(tmp_path):
     """In a process of its own: a NIfTI and a PNG are written by MONAI's own."""
     program = (
-        "import torch, cryoshuffle.mrc, cryoshuffle.omezarr; from monai.transforms import SaveImage;"
+        "import torch, cryoshuffle.files.mrc, cryoshuffle.files.omezarr; from monai.transforms import SaveImage;"
         f"SaveImage(output_dir={str(tmp_path)!r}, output_ext='.nii.gz', print_log=False)(torch.rand(1, 4, 5, 6))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -23,10 +23,16 @@ from phantoms import write_mrc
 from PIL import Image
 
 import cryoshuffle
-from cryoshuffle import devices, inferers
-from cryoshuffle.checkpoints import is_as_good
-from cryoshuffle.cli import main
-from cryoshuffle.data import (
+from cryoshuffle import devices, memory
+from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.preflight import check_halves
+from cryoshuffle.devices import allow_tf32, choose_device, choose_precision, to_device
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, user_error
+from cryoshuffle.files.intensity import StandardiseIntensityd
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.fit.checkpoint import is_as_good
+from cryoshuffle.fit.data import (
     WindowDataset,
     choose_preset,
     collate_one,
@@ -35,23 +41,11 @@ from cryoshuffle.data import (
     forget,
     seed_everything,
 )
-from cryoshuffle.devices import (
-    allow_tf32,
-    choose_device,
-    choose_precision,
-    is_out_of_memory,
-    keep_memory,
-    limit_memory,
-    memory_bytes,
-    most_memory_bytes,
-    to_device,
-    trim_memory,
-    trim_near_limit,
-    window_bytes,
-)
-from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, user_error
-from cryoshuffle.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
-from cryoshuffle.inferers import PrecisionInferer
+from cryoshuffle.fit.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
+from cryoshuffle.fit.risk import HeldOutRisk, lower_is_better
+from cryoshuffle.fit.transforms import RandLatticeWindowd
+from cryoshuffle.inference import inferers
+from cryoshuffle.inference.inferers import PrecisionInferer
 from cryoshuffle.lattice import (
     BlindSet,
     as_triple,
@@ -61,12 +55,18 @@ from cryoshuffle.lattice import (
     volume_unshuffle,
 )
 from cryoshuffle.layers import ChannelLayerNorm, SimpleGate, register_layers
-from cryoshuffle.metrics import BlindRisk, lower_is_better
+from cryoshuffle.memory import (
+    is_out_of_memory,
+    keep_memory,
+    limit_memory,
+    memory_bytes,
+    most_memory_bytes,
+    trim_memory,
+    trim_near_limit,
+    window_bytes,
+)
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet, unwrap
-from cryoshuffle.outputs import write_json
-from cryoshuffle.preflight import check_halves
-from cryoshuffle.preview import central_crop, preview_image, save_preview
-from cryoshuffle.transforms import RandLatticeWindowd, StandardiseIntensityd
+from cryoshuffle.report.pictures import preview_image, save_preview
 
 
 def test_a_mistake_is_found_behind_any_wrapping():
@@ -98,11 +98,11 @@ def test_a_stop_is_a_stop_whatever_it_interrupts(tmp_path, monkeypatch, capsys):
         except RuntimeError as error:
             raise FileError("state.pt: the checkpoint cannot be written") from error
 
-    monkeypatch.setattr("cryoshuffle.runs.run_fit", stopped)
+    monkeypatch.setattr("cryoshuffle.commands.runs.run_fit", stopped)
     assert main(["fit", "in.mrc", "--checkpoint", str(tmp_path / "net.pt")]) == 3
     assert capsys.readouterr().err.strip() == "cryoshuffle: stopped; go on with --resume"
     for error, code in ((FileError("no room"), 2), (MemoryError(), 2)):
-        monkeypatch.setattr("cryoshuffle.runs.run_fit", Mock(side_effect=error))
+        monkeypatch.setattr("cryoshuffle.commands.runs.run_fit", Mock(side_effect=error))
         assert main(["fit", "in.mrc", "--checkpoint", str(tmp_path / "net.pt")]) == code
 
 
@@ -252,12 +252,12 @@ def test_epochs_make_at_least_the_steps(steps, epochs, length):
 def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
     """The least of what there is and what a container or job may use; "max" and absent files say nothing."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr(devices, "LIMITS", (str(tmp_path / "absent"),))
+    monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "absent"),))
     whole = memory_bytes(cpu)
     assert whole > 2**20
     for text, expected in (("max\n", whole), ("1048576\n", 2**20), (str(2**60), whole)):
         (tmp_path / "limit").write_text(text)
-        monkeypatch.setattr(devices, "LIMITS", (str(tmp_path / "absent"), str(tmp_path / "limit")))
+        monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "absent"), str(tmp_path / "limit")))
         assert memory_bytes(cpu) == expected
 
 
@@ -266,13 +266,13 @@ def test_the_memory_of_the_program_follows_from_what_there_is_unless_it_is_said(
     cpu, gib = torch.device("cpu"), 2**30
     try:
         for there, most in ((64, 16), (8, 2), (4, 2), (2, 1)):
-            monkeypatch.setattr(devices, "memory_bytes", lambda device, there=there: there * gib)
+            monkeypatch.setattr(memory, "memory_bytes", lambda device, there=there: there * gib)
             assert most_memory_bytes() == most * gib
         limit_memory(3.0)
         assert most_memory_bytes() == 3 * gib
         assert 2.2 * gib < window_bytes(cpu) < 2.4 * gib
         assert window_bytes(cpu) - window_bytes(cpu, gib) == gib
-        assert window_bytes(cpu, 5 * gib) == devices.LEAST_WINDOW
+        assert window_bytes(cpu, 5 * gib) == memory.LEAST_WINDOW
         assert window_bytes(torch.device("meta")) == 2 * gib // 4
         with pytest.raises(SettingError, match="memory is 0 GiB: give more than 0"):
             limit_memory(0)
@@ -300,13 +300,13 @@ def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch, told
     """Not far from the limit, nor outside of :func:`keep_memory`, nor again before there is something to give; less
     often where the limit cannot be kept."""
     resident, trims = [], []
-    devices.limit_memory(1.0)
+    memory.limit_memory(1.0)
 
     def trims_at(mib: int, used: int) -> bool:
         resident.append(mib)
         before = len(trims)
-        monkeypatch.setattr(devices, "_resident_bytes", lambda: resident[-1] * 2**20)
-        monkeypatch.setattr(devices, "trim_memory", lambda: (trims.append(mib), resident.append(used)))
+        monkeypatch.setattr(memory, "_resident_bytes", lambda: resident[-1] * 2**20)
+        monkeypatch.setattr(memory, "trim_memory", lambda: (trims.append(mib), resident.append(used)))
         trim_near_limit()
         return len(trims) > before
 
@@ -314,7 +314,7 @@ def test_memory_near_the_limit_is_given_back_if_it_is_worth_it(monkeypatch, told
     with keep_memory(torch.device("cpu")):
         assert [trims_at(mib, 840) for mib in (860, 880, 890, 910, 900)] == [False, True, False, True, False]
         assert [trims_at(mib, 900) for mib in (910, 970, 1150, 1160)] == [True, False, False, True]
-    devices.limit_memory(4.0)
+    memory.limit_memory(4.0)
     with keep_memory(torch.device("cpu")):
         assert not trims_at(1500, 0)
 
@@ -352,7 +352,7 @@ def test_a_preset_that_is_not_there_is_refused_in_words():
 
 def test_blind_risk_counts_scored_voxels_only():
     """NaN is left out; batches of any size add up; nothing scored is an error."""
-    risk = BlindRisk()
+    risk = HeldOutRisk()
     risk.reset()
     with pytest.raises(NotComputableError):
         risk.compute()
@@ -569,7 +569,7 @@ def test_the_version_is_that_of_the_metadata():
 def test_help_imports_nothing_heavy():
     """``--help`` and the package itself leave torch and MONAI alone, so that they answer at once."""
     code = (
-        "import sys, cryoshuffle.cli as c; c.build_parser().format_help();"
+        "import sys, cryoshuffle.commands.cli as c; c.build_parser().format_help();"
         "print('torch' in sys.modules, 'monai' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -612,9 +612,9 @@ def told(monkeypatch):
         def malloc_trim(self, pad: int) -> None:
             words.append(("trim",))
 
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: Libc())
-    monkeypatch.setattr(devices.sys, "platform", "linux")
-    monkeypatch.setattr(devices, "_resident_bytes", lambda: 0)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: 0)
     return words
 
 
@@ -622,7 +622,7 @@ def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypa
     """glibc is told to keep it, and told back after an error too; small volumes, GPUs, other systems are let alone."""
 
     def fail() -> None:
-        with devices.keep_memory(torch.device("cpu"), 2**30):
+        with memory.keep_memory(torch.device("cpu"), 2**30):
             told.append(("work",))
             raise RuntimeError
 
@@ -634,26 +634,26 @@ def test_memory_is_kept_while_a_large_volume_is_denoised_and_given_back(monkeypa
     assert told[-1] == ("trim",)
     told.clear()
     for device, size, platform in (("cpu", 2**20, "linux"), ("cuda", 2**30, "linux"), ("cpu", 2**30, "darwin")):
-        monkeypatch.setattr(devices.sys, "platform", platform)
-        with devices.keep_memory(torch.device(device), size):
+        monkeypatch.setattr(memory.sys, "platform", platform)
+        with memory.keep_memory(torch.device(device), size):
             pass
-    monkeypatch.setattr(devices.sys, "platform", "linux")
-    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: object())
-    with devices.keep_memory(torch.device("cpu"), 2**30):
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    with memory.keep_memory(torch.device("cpu"), 2**30):
         pass
     assert told == []
 
 
 def test_memory_that_is_kept_already_is_not_given_back_by_the_inner_one(told):
     """The outermost alone tells."""
-    with devices.keep_memory(torch.device("cpu")):
+    with memory.keep_memory(torch.device("cpu")):
         begun = list(told)
-        with devices.keep_memory(torch.device("cpu"), 2**30):
+        with memory.keep_memory(torch.device("cpu"), 2**30):
             pass
         assert told == begun
     assert told[-1] == ("trim",)
     told.clear()
-    with devices.keep_memory(torch.device("cpu")):
+    with memory.keep_memory(torch.device("cpu")):
         assert told == begun
 
 
@@ -683,10 +683,10 @@ def test_a_fit_near_the_limit_gives_back_between_its_steps(told, monkeypatch):
     def resident() -> int:
         return 2**29 + 2**27 * (told[-1] == ("step",))
 
-    monkeypatch.setattr(devices, "_resident_bytes", resident)
+    monkeypatch.setattr(memory, "_resident_bytes", resident)
     for limit_gib, between in ((0.625, 3), (1.0, 0)):
         told.clear()
-        devices.limit_memory(limit_gib)
+        memory.limit_memory(limit_gib)
         engine = Engine(lambda engine, batch: told.append(("step",)))
         KeptMemory(torch.device("cpu")).attach(engine)
         engine.run(range(3))

@@ -18,19 +18,20 @@ from sizes import suite_configs
 
 import cryoshuffle
 from cryoshuffle import api
-from cryoshuffle.batch import job_script
-from cryoshuffle.cli import main
+from cryoshuffle.commands.batch import job_script
+from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.lists import read_list
+from cryoshuffle.commands.preflight import check_halves, check_inputs
 from cryoshuffle.errors import FileError, InputError, SettingError, UserError, tell_last
-from cryoshuffle.evaluation import evaluate_files
-from cryoshuffle.inputs import load_beside, load_tomogram
-from cryoshuffle.lists import read_list
-from cryoshuffle.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
-from cryoshuffle.nifti import in_unit, length_unit
-from cryoshuffle.noise import load_halves, load_mask
-from cryoshuffle.outputs import image_writer, is_ours
-from cryoshuffle.preflight import check_halves, check_inputs
-from cryoshuffle.sampling import FitRegiond, mask_weights
-from cryoshuffle.transforms import StandardiseIntensity
+from cryoshuffle.files.intensity import StandardiseIntensity
+from cryoshuffle.files.masks import load_mask, mask_weights
+from cryoshuffle.files.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
+from cryoshuffle.files.nifti import in_unit, length_unit
+from cryoshuffle.files.reading import load_beside, load_tomogram
+from cryoshuffle.files.writing import image_writer, is_ours
+from cryoshuffle.fit.sampling import FitRegiond
+from cryoshuffle.noise.volumes import load_halves
+from cryoshuffle.scores.evaluation import evaluate_files
 
 SHAPE = (16, 21, 24)
 VOLUME = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)

@@ -1,0 +1,361 @@
+"""Many tomograms, one after another or side by side on Dask workers; what is finished is not done again.
+
+Each tomogram is a process of its own, which runs what the command line would. It ends with its worker: run as a program
+this module is that process, and takes the end of its standard input for a request to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cryoshuffle.commands.lists import Item
+from cryoshuffle.errors import FileError, InputError, named_changes
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.memory import memory_bytes
+
+RECORD_NAME = "batch.json"
+# How long a run waits for the one before it, whose worker was killed, to let go of its folder.
+_LET_GO_S = 120.0
+_BUSY = "another run"
+# What Slurm is told in the words of a YAML file, and what is a list even if it is one thing.
+_AS_WRITTEN = ("walltime", "account", "project", "queue", "job_name", "memory", "job_mem", "interface")
+_LISTED = ("job_extra_directives", "job_directives_skip", "job_script_prologue", "worker_extra_args")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the run of one tomogram ended.
+
+    Attributes:
+        name: of the item.
+        status: ``done``, ``skipped`` (it was done before), ``failed`` or ``stopped``.
+        words: the sentence it failed with; empty otherwise.
+        seconds: it took.
+    """
+
+    name: str
+    status: str
+    words: str = ""
+    seconds: float = 0.0
+
+
+def command_of(item: Item, options: Sequence[str], checkpoint: str | None = None) -> list[str]:
+    """The words of the command line that denoise one tomogram of a batch.
+
+    Args:
+        item: to denoise.
+        options: words for all items.
+        checkpoint: path of a network that is applied instead of a fit to each; None for fits.
+    """
+    if checkpoint is not None:
+        files = ["--", os.path.abspath(checkpoint), item.tomogram, item.output]
+        return ["apply", *options, f"--report={item.folder}", "--quiet", *files]
+    halves = [] if item.even is None else [f"--even={item.even}", f"--odd={item.odd}"]
+    return ["denoise", *options, *halves, f"--report={item.folder}", "--quiet", "--", item.tomogram, item.output]
+
+
+def is_done(item: Item, command: Sequence[str]) -> bool:
+    """Whether a tomogram was denoised before, by this command.
+
+    Raises:
+        InputError: if it was by another one, or another tomogram was; the message names the difference.
+        FileError: if the result is not one of a batch.
+    """
+    record, output = _record(item), Path(item.output)
+    if record is None:
+        if output.exists():
+            raise FileError(f"{output}: exists already and no batch wrote it, choose another folder")
+        return False
+    now = _as_record(item, command)
+    changes = named_changes({k: record.get(k) for k in now}, now)
+    if changes:
+        raise InputError(f"{output}: is of another run ({changes}), choose another folder, or say --overwrite")
+    return bool(record["done"]) and output.exists()
+
+
+def _as_record(item: Item, command: Sequence[str]) -> dict[str, Any]:
+    return {"command": list(command), **item.state()}
+
+
+def _record(item: Item) -> dict[str, Any] | None:
+    path = item.folder / RECORD_NAME
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error}), remove it") from error
+    return content
+
+
+def run_item(
+    item: Mapping[str, Any],
+    command: Sequence[str],
+    more: Sequence[str] = (),
+    surroundings: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Denoise one tomogram in a process of its own, from where an earlier one was interrupted. Runs on a worker.
+
+    Args:
+        item: as a dictionary.
+        command: of :func:`command_of`.
+        more: words that do not change the result, the memory it may take for instance.
+        surroundings: environment variables of the process, on top of those of the worker.
+        overwrite: begin anew whatever is there.
+    """
+    one, began = Item(**item), time.monotonic()
+    try:
+        if not overwrite and is_done(one, command):
+            return Outcome(one.name, "skipped")
+        # A result without "done" is of a process that was killed before it could say so.
+        again = ["--overwrite"] if overwrite else ["--resume", *(["--overwrite"] if Path(one.output).exists() else [])]
+        one.folder.mkdir(parents=True, exist_ok=True)
+        write_json({**_as_record(one, command), "done": False}, one.folder / RECORD_NAME)
+        code, words = _run([command[0], *again, *more, *command[1:]], surroundings or {})
+        if code == 0:
+            write_json({**_as_record(one, command), "done": True}, one.folder / RECORD_NAME)
+    except (OSError, ValueError) as error:
+        code, words = 2, str(error)
+    status = {0: "done", 3: "stopped"}.get(code, "failed")
+    return Outcome(one.name, status, "" if code == 0 else words, round(time.monotonic() - began, 1))
+
+
+def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+    """Exit code and last words of a process that ends when this one does."""
+    ends = time.monotonic() + _LET_GO_S
+    while True:
+        # Nothing is ever written to its input: that closes when this process is gone, however it went.
+        with subprocess.Popen(
+            [sys.executable, "-m", "cryoshuffle.commands.worker", *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **surroundings},
+        ) as process:
+            assert process.stderr is not None
+            lines = [line.strip() for line in process.stderr if line.strip()]
+        said = lines[-1].removeprefix("cryoshuffle: ") if lines else f"ended with code {process.returncode}"
+        if process.returncode != 2 or _BUSY not in said or time.monotonic() > ends:
+            return process.returncode, said
+        time.sleep(1)
+
+
+def share_machine(count: int, gpus: int, cores: int) -> tuple[int, int]:
+    """How many runs at once on this machine, and threads for each: one a GPU, else about four cores each.
+
+    Two threads of one run are 1.8 times one, many are far from many times: where there are many tomograms, several runs
+    side by side do more than one with all cores.
+
+    Args:
+        count: tomograms.
+        gpus: of the machine.
+        cores: likewise.
+    """
+    workers = max(1, min(count, gpus or cores // 4 or 1))
+    return workers, max(1, cores // workers)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a batch runs.
+
+    Attributes:
+        scheduler: address of a Dask scheduler that runs already, ``tcp://...``.
+        slurm: path of a YAML file with the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many.
+        workers: runs at once on this machine; None for :func:`share_machine`.
+    """
+
+    scheduler: str | None = None
+    slurm: str | None = None
+    workers: int | None = None
+
+
+def _dask() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError(
+            'many tomograms run on Dask, install cryoshuffle with it: pip install "cryoshuffle[cluster]"'
+        ) from error
+    # Its workers come and go here; what matters of that is said by us.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    return distributed
+
+
+def _slurm_cluster(path: str) -> tuple[Any, int]:
+    """A cluster of Slurm jobs, none of them asked for yet, and how many are wanted."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        asked, written = yaml.safe_load(text), yaml.load(text, Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FileError(f"{path}: cannot be read as YAML, check it") from error
+    if not isinstance(asked, dict) or not isinstance(asked.get("jobs"), int) or asked["jobs"] < 1:
+        raise InputError(f"{path}: names no number of jobs, write jobs: 16, say, and what a job may take")
+    _dask()
+    try:
+        from dask_jobqueue import SLURMCluster
+    except ImportError as error:
+        raise InputError('Slurm is asked by dask-jobqueue: pip install "cryoshuffle[cluster]"') from error
+    jobs = asked.pop("jobs")
+    # YAML takes 12:00:00 for 43200, which are minutes for Slurm, and account 0123 for 83.
+    asked.update({name: written[name] for name in _AS_WRITTEN if asked.get(name) is not None})
+    asked.update({name: [asked[name]] for name in _LISTED if isinstance(asked.get(name), str)})
+    if str(asked.get("memory", "GB")).isdigit():
+        raise InputError(f"{path}: memory is {asked['memory']} without a unit, write {asked['memory']}GB, say")
+    try:
+        # A run is a process of its own, so one at a time in each job; another batch may have the usual port.
+        usual = {"cores": 1, "scheduler_options": {"dashboard_address": ":0"}}
+        return SLURMCluster(**{**usual, **asked, "processes": 1, "worker_extra_args": ["--nthreads", "1"]}), jobs
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".,: ")
+        raise InputError(f"{path}: {reason}, see the documentation of dask_jobqueue.SLURMCluster") from error
+
+
+def job_script(path: str) -> str:
+    """The job script that a YAML file for Slurm makes.
+
+    Raises:
+        FileError, InputError: if it cannot be read, or is none.
+    """
+    cluster, _ = _slurm_cluster(path)
+    with cluster:
+        return str(cluster.job_script())
+
+
+@contextlib.contextmanager
+def _client(cluster: Cluster, count: int) -> Iterator[Any]:
+    """A client of Dask, and the environment and words that its runs share."""
+    distributed = _dask()
+    if cluster.scheduler is not None:
+        try:
+            client = distributed.Client(cluster.scheduler, timeout=5)
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{cluster.scheduler}: no scheduler of Dask answers there, check the address that it printed"
+            ) from error
+        with client:
+            yield client
+    elif cluster.slurm is not None:
+        jobs, wanted = _slurm_cluster(cluster.slurm)
+        with jobs, distributed.Client(jobs) as client:
+            jobs.scale(jobs=wanted)
+            yield client
+    else:
+        local = distributed.LocalCluster(
+            n_workers=min(count, cluster.workers or 1), threads_per_worker=1, memory_limit=0, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )  # fmt: skip
+        with local, distributed.Client(local) as client:
+            yield client
+
+
+def _on_worker(
+    item: Mapping[str, Any],
+    command: Sequence[str],
+    more: Sequence[str],
+    threads: int | None,
+    gpus: int,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """:func:`run_item` with the share of the machine that this worker has."""
+    surroundings = {}
+    if threads is not None:
+        surroundings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if gpus > 1:
+        from distributed import get_worker
+
+        surroundings["CUDA_VISIBLE_DEVICES"] = str(int(get_worker().name) % gpus)
+    return asdict(run_item(item, command, more, surroundings, overwrite))
+
+
+def run_batch(
+    items: Sequence[Item],
+    commands: Sequence[Sequence[str]],
+    cluster: Cluster,
+    overwrite: bool = False,
+    memory_gib: float | None = None,
+    tell: Callable[[Outcome, int, float], None] = lambda outcome, count, seconds: None,
+) -> list[Outcome]:
+    """Run the commands of a batch on workers of Dask; a failure is tried once more, the others go on.
+
+    Args:
+        items: tomograms.
+        commands: of :func:`command_of`, one for each.
+        cluster: where.
+        overwrite: begin all anew.
+        memory_gib: that runs on this machine may take together; None for half of what there is.
+        tell: called with each outcome as it comes, how many have come, and the seconds since the beginning.
+
+    Returns:
+        the outcomes, in the order of the items.
+
+    Raises:
+        InputError: if Dask is not installed, or no scheduler answers.
+        FileError, InputError: before the first run, if a result there is not of this batch.
+    """
+    todo = [overwrite or not is_done(item, command) for item, command in zip(items, commands, strict=True)]
+    outcomes = {item.name: Outcome(item.name, "skipped") for item, do in zip(items, todo, strict=True) if not do}
+    began = time.monotonic()
+    for count, outcome in enumerate(outcomes.values(), 1):
+        tell(outcome, count, 0.0)
+    left = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
+    if not left:
+        return [outcomes[item.name] for item in items]
+    here = cluster.scheduler is None and cluster.slurm is None
+    gpus = torch.cuda.device_count() if here else 0
+    workers, threads = share_machine(len(left), gpus, os.cpu_count() or 1)
+    if cluster.workers is not None:
+        workers, threads = cluster.workers, max(1, (os.cpu_count() or 1) // cluster.workers)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
+    more = []
+    if here:
+        most = memory_gib or memory_bytes(torch.device("cpu")) / 2**31
+        more = [f"--memory={most / workers:.3f}"]
+    with _client(dataclasses.replace(cluster, workers=workers), len(left)) as client:
+        distributed = _dask()
+        if getattr(client, "dashboard_link", None) and importlib.util.find_spec("bokeh"):
+            logging.getLogger("cryoshuffle").info("Dask's dashboard: %s", client.dashboard_link)
+
+        def submit(name: str, attempt: int) -> Any:
+            item, command = left[name]
+            return client.submit(
+                _on_worker, asdict(item), command, more, threads if here else None, gpus, overwrite and attempt == 0,
+                key=f"{name}, attempt {attempt + 1}", pure=False,
+            )  # fmt: skip
+
+        names = {submit(name, 0): (name, 0) for name in left}
+        coming = distributed.as_completed(list(names))
+        for future in coming:
+            name, attempt = names.pop(future)
+            try:
+                outcome = Outcome(**future.result())
+            except (distributed.scheduler.KilledWorker, distributed.CancelledError) as error:
+                outcome = Outcome(name, "failed", f"its worker died again and again ({type(error).__name__})")
+            if outcome.status == "failed" and attempt == 0:
+                again = submit(name, 1)
+                names[again] = (name, 1)
+                coming.add(again)
+                continue
+            outcomes[name] = outcome
+            tell(outcome, len(outcomes), time.monotonic() - began)
+    return [outcomes[item.name] for item in items]

@@ -1,0 +1,223 @@
+"""Lists of tomograms: files, patterns, folders, text files and the star files of RELION 5."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files.omezarr import is_zarr_name
+from cryoshuffle.files.writing import SUFFIXES
+
+_STAR_TOMOGRAM = "rlnTomoReconstructedTomogram"
+_STAR_HALVES = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
+_STAR_DENOISED = "rlnTomoReconstructedTomogramDenoised"
+_LISTS = (".txt", ".lst", ".list")
+# Path of a tomogram, name it has in a list, paths of its halves.
+_Named: TypeAlias = "tuple[str, str | None, str | None, str | None]"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One tomogram of a batch.
+
+    Attributes:
+        name: of the result, without suffix; no two of a batch share it.
+        tomogram: path.
+        output: path of the result.
+        even: path of one half; None where there is none.
+        odd: likewise.
+    """
+
+    name: str
+    tomogram: str
+    output: str
+    even: str | None = None
+    odd: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self.output).with_name(f"{self.name}_run")
+
+    def state(self) -> dict[str, Any]:
+        """What tells a tomogram from another one under its name, without reading it."""
+        path = Path(self.tomogram)
+        # A Zarr is a folder; its metadata is written last.
+        files = [path] if path.is_file() else [one for n in (".zattrs", "zarr.json") if (one := path / n).is_file()]
+        return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+
+
+def _suffix(path: str) -> str:
+    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.lower().endswith(s)), "")
+
+
+def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[Item]:
+    """The tomograms that a list names.
+
+    Args:
+        sources: each a tomogram, a pattern such as ``'*.mrc'``, a text file with a tomogram a line (``.txt``), a
+            RELION-5 ``tomograms.star``, or a folder, of which all OME-Zarr and MRC volumes in it and below are taken.
+        folder: that the results go to. They are ``.zarr`` for OME-Zarr, ``.nii.gz`` for NIfTI, else ``.mrc``.
+
+    Raises:
+        FileError: if a list or folder is missing or cannot be read.
+        InputError: if nothing is named, two results would have one name, a name leads out of the folder, or a star
+            file has no tomograms.
+    """
+    found: list[_Named] = []
+    for source in sources:
+        if source.lower().endswith(".star"):
+            found += _read_star(Path(source))
+        else:
+            found += [(path, None, None, None) for path in _paths(source)]
+    if not found:
+        raise InputError(f"{', '.join(sources)}: names no tomogram, give files, a pattern, a text file or a star file")
+    items: dict[str, Item] = {}
+    # Workers may have another working directory.
+    for path, name, even, odd in (
+        (_absolute(path), name, _absolute(even), _absolute(odd)) for path, name, even, odd in found
+    ):
+        assert path is not None
+        stem = name or Path(path).name[: -len(_suffix(path)) or None]
+        if Path(stem).name != stem or stem == ".." or "\\" in stem:
+            raise InputError(f"{path}: is named {stem} in its list, which leads out of {folder}: give it a plain name")
+        kind = ".zarr" if is_zarr_name(path) else ".nii.gz" if ".nii" in _suffix(path) else ".mrc"
+        item = Item(stem, path, str(Path(folder).resolve() / f"{stem}{kind}"), even, odd)
+        other = items.setdefault(stem, item)
+        if other is not item:
+            raise InputError(
+                f"{path}: its result would have the name of {other.tomogram}'s, {stem}: make two batches of them"
+            )
+    return list(items.values())
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+def _paths(source: str) -> list[str]:
+    path = Path(source)
+    if source.lower().endswith(_LISTS):
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FileError(f"{path}: cannot be read as a list of tomograms, check the path") from error
+        named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        return [str(path.parent / line) for line in named]
+    if path.is_dir() and not is_zarr_name(path):
+        try:
+            return sorted(_volumes(path, set()))
+        except OSError as error:
+            raise FileError(f"{path}: cannot be read as a folder ({error.strerror or error}), check it") from error
+    if any(sign in source for sign in "*?[") and not path.exists():
+        return sorted(glob.glob(source, recursive=True))
+    return [source]
+
+
+def _volumes(folder: Path, seen: set[Path]) -> Iterator[str]:
+    """OME-Zarr and MRC volumes in a folder and below; what a Zarr or a run's folder holds is not looked into.
+
+    Folders in ``seen`` are left out: links may lead back to one. A folder is taken by its own name before a link to it.
+    """
+    if folder.resolve() in seen:
+        return
+    seen.add(folder.resolve())
+    for path in sorted(folder.iterdir(), key=lambda one: (one.is_symlink(), one.name)):
+        if is_zarr_name(path):
+            yield str(path)
+        elif path.is_dir():
+            if not path.name.endswith("_run"):
+                yield from _volumes(path, seen)
+        elif _suffix(path.name) and not path.name.startswith("."):
+            yield str(path)
+
+
+def _starfile() -> Any:
+    try:
+        import starfile
+    except ImportError as error:
+        raise InputError(
+            'star files need the package starfile, install cryoshuffle with it: pip install "cryoshuffle[cluster]"'
+        ) from error
+    return starfile
+
+
+def _star_blocks(path: Path) -> tuple[dict[str, Any], str]:
+    """All blocks of a star file with their values as they stand there, and the name of the one with tomograms."""
+    starfile = _starfile()
+    try:
+        first = starfile.read(path, always_dict=True)
+        # Names of digits are names, and numbers keep all their decimals.
+        names = [
+            str(column) for block in first.values() for column in (block if isinstance(block, dict) else block.columns)
+        ]
+        blocks: dict[str, Any] = starfile.read(path, always_dict=True, parse_as_string=names)
+    except FileNotFoundError as error:
+        raise FileError(f"{path}: there is no such file, check the path") from error
+    except Exception as error:
+        raise InputError(f"{path}: is no star file that can be read ({error}), check it") from error
+    for name, table in blocks.items():
+        if "rlnTomoName" in getattr(table, "columns", ()):
+            return blocks, name
+    raise InputError(f"{path}: has no rlnTomoName in a table, give the tomograms.star of a Reconstruct job of RELION 5")
+
+
+def _read_star(path: Path) -> list[_Named]:
+    blocks, block = _star_blocks(path)
+    table = blocks[block]
+    if _STAR_TOMOGRAM not in table.columns:
+        raise InputError(
+            f"{path}: has no {_STAR_TOMOGRAM}, reconstruct the tomograms of all frames as well as the halves"
+        )
+    rows: list[_Named] = []
+    for _, row in table.iterrows():
+        given = [str(row[name]) if name in table.columns else "None" for name in _STAR_HALVES]
+        even, odd = (None, None) if "None" in given else (_beside(path, half) for half in given)
+        rows.append((_beside(path, row[_STAR_TOMOGRAM]), str(row["rlnTomoName"]), even, odd))
+    return rows
+
+
+def _beside(star: Path, name: Any) -> str:
+    """A path of a star file: RELION counts them from the folder of the project, somewhere above the star file.
+
+    Raises:
+        InputError: if two folders above it have such a file.
+    """
+    path = Path(str(name))
+    if path.is_absolute():
+        return str(path)
+    there = {(folder / path).resolve() for folder in star.resolve().parents if (folder / path).exists()}
+    if len(there) > 1:
+        raise InputError(
+            f"{star}: {path} is there {len(there)} times ({', '.join(map(str, sorted(there)))}): name it whole"
+        )
+    return str(next(iter(there), path))
+
+
+def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
+    """A RELION-5 ``tomograms.star`` with the results in its column for denoised tomograms; all else is as it was.
+
+    Args:
+        source: path of the star file that was read.
+        target: path to write.
+        results: paths by ``rlnTomoName``; the column is empty for others.
+
+    Raises:
+        FileError, InputError: if it cannot be read or written.
+    """
+    blocks, name = _star_blocks(Path(source))
+    table = blocks[name]
+    table[_STAR_DENOISED] = [results.get(str(tomogram), "None") for tomogram in table["rlnTomoName"]]
+    partial = target.with_name(f".{target.name}.partial.star")
+    try:
+        _starfile().write(blocks, partial)
+        os.replace(partial, target)
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,274 @@
+"""What can be known to go wrong is said before the work begins, not after."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+from cryoshuffle.boxes import fit_window
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files import scratch
+from cryoshuffle.files.mrc import is_image_stack, is_mrc_name
+from cryoshuffle.files.nifti import UNKNOWN, length_unit
+from cryoshuffle.files.omezarr import SUFFIXES as ZARR_SUFFIXES
+from cryoshuffle.files.omezarr import is_zarr_name
+from cryoshuffle.files.reading import tomogram_shape
+from cryoshuffle.files.writing import check_new_file, image_suffix, is_ours
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.lattice import Triple
+
+logger = logging.getLogger("cryoshuffle")
+
+# Voxels along each axis that tell the grey values; deviations that they reach to either side; and steps of a type that
+# the deviation of the noise has to be for a result, which is smoother, to be more than a few steps.
+_LOOKED_AT = 128
+_SPREAD = 4.0
+_STEPS = 4.0
+# Correlation of a tomogram with the mean of its halves: near 1 if it is their mean, less if it was filtered.
+_BELONG = 0.3
+
+
+def check_inputs(
+    tomograms: Sequence[str], period: Triple, permissive: bool = False, held_out: HeldOutSlab | None = None
+) -> None:
+    """Refuse tomograms that cannot be denoised on a lattice of this period.
+
+    Args:
+        tomograms: paths.
+        period: of the lattice along (Z, Y, X), voxels.
+        permissive: also take MRC files whose header breaks the standard.
+        held_out: slab that a fit leaves out; what remains must hold a period.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: for one that is no tomogram, or is shorter than a period.
+    """
+    if not tomograms:
+        raise InputError("no tomogram is given, name at least one")
+    for tomogram in tomograms:
+        if Path(tomogram).exists() and is_ours(tomogram):
+            logger.warning("%s: was denoised by cryoshuffle before: name the tomogram that it was made from", tomogram)
+        if is_mrc_name(tomogram) and is_image_stack(tomogram, permissive):
+            logger.warning(
+                "%s: is a stack of images by its header, a tilt series perhaps: name the tomogram made of it", tomogram
+            )
+        try:
+            shape: Sequence[int] = tomogram_shape(tomogram, permissive)
+            _tell_unknown_unit(tomogram)
+            fit_window(2**31 - 1, shape, period)
+            if held_out is not None:
+                shape = [part.stop - part.start for part in held_out.fit_region(shape)]
+                fit_window(2**31 - 1, shape, period)
+        except InputError as error:
+            text = str(error)
+            raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
+
+
+def _tell_unknown_unit(path: str) -> None:
+    """Say which lengths are taken for Å, where a NIfTI does not say what they are."""
+    if is_mrc_name(path) or is_zarr_name(path):
+        return
+    image: Any = nibabel.load(path)
+    if length_unit(image)[0] == UNKNOWN:
+        size = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
+        logger.warning("%s: names no unit of length, its voxels are taken for %g Å", path, size)
+
+
+def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool = False) -> None:
+    """Refuse halves that cannot be those of a tomogram, as far as names, headers and their middle tell.
+
+    Args:
+        halves: paths of the even and the odd one; None for none.
+        tomogram: path.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: if there are not two, both are one file or the tomogram itself, or a shape is not the tomogram's; or
+            their mean does not correlate with it.
+    """
+    if halves is None:
+        return
+    if len(halves) != 2:
+        raise InputError(f"halves are {len(halves)} files: name the even and the odd one")
+    shape = tomogram_shape(tomogram, permissive)
+    for half in halves:
+        if tomogram_shape(half, permissive) != shape:
+            raise InputError(
+                f"{half}: is of {tomogram_shape(half, permissive)} voxels, the tomogram of {shape}; "
+                "name the halves it was made from"
+            )
+    for one, other in ((halves[0], halves[1]), (halves[0], tomogram), (halves[1], tomogram)):
+        if Path(one).samefile(other):
+            raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
+    found = _correlation_of_halves(halves, tomogram, permissive)
+    if found < _BELONG:
+        raise InputError(
+            f"{halves[0]}: its mean with {halves[1]} correlates with {tomogram} by {found:.2f}, halves do by more than "
+            f"{_BELONG}: name the two that the tomogram was made from"
+        )
+
+
+def _correlation_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> float:
+    """Correlation of the mean of two halves with their tomogram, in the middle; 1 where that is constant."""
+    from cryoshuffle.files.reading import load_beside
+    from cryoshuffle.files.scratch import central_crop
+
+    images = [load_beside(path, tomogram, permissive, largest=_LOOKED_AT) for path in (tomogram, *halves)]
+    whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
+    mean = (even + odd) / 2
+    finite = whole.isfinite() & mean.isfinite()
+    pair = torch.stack([whole[finite], mean[finite]])
+    pair = pair - pair.mean(dim=1, keepdim=True)
+    power = float(pair.square().sum(dim=1).prod())
+    return float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0
+
+
+def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = False) -> None:
+    """Refuse a mask that cannot be one of a tomogram, as far as names and headers tell.
+
+    Args:
+        mask: path; None for none.
+        tomograms: paths.
+        permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FileError: for a missing or unreadable file.
+        InputError: if there are several tomograms, or the mask is of another shape.
+    """
+    if mask is None:
+        return
+    if len(tomograms) > 1:
+        raise InputError(f"{mask}: a mask goes with one tomogram, not with {len(tomograms)}: fit them one by one")
+    shape, own = tomogram_shape(tomograms[0], permissive), tomogram_shape(mask, True)
+    if own != shape:
+        raise InputError(f"{mask}: is of {own} voxels, the tomogram of {shape}; give a mask of its voxels")
+
+
+def check_output(
+    output: str,
+    tomogram: str,
+    overwrite: bool = False,
+    dtype: str = "float32",
+    permissive: bool = False,
+    folder: str | None = None,
+    residual: str | None = None,
+    force: bool = False,
+) -> None:
+    """Refuse an output that exists, is the input, or cannot be written where it is asked for.
+
+    Args:
+        output: path of the result.
+        tomogram: path of the input, for the room the result needs.
+        overwrite: allow an output that exists, if it is a result of ours.
+        dtype: of the result.
+        permissive: also take an input whose header breaks the standard.
+        folder: of the run, which takes a volume too large for memory twice while it runs; None for none. It is made
+            when the run begins, so the output may lie in it before it is there.
+        residual: path of what is taken away, looked at in the same way; None for none.
+        force: allow one that exists whatever it is.
+
+    Raises:
+        FileError: in each of those cases.
+        InputError: for a name that is none of MRC, OME-Zarr and NIfTI, or a NIfTI of another type than float32.
+    """
+    path, source = Path(output), Path(tomogram)
+    suffix = image_suffix(path)
+    if suffix.startswith(".nii") and dtype != "float32":
+        raise InputError(f"{path}: a NIfTI is written as float32, not as {dtype}; leave the type out or write MRC")
+    if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
+        raise FileError(f"{path}: is the input itself, choose another name for the result")
+    folder_like = suffix in ZARR_SUFFIXES
+    if path.exists() and (folder_like or not path.is_dir()) and not force and not is_ours(path):
+        raise FileError(
+            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
+            "--force; several tomograms go with cryoshuffle batch"
+        )
+    if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
+        check_new_file(path, overwrite or force, folder=folder_like)
+    elif not os.access(_nearest(path.parent), os.W_OK):
+        raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
+    if residual is not None:
+        if Path(residual).resolve() == path.resolve():
+            raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
+        check_output(residual, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
+    check_dtype(dtype, tomogram, permissive)
+    voxels = math.prod(tomogram_shape(tomogram, permissive))
+    wanted = {_nearest(path.parent): voxels * np.dtype(dtype).itemsize}
+    if folder is not None and 4 * voxels > scratch.in_memory_bytes():
+        near = _nearest(Path(folder))
+        there = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
+        wanted[there] = wanted.get(there, 0) + 8 * voxels
+    for place, needed in wanted.items():
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise FileError(
+                f"{path}: needs {needed / 2**20:.0f} MiB in {place} and {free / 2**20:.0f} MiB are free, "
+                "make room or choose another folder"
+            )
+
+
+def _nearest(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+
+
+def check_single(data: Sequence[Any]) -> None:
+    """Refuse several images where there is one name for the result.
+
+    Args:
+        data: what a config's dataset is given.
+
+    Raises:
+        InputError: if there is not one.
+    """
+    if len(data) != 1:
+        raise InputError(
+            f"dataset#data names {len(data)} images and output one result: run once for each, with an output of its own"
+        )
+
+
+def check_dtype(dtype: str, tomogram: str, permissive: bool = False) -> None:
+    """Refuse a type of result that cannot hold the grey values of a tomogram.
+
+    Args:
+        dtype: of the result, which is on the tomogram's grey scale.
+        tomogram: path of the input; its middle is looked at.
+        permissive: also take an input whose header breaks the standard.
+
+    Raises:
+        InputError: if values would be clipped, or their differences rounded away.
+    """
+    from cryoshuffle.files.reading import load_tomogram
+
+    if dtype == "float32":
+        return
+    middle = load_tomogram(tomogram, permissive, largest=_LOOKED_AT).as_tensor().double()
+    middle = middle[middle.isfinite()]
+    mean, deviation = float(middle.mean()), float(middle.std())
+    least, most = mean - _SPREAD * deviation, mean + _SPREAD * deviation
+    if dtype == "float16":
+        limits, step = np.finfo(np.float16), max(abs(mean) * 2.0**-11, 2.0**-24)
+        low, high = float(limits.min), float(limits.max)
+    else:
+        whole = np.iinfo(dtype)
+        low, high, step = float(whole.min), float(whole.max), 1.0
+    if least < low or most > high:
+        raise InputError(
+            f"{tomogram}: has grey values of about {mean:.4g} ± {deviation:.2g}, beyond what {dtype} holds "
+            f"({low:g} to {high:g}): leave the type out, or scale the tomogram first"
+        )
+    if deviation < _STEPS * step:
+        raise InputError(
+            f"{tomogram}: has grey values of about {mean:.4g} ± {deviation:.2g}, and {dtype} has steps of {step:.2g} "
+            "there, too coarse for them: leave the type out, or scale the tomogram first"
+        )

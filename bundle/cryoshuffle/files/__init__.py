@@ -1,0 +1,26 @@
+"""Files in and out: formats, readers and writers, scratch space, grey values, masks, locks."""
+
+from __future__ import annotations
+
+from cryoshuffle.files.intensity import FillNotFinited, StandardiseIntensityd
+from cryoshuffle.files.locks import lock_run, unlock_run
+from cryoshuffle.files.mrc import MrcReader, MrcWriter
+from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter
+from cryoshuffle.files.reading import TomogramReader, load_tomogram
+from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
+
+__all__ = [
+    "ExactPath",
+    "FillNotFinited",
+    "MrcReader",
+    "MrcWriter",
+    "OmeZarrReader",
+    "OmeZarrWriter",
+    "StandardiseIntensityd",
+    "TomogramReader",
+    "image_suffix",
+    "image_writer",
+    "load_tomogram",
+    "lock_run",
+    "unlock_run",
+]

@@ -1,0 +1,231 @@
+"""Grey values on their way in: voxels that are no numbers, and the standard scale."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection, NdarrayOrTensor
+from monai.data import MetaTensor
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    Transform,
+)
+from monai.utils import TransformBackends, convert_to_tensor
+
+from cryoshuffle.errors import InputError
+from cryoshuffle.files import scratch
+from cryoshuffle.files.reading import file_of
+
+logger = logging.getLogger("cryoshuffle")
+
+
+def _name(image: Any) -> str:
+    """The file an image came from, for messages."""
+    return file_of(image) or "the tomogram"
+
+
+class FillNotFinite(Transform):
+    """Puts the mean of the other voxels where voxels are NaN or Inf, and says how many and where; or leaves all alone.
+
+    A volume on disk (:mod:`cryoshuffle.files.scratch`) is changed in place.
+
+    Args:
+        fill: whether to do anything.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, Z, Y, X)``.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, fill: bool = True) -> None:
+        self.fill = fill
+
+    def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
+        """Fill an image."""
+        if not self.fill:
+            return img
+        image = convert_to_tensor(img, track_meta=True)
+        values, count, total = image.as_tensor(), 0, 0.0
+        first, last = [*values.shape[1:]], [0, 0, 0]
+        for part in scratch.sections(values.shape):
+            bad = ~torch.isfinite(values[:, part])
+            found = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0])
+            if len(found):
+                first = [min(a, int(b)) for a, b in zip(first, found.amin(dim=0), strict=True)]
+                last = [max(a, int(b)) for a, b in zip(last, found.amax(dim=0), strict=True)]
+            count += len(found)
+            total += float(values[:, part].double().nan_to_num(0.0, 0.0, 0.0).sum())
+        if count in (0, values.numel()):
+            return image
+        mean = total / (values.numel() - count)
+        filled = values if scratch.on_disk(values) else values.clone()
+        for part in scratch.sections(values.shape):
+            filled[:, part].nan_to_num_(mean, mean, mean)
+        where = ", ".join(f"{axis} {a} to {b}" for axis, a, b in zip("zyx", first, last, strict=True))
+        logger.warning(
+            "%s: %d voxels are NaN or Inf, in %s; the mean of the others, %g, takes their place",
+            _name(image), count, where, mean,
+        )  # fmt: skip
+        return MetaTensor(filled, meta=image.meta, applied_operations=image.applied_operations)
+
+
+class FillNotFinited(MapTransform):
+    """Dictionary form of :class:`FillNotFinite`.
+
+    Args:
+        keys: of the images.
+        fill: whether to do anything.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = FillNotFinite.backend
+
+    def __init__(self, keys: KeysCollection, fill: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = FillNotFinite(fill)
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Fill the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+
+# Steps of a 32-bit number that the grey values have to be spread over.
+_STEPS = 16
+
+
+class StandardiseIntensity(InvertibleTransform):
+    """Mean 0 and standard deviation 1, undone exactly by ``inverse``.
+
+    MONAI's own normalisation cannot be undone; this one keeps mean and standard deviation with the image, computed
+    in double precision, so tiny values on a large offset survive. A volume on disk (:mod:`cryoshuffle.files.scratch`)
+    is changed in place, forth and back.
+
+    It is for images of grey values only. Labels would be scaled too: undo them with a chain that leaves this transform
+    out. Labels that became floating-point numbers on the way cannot be told from grey values.
+
+    Shape:
+        ``(C, Z, Y, X) -> (C, Z, Y, X)``; the statistics are those of the whole image.
+
+    Units:
+        grey values of the tomogram in, standard deviations out.
+
+    Raises:
+        InputError: if a voxel is not finite (count and first place are named), or all voxels, or all planes across an
+            axis, are equal; if what is to be standardised is a mask, or what is to be undone holds whole numbers or is
+            a mask.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
+        """Standardise an image."""
+        image = convert_to_tensor(img, track_meta=True)
+        values = image.as_tensor()
+        if values.dtype == torch.bool:
+            raise InputError(f"{_name(image)}: is a mask, not an image of grey values: leave it out of the keys")
+        mean, std = _statistics(values, _name(image))
+        standard = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        for part in scratch.sections(values.shape):
+            for z in range(part.start, part.stop):
+                standard[:, z] = (values[:, z].double() - mean) / std
+        result: MetaTensor = MetaTensor(standard, meta=image.meta)
+        result.applied_operations = image.applied_operations
+        self.push_transform(result, extra_info={"mean": mean, "std": std})
+        return result
+
+    def inverse(self, data: NdarrayOrTensor) -> MetaTensor:
+        """Give an image its mean and scale back."""
+        image = convert_to_tensor(data, track_meta=True)
+        if not image.is_floating_point():
+            raise InputError(
+                f"an image of {image.dtype} holds labels, not grey values: undo it with transforms that leave out "
+                "StandardiseIntensity"
+            )
+        info = self.pop_transform(image)["extra_info"]
+        values = image.as_tensor()
+        restored = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        for part in scratch.sections(values.shape):
+            for z in range(part.start, part.stop):
+                restored[:, z] = values[:, z].double() * float(info["std"]) + float(info["mean"])
+        result: MetaTensor = MetaTensor(restored, meta=image.meta)
+        result.applied_operations = image.applied_operations
+        return result
+
+
+def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
+    """Mean and standard deviation of an image; it is read twice, section by section."""
+    count, first, total = 0, None, 0.0
+    for part in scratch.sections(values.shape):
+        section = values[:, part]
+        bad = ~torch.isfinite(section)
+        if first is None and bool(bad.any()):
+            z, y, x = (int(i) for i in torch.nonzero(bad)[0][1:])
+            first = (part.start + z, y, x)
+        count += int(bad.sum())
+        total += float(section.sum(dtype=torch.float64))
+    if count:
+        raise InputError(
+            f"{name}: {count} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
+            "add --fill-nan to put the mean of the others in their place"
+        )
+    mean, power = total / values.numel(), 0.0
+    repeated = [axis for axis in (1, 2, 3) if values.shape[axis] > 1]
+    for part in scratch.sections(values.shape):
+        section = values[:, part]
+        repeated = [a for a in repeated if bool((section == (values if a == 1 else section).narrow(a, 0, 1)).all())]
+        power += sum(float((values[:, z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
+    std = (power / values.numel()) ** 0.5
+    if std == 0.0:
+        raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")
+    if repeated:
+        raise InputError(
+            f"{name}: all its planes across {'zyx'[repeated[0] - 1]} are equal, one image again and again: "
+            "give the volume as it was reconstructed"
+        )
+    if values.dtype == torch.float32 and std < _STEPS * torch.finfo(torch.float32).eps * abs(mean):
+        raise InputError(
+            f"{name}: has grey values of {mean:.8g} ± {std:.2g}, and 32-bit numbers of that size do not differ so "
+            "little: subtract the offset before"
+        )
+    return mean, std
+
+
+class StandardiseIntensityd(MapTransform, InvertibleTransform):
+    """Dictionary form of :class:`StandardiseIntensity`, for images of grey values only, as that.
+
+    Args:
+        keys: of the images.
+        allow_missing_keys: do not complain about a missing key.
+    """
+
+    backend = StandardiseIntensity.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = StandardiseIntensity()
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Standardise the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform(result[key])
+        return result
+
+    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Give the images under the keys their mean and scale back."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            result[key] = self.transform.inverse(result[key])
+        return result
+
+
+FillNotFiniteD = FillNotFiniteDict = FillNotFinited
+StandardiseIntensityD = StandardiseIntensityDict = StandardiseIntensityd

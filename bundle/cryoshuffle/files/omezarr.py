@@ -1,0 +1,400 @@
+"""OME-Zarr as MONAI images: a reader for one level of a pyramid, and a writer of one.
+
+Tomograms of the CryoET Data Portal come as OME-Zarr: a folder with the volume at several scales, each cut into
+compressed chunks. Importing this module registers reader and writer with MONAI. The package ``zarr`` does the storage;
+it is an extra (``pip install ".[zarr]"`` in a checkout, or ``pip install "zarr>=3"``). Only folders are read, nothing
+is fetched.
+
+Source:
+    OME-NGFF 0.4 and 0.5: Moore et al. 2021, Nat. Methods 18, 1496; https://ngff.openmicroscopy.org.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader, register_writer
+from monai.transforms.io.array import SUPPORTED_READERS
+from monai.utils import MetaKeys
+
+import cryoshuffle
+from cryoshuffle.boxes import Box, middle
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files import scratch
+from cryoshuffle.files.mrc import VolumeWriter, as_channels, know_writers, refuse_unlike, volume_meta
+from cryoshuffle.memory import most_memory_bytes
+
+SUFFIXES = (".ome.zarr", ".zarr")
+# The units of length of NGFF, Å.
+_METERS = {
+    "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3,
+    "centi": -2, "deci": -1, "": 0, "hecto": 2, "kilo": 3, "mega": 6, "giga": 9, "tera": 12, "peta": 15, "exa": 18,
+    "zetta": 21, "yotta": 24,
+}  # fmt: skip
+_ANGSTROM = {
+    "angstrom": 1.0,
+    **{f"{prefix}meter": 10.0 ** (power + 10) for prefix, power in _METERS.items()},
+    "inch": 2.54e8,
+    "foot": 3.048e9,
+    "yard": 9.144e9,
+    "mile": 1.609344e13,
+    "parsec": 3.0856775814913673e26,
+}
+# Levels of a pyramid, each of half the size, and the side of a chunk, voxels.
+LEVELS, CHUNK = 3, 128
+# Chunks that are read however little memory there is, bytes.
+_SMALL = 2**28
+
+
+def is_zarr_name(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of an OME-Zarr by its name, or leads to an array inside one."""
+    return any(part.lower().endswith(SUFFIXES) for part in Path(path).parts) and not Path(path).is_file()
+
+
+@dataclass(frozen=True)
+class ZarrVolume:
+    """One level of an OME-Zarr, open for reading.
+
+    Attributes:
+        path: as it was named.
+        array: zarr's.
+        shape: of the volume, (Z, Y, X).
+        voxel_size_zyx: Å; 0 where it is not known.
+        origin_zyx: Å.
+    """
+
+    path: Path
+    array: Any
+    shape: tuple[int, int, int]
+    voxel_size_zyx: tuple[float, float, float]
+    origin_zyx: tuple[float, float, float]
+
+    def read(self, box: Box) -> np.ndarray:
+        """Voxels of a part of the volume.
+
+        Raises:
+            FileError: if a chunk cannot be read, or its content is damaged.
+        """
+        lead = (0,) * (self.array.ndim - 3)
+        try:
+            return np.asarray(self.array[(*lead, *box)])
+        except Exception as error:  # each codec has exceptions of its own
+            where = ", ".join(f"{axis} {side.start} to {side.stop}" for axis, side in zip("zyx", box, strict=True))
+            raise FileError(f"{self.path}: the chunks at {where} cannot be read ({error}), copy it again") from error
+
+    def blocks(self, part: Box | None = None) -> Iterator[Box]:
+        """Boxes of whole chunks that cover a part or all, each of about ``scratch.SECTION`` bytes."""
+        inner = part or tuple(slice(0, n) for n in self.shape)
+        sides = [int(n) for n in self.array.chunks[-3:]]
+        for axis in (2, 1, 0):
+            most = -(-self.shape[axis] // sides[axis])
+            sides[axis] *= min(most, max(1, scratch.SECTION // (4 * math.prod(sides))))
+        starts = [range(one.start // step * step, one.stop, step) for one, step in zip(inner, sides, strict=True)]
+        for corner in product(*starts):
+            z, y, x = (
+                slice(max(a, one.start), min(a + step, one.stop))
+                for a, step, one in zip(corner, sides, inner, strict=True)
+            )
+            yield z, y, x
+
+
+def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
+    """Open one level of an OME-Zarr.
+
+    Args:
+        path: of the folder, for its first and finest level, or of an array inside it (``x.zarr/1``).
+        look: at every chunk, whether it is there and whole; without it what the metadata say is taken.
+
+    Raises:
+        FileError: if there is no such folder.
+        InputError: if it is no OME-Zarr, holds something other than one real volume, or most of it is missing; or if
+            the package zarr is.
+
+    Warns:
+        UserWarning: if some of its chunks are missing; the format reads them as one value.
+    """
+    path = Path(path)
+    zarr = _zarr(path)
+    if not path.is_dir():
+        raise FileError(f"{path}: there is no such folder, check the path")
+    try:
+        node = zarr.open(store=str(path), mode="r")
+        if isinstance(node, zarr.Group):
+            multiscale = _multiscale(node)
+            if not multiscale:
+                raise InputError(f"{path}: is a Zarr, but no OME-Zarr image; name the array inside it, {path}/NAME")
+            name = str(multiscale["datasets"][0]["path"])
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise InputError(f"{path}: says that its voxels are outside it ({name}), do not use it")
+            node = node[name]
+        else:
+            multiscale, name = _around(path, zarr)
+        scales = _scales(multiscale, name, node.ndim)
+        chunks, stored = (node.nchunks, node.nchunks_initialized) if look else (1, 1)
+        dtype, shape = np.dtype(node.dtype), tuple(int(n) for n in node.shape)
+        largest = math.prod(int(n) for n in node.chunks) * dtype.itemsize
+    except InputError:
+        raise
+    except Exception as error:  # zarr and its codecs have many
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: is not a valid OME-Zarr ({reason}), copy it again") from error
+    if dtype.kind not in "biuf":
+        raise InputError(f"{path}: holds values of type {dtype}, a tomogram has real ones")
+    if len(shape) < 3 or min(shape[-3:]) < 2 or math.prod(shape[:-3]) != 1:
+        raise InputError(f"{path}: has the shape {shape}, give one volume of three dimensions at a time")
+    if 2 * stored < chunks:
+        raise InputError(f"{path}: {chunks - stored} of its {chunks} chunks are missing, copy it again")
+    if largest > max(_SMALL, most_memory_bytes() // 2):
+        raise InputError(
+            f"{path}: its chunks take {largest / 2**20:.0f} MiB each, too much to read them one by one; "
+            "store it with chunks of 256 voxels, or allow for more with --memory"
+        )
+    if look:
+        _refuse_cut_chunks(path, node)
+    if stored < chunks:
+        warnings.warn(f"{path}: {chunks - stored} of {chunks} chunks are missing, they read as one value", stacklevel=1)
+    (z, y, x), size, origin = shape[-3:], *scales
+    return ZarrVolume(path, node, (z, y, x), (size[0], size[1], size[2]), (origin[0], origin[1], origin[2]))
+
+
+def _refuse_cut_chunks(path: Path, array: Any) -> None:
+    """Blosc reads beyond the end of a chunk that was cut short, where it holds noise that could not be compressed."""
+    codecs = [type(codec).__name__ for codec in array.compressors]
+    if array.shards is not None or not codecs or not codecs[-1].startswith("Blosc"):
+        return
+    for chunk in (Path(array.store.root) / array.path).rglob("*"):
+        if chunk.is_file() and not chunk.name.startswith(".") and chunk.name != "zarr.json":
+            with chunk.open("rb") as file:
+                header = file.read(16)
+            if len(header) < 16 or int.from_bytes(header[12:], "little") > chunk.stat().st_size:
+                raise InputError(f"{path}: its chunk {chunk} is cut short, copy it again")
+
+
+def _zarr(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise InputError(
+            f'{path}: OME-Zarr needs the package zarr and Python 3.11, install it: python -m pip install "zarr>=3"'
+        ) from error
+    if not hasattr(zarr, "create_group"):
+        raise InputError(f"{path}: zarr {zarr.__version__} is too old, install version 3")
+    return zarr
+
+
+def _multiscale(group: Any) -> Mapping[str, Any]:
+    """What a group says of its image, in NGFF 0.5 or an earlier one; empty if it has none."""
+    attributes = dict(group.attrs)
+    found = attributes.get("ome", attributes).get("multiscales") or [{}]
+    first: Mapping[str, Any] = found[0]
+    return first
+
+
+def _around(path: Path, zarr: Any) -> tuple[Mapping[str, Any], str]:
+    """What the folder around an array says of it, and its name there."""
+    for folder in path.parents:
+        if not is_zarr_name(folder):
+            break
+        try:
+            multiscale = _multiscale(zarr.open_group(store=str(folder), mode="r"))
+        except (FileNotFoundError, ValueError):
+            continue
+        if multiscale:
+            return multiscale, path.relative_to(folder).as_posix()
+    return {}, path.name
+
+
+def _scales(multiscale: Mapping[str, Any], name: str, dimensions: int) -> tuple[list[float], list[float]]:
+    """Voxel size and origin of a level along (Z, Y, X), Å; 0 where nothing is said."""
+    size, origin = [0.0] * 3, [0.0] * 3
+    axes = multiscale.get("axes") or []
+    given = [axis.get("unit") if isinstance(axis, dict) else None for axis in axes]
+    units = [_ANGSTROM.get(str(unit), 1.0) for unit in given]
+    unknown = sorted({"none" if unit is None else f"'{unit}'" for unit in given[-3:] if unit not in _ANGSTROM})
+    if unknown and axes:
+        words = f"the unit of length is {', '.join(unknown)}, Å is assumed"
+        warnings.warn(words, stacklevel=1)
+    names = [axis.get("name") if isinstance(axis, dict) else axis for axis in axes]
+    if names and [str(one).lower() for one in names[-3:]] != ["z", "y", "x"]:
+        raise InputError(f"the axes are {names}, expected z, y, x last")
+    units = ([1.0] * dimensions + units)[-3:]
+    of_level = [one for one in multiscale.get("datasets", ()) if one["path"] == name]
+    for level in (*of_level, multiscale):
+        for one in level.get("coordinateTransformations") or ():
+            if one.get("type") == "scale":
+                factors = [float(value) for value in one["scale"][-3:]]
+                size = [f * (s if s else 1.0) for f, s in zip(factors, size, strict=True)]
+                origin = [f * o for f, o in zip(factors, origin, strict=True)]
+            elif one.get("type") == "translation":
+                origin = [o + float(value) for o, value in zip(origin, one["translation"][-3:], strict=True)]
+    return [s * u for s, u in zip(size, units, strict=True)], [o * u for o, u in zip(origin, units, strict=True)]
+
+
+class OmeZarrReader(ImageReader):
+    """Reads one level of an OME-Zarr, versions 0.4 and 0.5.
+
+    Args:
+        folder: where volumes too large for memory are kept while the program runs (:mod:`cryoshuffle.files.scratch`);
+            None for memory, however large they are.
+        largest: voxels to take along each axis, from the middle; None for all.
+
+    Returns:
+        ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR) and
+        ``voxel_size_zyx`` (Å).
+
+    Raises:
+        FileError, InputError: see :func:`open_zarr`.
+
+    Warns:
+        UserWarning: if the voxel size is not given; the affine then takes 1 Å.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, largest: int | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self.largest = largest
+
+    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
+        """Whether all names are those of OME-Zarrs."""
+        names = [filename] if isinstance(filename, (str, os.PathLike)) else list(filename)
+        return all(is_zarr_name(name) for name in names)
+
+    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> list[ZarrVolume]:
+        """Open the folders."""
+        names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+        volumes = [open_zarr(name) for name in names]
+        for volume in volumes:
+            if min(volume.voxel_size_zyx) <= 0:
+                warnings.warn(f"{volume.path}: has no voxel size, 1 Å is assumed", stacklevel=1)
+        return volumes
+
+    def get_data(self, img: Sequence[ZarrVolume] | ZarrVolume) -> tuple[np.ndarray, dict[str, Any]]:
+        """The volume and its metadata; several become channels."""
+        volumes = [img] if isinstance(img, ZarrVolume) else list(img)
+        refuse_unlike(volume.shape for volume in volumes)
+        arrays = [self._array(volume) for volume in volumes]
+        first = volumes[0]
+        meta = volume_meta(first.shape, first.voxel_size_zyx, first.origin_zyx)
+        return as_channels(arrays, meta)
+
+    def _array(self, volume: ZarrVolume) -> np.ndarray:
+        part = middle(volume.shape, self.largest)
+        array = scratch.empty_volume([side.stop - side.start for side in part], self.folder)
+        for box in volume.blocks(part):
+            within = (slice(b.start - a.start, b.stop - a.start) for b, a in zip(box, part, strict=True))
+            array[tuple(within)] = volume.read(box)
+            scratch.release()
+        return array
+
+
+class OmeZarrWriter(VolumeWriter):
+    """Writes one volume as OME-Zarr 0.4 with a pyramid of means, as the CryoET Data Portal has them.
+
+    The folder appears under its name only when it is complete. The voxel size is that of the affine, Å.
+
+    Args:
+        output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
+            clipped.
+
+    Raises:
+        FileError: if the folder cannot be written; nothing is left behind then.
+        InputError: see :class:`cryoshuffle.files.mrc.VolumeWriter`; or if the package zarr is missing.
+    """
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
+        """Write the folder under a temporary name and move it into place."""
+        super().write(filename, verbose=verbose)
+        path = scratch.real_path(filename)
+        partial, before = scratch.partial_path(path), scratch.partial_path(path, "before.")
+        with scratch.written_whole(path, partial):
+            group = _zarr(path).create_group(str(partial), zarr_format=2)
+            shapes = self._write_levels(group)
+            self._refuse_lost(math.prod(shapes[0]))
+            group.attrs.update(
+                {
+                    "multiscales": [self._describe(path.name, shapes)],
+                    "cryoshuffle": {"version": cryoshuffle.__version__, "what": "denoised, J-invariant volume shuffle"},
+                }
+            )
+            try:
+                if path.exists():
+                    os.replace(path, before)
+                os.replace(partial, path)
+            finally:
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
+                scratch.remove(before)
+
+    def _write_levels(self, group: Any) -> list[tuple[int, ...]]:
+        import numcodecs
+
+        shapes: list[tuple[int, ...]] = [tuple(self.data_obj.shape)]
+        while len(shapes) < LEVELS and min(shapes[-1]) >= 4:
+            shapes.append(tuple(-(-n // 2) for n in shapes[-1]))
+        for level, shape in enumerate(shapes):
+            array = group.create_array(
+                str(level),
+                shape=shape,
+                chunks=tuple(min(n, CHUNK) for n in shape),
+                dtype=self.output_dtype,
+                fill_value=0,
+                # Noise hardly compresses; what is quick costs nothing.
+                compressors=numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE),
+                chunk_key_encoding={"name": "v2", "separator": "/"},
+                config={"write_empty_chunks": True},
+            )
+            for corner in product(*(range(0, n, CHUNK) for n in shape)):
+                box = tuple(slice(a, min(a + CHUNK, n)) for a, n in zip(corner, shape, strict=True))
+                if level == 0:
+                    array[box] = self._as_dtype(np.asarray(self.data_obj[box]))
+                else:
+                    # Of what was written before: the finer level need not fit into memory.
+                    finer = tuple(slice(2 * side.start, 2 * side.stop) for side in box)
+                    array[box] = self._as_dtype(_halved(np.asarray(group[str(level - 1)][finer], dtype=np.float32)))
+                scratch.release()
+        return shapes
+
+    def _describe(self, name: str, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+        affine = self.meta.get(MetaKeys.AFFINE)
+        affine = np.eye(4)[[2, 1, 0, 3]] if affine is None else np.asarray(affine, dtype=float)
+        size, origin = np.linalg.norm(affine[:3, :3], axis=0), affine[[2, 1, 0], 3]
+        levels = []
+        for level in range(len(shapes)):
+            # A voxel of a coarser level is the mean of finer ones, so its middle lies between theirs.
+            shift = origin + size * (2**level - 1) / 2
+            scale = {"type": "scale", "scale": [float(s) * 2**level for s in size]}
+            moved = [{"type": "translation", "translation": [float(s) for s in shift]}] if shift.any() else []
+            levels.append({"path": str(level), "coordinateTransformations": [scale, *moved]})
+        return {
+            "version": "0.4",
+            "name": name,
+            "axes": [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"],
+            "datasets": levels,
+            "type": "mean",
+        }
+
+
+def _halved(volume: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 x 2 voxels; a last odd one counts twice."""
+    z, y, x = (-(-n // 2) for n in volume.shape)
+    even = np.pad(volume, [(0, n % 2) for n in volume.shape], mode="edge")
+    means: np.ndarray = even.reshape(z, 2, y, 2, x, 2).mean(axis=(1, 3, 5))
+    return means
+
+
+def register_omezarr() -> None:
+    """Make reader and writer known to MONAI's ``LoadImage`` and ``SaveImage``."""
+    know_writers()
+    SUPPORTED_READERS["omezarrreader"] = OmeZarrReader
+    register_writer("zarr", OmeZarrWriter)
+
+
+register_omezarr()

@@ -1,0 +1,238 @@
+"""The state that a fit goes on from, and the model it leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
+from torch import nn
+
+import cryoshuffle
+from cryoshuffle.errors import InputError, SettingError, named_changes
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import FORMAT, load_plain
+from cryoshuffle.network import BlindSpotNet, unwrap
+
+logger = logging.getLogger("cryoshuffle")
+STATE_NAME = "state.pt"
+
+
+def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
+    """Whether the last of some risks is as small as any of them, but for chance.
+
+    Chance is half of what risks typically change by from one epoch to the next, the first change, which is learning,
+    left out.
+
+    Args:
+        risks: of the epochs so far, at least one.
+        tolerance: the most that counts as chance, as a share of what was gained since the first epoch.
+    """
+    best = min(risks)
+    changes = sorted(abs(b - a) for a, b in itertools.pairwise(risks[1:]))
+    chance = 0.5 * changes[len(changes) // 2] if changes else 0.0
+    return risks[-1] <= best + min(chance, tolerance * (risks[0] - best))
+
+
+class FitCheckpoint:
+    """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
+
+    At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
+    risk is the smallest so far but for chance (:func:`is_as_good`): of equals the later one, with its smaller steps,
+    is better. Both files are replaced whole. A fit that is taken up again goes through the same
+    windows and updates as one that was never interrupted.
+
+    Args:
+        output_dir: of the run.
+        model_path: of the model.
+        network: being fitted.
+        ema: averages its weights.
+        optimizer: of the fit.
+        scheduler: of the learning rate.
+        evaluator: whose metric ``risk`` chooses.
+        settings: of the run, plain; a fit is taken up only under the same ones.
+        resume: go on from the state in ``output_dir`` if there is one.
+        overwrite: start again although an unfinished fit is there.
+        writes: whether this process writes; only one of several should.
+        whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
+        state_name: of the state in ``output_dir``; each stage of a fit has its own.
+        later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
+
+    Raises:
+        SettingError: if there is a fit already and neither resume nor overwrite is asked for, or if the
+            settings differ from those the fit began with; the message names them.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        model_path: str,
+        network: nn.Module,
+        ema: EMAHandler,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        evaluator: Engine,
+        settings: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        writes: bool = True,
+        whitening: Mapping[str, Any] | None = None,
+        state_name: str = STATE_NAME,
+        later: Sequence[str] = (),
+    ) -> None:
+        self.later = [Path(output_dir) / name for name in later]
+        self.state_path = Path(output_dir) / state_name
+        self.model_path = Path(model_path)
+        self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
+        self.evaluator = evaluator
+        self.whitening = None if whitening is None else dict(whitening)
+        self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
+        self.resume, self.overwrite, self.writes = resume, overwrite, writes
+        self.risks: list[float] = []
+        self.kept_risk = math.inf
+        self.kept_epoch = 0
+        self.spent_s = 0.0
+        self._kept: dict[str, Any] | None = None
+        self._started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Take up a fit at the start; save at the end of each epoch, and say at the end that it is finished."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def elapsed_s(self) -> float:
+        """Seconds spent on the fit, those before an interruption included."""
+        return self.spent_s + time.monotonic() - self._started
+
+    def _start(self, engine: Engine) -> None:
+        self._started = time.monotonic()
+        self.state_path.parent.mkdir(parents=True, exist_ok=True)
+        self.model_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.state_path.exists() and self.resume:
+            self._load(engine)
+            return
+        if self.resume and self.state_path.name == STATE_NAME:
+            logger.warning(
+                "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
+            )
+        elif self.state_path.exists() and not self.overwrite:
+            there = load_plain(self.state_path)
+            states = [
+                there,
+                *(load_plain(path) for path in self.later if path.name.startswith("state") and path.exists()),
+            ]
+            if not all(state["finished"] for state in states):
+                raise SettingError(
+                    f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
+                    "or --overwrite to start again"
+                )
+            if there["settings"] != self.settings:
+                raise SettingError(
+                    f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
+                    "or choose another folder"
+                )
+            raise SettingError(
+                f"{self.state_path.parent}: holds this fit already, add --resume to use it or --overwrite to fit again"
+            )
+        if dist.is_available() and dist.is_initialized():
+            dist.barrier()  # no process writes before all have looked
+        if self.writes:
+            for path in self.later:
+                path.unlink(missing_ok=True)
+        self._save(engine, finished=False)
+
+    def _load(self, engine: Engine) -> None:
+        state = load_plain(self.state_path)
+        changed = named_changes(state["settings"], self.settings)
+        if changed:
+            raise SettingError(
+                f"{self.state_path}: the fit began with other settings ({changed}), "
+                "use those again or start again with --overwrite"
+            )
+        network = unwrap(self.network)
+        network.load_state_dict(state["model"])
+        self.ema.ema_model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.risks = [float(risk) for risk in state["risks"]]
+        self.kept_risk, self.kept_epoch = state["kept_risk"], state["kept_epoch"]
+        self.spent_s = state["spent_s"]
+        self._kept = state["kept"]
+        if self._kept is not None and not self.model_path.exists():
+            self._write(self._kept, self.model_path)
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
+        if state["finished"]:
+            engine.terminate()
+        logger.info("going on after epoch %d, step %d", state["epoch"], state["iteration"])
+
+    def _epoch(self, engine: Engine) -> None:
+        risk = self.evaluator.state.metrics.get("risk")
+        if risk is not None and math.isfinite(risk):
+            self.risks.append(float(risk))
+            if is_as_good(self.risks):
+                self.kept_risk, self.kept_epoch = float(risk), engine.state.epoch
+                self._kept = self._model()
+                self._write(self._kept, self.model_path)
+        self._save(engine, finished=False)
+
+    def _finish(self, engine: Engine) -> None:
+        if self.kept_epoch == 0:
+            raise InputError("no risk of the fit was finite, so no model was kept: check the tomogram's values")
+        self._save(engine, finished=True)
+        logger.info("the model of epoch %d is kept, risk %.5f: %s", self.kept_epoch, self.kept_risk, self.model_path)
+
+    def _model(self) -> dict[str, Any]:
+        network = self.ema.ema_model
+        return {
+            "model": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
+            "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
+            "lattice": network.lattice.config() if isinstance(network, BlindSpotNet) else None,
+            "whitening": self.whitening,
+            "blend": None,
+            "settings": self.settings,
+            "risk": self.kept_risk,
+            "epoch": self.kept_epoch,
+            "version": cryoshuffle.__version__,
+            "format": FORMAT,
+        }
+
+    def _save(self, engine: Engine, finished: bool) -> None:
+        network = unwrap(self.network)
+        state = {
+            "model": network.state_dict(),
+            "ema": self.ema.ema_model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "risks": self.risks,
+            "kept_risk": self.kept_risk,
+            "kept_epoch": self.kept_epoch,
+            "kept": self._kept,
+            "spent_s": self.elapsed_s(),
+            "settings": self.settings,
+            "finished": finished,
+            "version": cryoshuffle.__version__,
+            "format": FORMAT,
+        }
+        self._write(state, self.state_path)
+
+    def _write(self, content: Mapping[str, Any], path: Path) -> None:
+        if self.writes:
+            save_whole(content, path)
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_as_plain(v) for v in value]
+    return value if isinstance(value, (int, float, bool, type(None))) else str(value)

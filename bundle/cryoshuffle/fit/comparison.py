@@ -1,0 +1,288 @@
+"""The last word of a fit: how far its network is trusted beside the best linear filter."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cryoshuffle.files.scratch import central_crop, copy_planes
+from cryoshuffle.files.writing import save_whole, write_json
+from cryoshuffle.fit.noise_model import NoiseModel
+from cryoshuffle.fit.recorruption import draw_noise, lay_noise, noise_level
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.fit.starting import copy_with_weights, update_attention_means
+from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.memory import window_bytes
+from cryoshuffle.noise.linear_filter import BAND_EDGES, FilterChoice, bands
+from cryoshuffle.report.log import RunLog
+
+logger = logging.getLogger("cryoshuffle")
+DOUBT = 2.0
+SURE = 4.0
+MOSTLY = 0.5
+# Share of a network whose weight is too large: of a real cell .2 to .6 are alike in all bands, and the less the better
+# in the coarsest detail.
+EXCESSIVE = 1 / 3
+# Weights that are no excess yet, and a whole one: simulated tomograms have up to 1.15, the real cell had 1.7.
+EXCESS = (1.2, 1.5)
+_BLOCK = 4
+_SIDE = 96
+# Voxels around what is compared by band, for the coarsest Gaussian to see.
+_MARGIN = 16
+_SEED = 1
+# Bytes that a comparison takes for each voxel of each draw.
+_COMPARED = 128
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Weight of the network in the mixture with the filter that has the smallest recorrupted risk.
+
+    Attributes:
+        value: less than 0 or more than 1 is possible.
+        error: its standard error.
+    """
+
+    value: float
+    error: float
+
+    def _beyond_chance(self, distance: float) -> float:
+        return min(1.0, max(0.0, (distance / self.error - DOUBT) / (SURE - DOUBT))) if self.error > 0 else 0.0
+
+    @property
+    def share(self) -> float:
+        """The weight, at least nothing and at most all, and nothing while that may be chance."""
+        return min(1.0, max(0.0, self.value)) * self._beyond_chance(self.value)
+
+    @property
+    def trust(self) -> float:
+        """How much of the result is the network's, where nothing but this weight tells.
+
+        A weight well above 1 asks for more than the network has, which no estimate of the signal can
+        be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
+        """
+        excess = min(1.0, max(0.0, (self.value - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
+        most = 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
+        return min(most, self.share)
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether more of the network is asked for than there is, by more than chance."""
+        return self.value > EXCESS[0] and self.value - 1 > DOUBT * self.error > 0
+
+
+@dataclass(frozen=True)
+class FilterComparison:
+    """Network against linear filter.
+
+    Attributes:
+        linear: the filter.
+        weight: of the network, over all detail, on voxels held out of the fit.
+        bands: weights by band of detail (:func:`cryoshuffle.noise.linear_filter.bands`), the least of several places;
+            empty where the volume is too small to tell.
+        fitted: whether the network was fitted to the volume, or only settled on it.
+        doubt: why no network was fitted; empty where one was, or was not wanted.
+    """
+
+    linear: FilterChoice
+    weight: Weight
+    bands: tuple[Weight, ...] = ()
+    fitted: bool = True
+    doubt: str = ""
+
+    @property
+    def shares(self) -> list[float]:
+        """The network's share of each band, fine to coarse; empty where there are no bands.
+
+        The finest detail holds the least signal, so there chance and an error of the noise have most to say: the
+        network gets no more of it than of what is next to it.
+        """
+        found = [band.share for band in self.bands]
+        return [min(found[:2]), *found[1:]] if found else []
+
+    @property
+    def trust(self) -> float:
+        """How much of the result is the network's, the mean over the bands where there are any."""
+        return sum(self.shares) / len(self.bands) if self.bands else self.weight.trust
+
+    @property
+    def is_excessive(self) -> bool:
+        """Whether more of the network is asked for than there is, by more than chance."""
+        return any(weight.is_excessive for weight in (self.weight, *self.bands))
+
+    def blend(self) -> dict[str, Any]:
+        """As plain values for the inferer and the checkpoint."""
+        return {"trust": self.shares or self.trust, **self.linear.config()}
+
+    def describe(self) -> str:
+        """In one sentence, for log and report."""
+        where = "on voxels held out of the fit " if self.fitted else f"{self.doubt}: " if self.doubt else ""
+        network = "network" if self.fitted else "starting network, which was not fitted to the volume"
+        words = (
+            f"{where}the best mixture with the best linear filter ({self.linear.describe()}) "
+            f"has {self.weight.value:.2f} ± {self.weight.error:.2f} of the {network}"
+        )
+        if self.bands:
+            shares = ", ".join(f"{share:.0%}" for share in self.shares)
+            words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
+        if self.is_excessive:
+            return (
+                f"{words}, more than all: the noise is not quite known, {1 - self.trust:.0%} of the result is the "
+                "filter's"
+            )
+        if self.trust >= MOSTLY:
+            return f"{words}: the network carries the result"
+        share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
+        why = "small or too noisy, or the fit too short," if self.fitted else "noisy, or too unlike the simulations,"
+        return f"{words}: the volume is too {why} to trust the network alone, {share} the filter's"
+
+
+class _Comparison:
+    """Sums over blocks of voxels from which the weight of the network follows."""
+
+    def __init__(self) -> None:
+        self._products: list[Tensor] = []
+        self._squares: list[Tensor] = []
+
+    def add(self, apart: Sequence[Tensor], left: Sequence[Tensor]) -> None:
+        """Add one place: network less filter, and target less filter, for each field of noise."""
+        product = torch.stack([(a.double() * b) for a, b in zip(apart, left, strict=True)]).sum(dim=0)
+        square = torch.stack([a.double().square() for a in apart]).sum(dim=0)
+        side = [min(_BLOCK, n) for n in product.shape]
+        self._products.append(F.avg_pool3d(product[None], side).flatten())
+        self._squares.append(F.avg_pool3d(square[None], side).flatten())
+
+    def weight(self) -> Weight:
+        """Slope of a line through the origin, and its standard error from the scatter of the blocks."""
+        products, squares = torch.cat(self._products), torch.cat(self._squares)
+        total = float(squares.sum())
+        if total <= 0 or len(products) < 2:
+            return Weight(0.0, 0.0)
+        slope = float(products.sum()) / total
+        return Weight(slope, float((products - slope * squares).std()) * len(products) ** 0.5 / total)
+
+
+def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[tuple[Tensor, tuple[slice, ...]]]:
+    """Parts of a volume, each ``(Z, Y, X)``, and the voxels of each to compare; what no fit has seen comes first."""
+    places: list[tuple[Tensor, tuple[slice, ...]]] = []
+    if held_out is not None:
+        scored = held_out.scored(image.shape[1:])
+        places.append((copy_planes(image[(slice(None), *scored.read)])[0], scored.core))
+    if by_band:
+        part = central_crop(image, _SIDE + 2 * _MARGIN)[0]
+        places.append((part, tuple(slice(_MARGIN, n - _MARGIN) if n > 4 * _MARGIN else slice(n) for n in part.shape)))
+    return places or [(central_crop(image, _SIDE)[0], (slice(None),) * 3)]
+
+
+def _where_to_compare(device: torch.device, drawn: int) -> torch.device:
+    """The GPU, if so many voxels of all draws fit there and it knows double precision; else the CPU."""
+    fits = device.type == "cuda" and _COMPARED * drawn < window_bytes(device)
+    return device if fits else torch.device("cpu")
+
+
+def compare_with_filter(
+    volumes: Sequence[Mapping[str, Any]],
+    network: nn.Module,
+    checkpoint: str,
+    found: NoiseModel,
+    inferer: Callable[..., Tensor],
+    held_out: HeldOutSlab | None,
+    output: str,
+    output_dir: str,
+    strength: float = 0.1,
+    draws: int = 4,
+    device: torch.device | str = "cpu",
+) -> FilterComparison:
+    """Weigh a finished network against the linear filter, and write the model with the verdict.
+
+    Both get the same recorrupted slab, on which no step was trained, and are compared with its recorrupted target. As
+    the noise of the two is independent, the mean squared difference is the true error and a constant, for every
+    mixture of the two alike. The best mixture is a line fitted by least squares, over blocks of voxels for its error.
+    The recorruption is weak, so that both are weighed at nearly the noise they will be used at, and each field of
+    noise is added once and taken away once, so that the strong noise this puts into the targets mostly cancels.
+
+    Args:
+        volumes: dictionaries with ``image`` ``(1, Z, Y, X)``, not whitened.
+        network: that the weights belong to; it is not changed.
+        checkpoint: model to be judged.
+        found: the noise, and the filter.
+        inferer: that runs the network over a volume.
+        held_out: slab of each volume that no step of the fit was trained on; None for a network that was not fitted to
+            the volumes at all: it is settled on them (:func:`cryoshuffle.fit.starting.update_attention_means`), judged
+            on their middle.
+        output: where the model with the verdict goes.
+        output_dir: of the run; gets ``refinement.json``.
+        strength: of the recorruption.
+        draws: fields of noise, averaged.
+        device: that computes.
+
+    Raises:
+        FileError, InputError: if the checkpoint cannot be read or the model cannot be written.
+    """
+    judged = copy_with_weights(network, checkpoint).to(device).eval()
+    if held_out is None:
+        update_attention_means(judged, volumes)
+    # Not the noise that the epochs were chosen with.
+    random = torch.Generator().manual_seed(_SEED)
+    by_band = found.linear.kernel is not None
+    whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
+    for item in volumes:
+        image = torch.as_tensor(item["image"]).as_subclass(Tensor)
+        for number, (part, core) in enumerate(_places(image, held_out, by_band)):
+            level = noise_level(part, found.spectrum) if found.levels else 1.0
+            where = _where_to_compare(torch.device(device), draws * part.numel())
+            here = part.to(where)
+            apart, left = [], []
+            for _ in range(draws):
+                noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
+                for signed in (noise, -noise):
+                    given = (part + strength * signed).to(where)
+                    with torch.no_grad():
+                        net = inferer(given[None, None].to(device), judged)[0, 0].to(where)
+                    linear = found.linear(given)
+                    apart.append(net - linear)
+                    left.append(here - signed.to(where) / strength - linear)
+            if number == 0:
+                whole.add([one[core] for one in apart], [one[core] for one in left])
+            if by_band:
+                # A list of bands for each field, turned into a list of fields for each band.
+                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, left)]
+                for comparison, *band in zip(places[number], *split, strict=True):
+                    comparison.add(*([one[core] for one in ones] for ones in band))
+    least: tuple[Weight, ...] = ()
+    if by_band:
+        compared = places if held_out is not None else places[:1]
+        per_place = [[comparison.weight() for comparison in place] for place in compared]
+        least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
+    verdict = FilterComparison(found.linear, whole.weight(), least, held_out is not None, found.doubt)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.cpu() for name, value in judged.state_dict().items()}
+    save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
+    write_json(
+        {
+            "trust": verdict.trust,
+            "sigma": list(found.linear.sigma),
+            "gain": found.linear.gain,
+            "filter": found.linear.describe(),
+            "weight": verdict.weight.value,
+            "error": verdict.weight.error,
+            "excessive": verdict.is_excessive,
+            "levels": found.levels,
+            "bands": [
+                {"weight": band.value, "error": band.error, "trust": share}
+                for band, share in zip(verdict.bands, verdict.shares, strict=True)
+            ],
+        },
+        Path(output_dir) / "refinement.json",
+    )
+    with RunLog(output_dir):
+        log = logger.info if verdict.trust >= MOSTLY and not verdict.is_excessive else logger.warning
+        log("%s: %s", verdict.describe(), output)
+    return verdict

@@ -1,0 +1,110 @@
+"""What the second stage begins with: the weights of a trained network, made ready for a volume."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.inference.checkpoints import load_plain, load_weights
+from cryoshuffle.lattice import Lattice
+from cryoshuffle.layers import DilatedChannelAttention
+from cryoshuffle.network import unwrap
+
+# Voxels that a network in training mode takes at once, in less than 1 GiB.
+_AT_ONCE = 700_000
+_MIDDLE = 128
+
+
+def begin_with(network: nn.Module, start: str | None, device: torch.device | str = "cpu") -> nn.Module:
+    """The network of the second stage with the weights it begins with.
+
+    Args:
+        network: one that hides nothing, with random weights.
+        start: checkpoint of a network of the same form; None keeps the random weights.
+        device: it goes to.
+
+    Raises:
+        FileError: if the checkpoint cannot be read.
+        InputError: if it is of another network.
+        SettingError: if several processes run.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
+    if start is None:
+        return network.to(device)
+    content = load_plain(start)
+    own = getattr(network, "lattice", None)
+    way_out = "begin without it: --cold-start, in a config warm_start: none"
+    if isinstance(own, Lattice) and content.get("lattice") != own.config():
+        raise InputError(f"{start}: is a network with a blind spot, and the second stage has none; {way_out}")
+    try:
+        load_weights(network, content["model"], start)
+    except InputError as error:
+        raise InputError(f"{start}: is not of the configured body; {way_out}") from error
+    return network.to(device)
+
+
+def fingerprint(start: str | None) -> str | None:
+    """What tells one starting network from another, wherever it lies; None for none.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    if start is None:
+        return None
+    try:
+        return hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise FileError(
+            f"{start}: cannot be read ({error.strerror or error}), check the file and its rights"
+        ) from error
+
+
+def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, Any]]) -> None:
+    """Make the running means of channel attention those of some volumes, for a network that was not fitted to them.
+
+    Args:
+        network: to settle.
+        volumes: dictionaries with ``image`` ``(1, Z, Y, X)``; of large ones the middle is taken.
+    """
+    was_training, device = network.training, next(network.parameters()).device
+    means = [module for module in network.modules() if isinstance(module, DilatedChannelAttention)]
+    momenta = [mean.momentum for mean in means]
+    crops = [central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _MIDDLE) for item in volumes]
+    network.train()
+    with torch.no_grad():
+        for number, part in enumerate((part for crop in crops for part in _halved(crop)), start=1):
+            for mean in means:
+                mean.momentum = 1 / number
+            network(part[None].to(device))
+    for mean, momentum in zip(means, momenta, strict=True):
+        mean.momentum = momentum
+    network.train(was_training)
+
+
+def _halved(volume: Tensor) -> list[Tensor]:
+    """A volume ``(1, Z, Y, X)`` in equal parts small enough to go through the network at once."""
+    if volume.numel() <= _AT_ONCE:
+        return [volume]
+    longest = max((3, 2, 1), key=lambda axis: volume.shape[axis])
+    return [part for half in torch.chunk(volume, 2, longest) for part in _halved(half)]
+
+
+def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:
+    """A copy of a network with the weights of a checkpoint.
+
+    Raises:
+        FileError, InputError: if the checkpoint cannot be read or is not of this network.
+    """
+    copied = copy.deepcopy(unwrap(network))
+    load_weights(copied, load_plain(checkpoint)["model"], checkpoint)
+    return copied

@@ -1,0 +1,20 @@
+"""A network over a whole volume: windows, streaming, models."""
+
+from __future__ import annotations
+
+from cryoshuffle.inference.checkpoints import ModelLoader, load_network, load_plain, read_model_settings
+from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
+from cryoshuffle.inference.mergers import WindowMerger
+from cryoshuffle.inference.transform import Denoise, Denoised
+
+__all__ = [
+    "Denoise",
+    "Denoised",
+    "HaloWindowInferer",
+    "ModelLoader",
+    "PrecisionInferer",
+    "WindowMerger",
+    "load_network",
+    "load_plain",
+    "read_model_settings",
+]

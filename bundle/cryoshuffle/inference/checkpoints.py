@@ -1,0 +1,235 @@
+"""Checkpoints: the state a fit goes on from, and the model it leaves behind.
+
+Both hold tensors and plain containers only and are read with ``weights_only=True``. A model names the network that
+its weights belong to, as a config limited to this package, so that a foreign checkpoint cannot run code.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
+from torch import nn
+
+import cryoshuffle
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.lattice import BlindSet
+from cryoshuffle.network import BlindSpotNet
+from cryoshuffle.noise.linear_filter import as_widths
+from cryoshuffle.noise.whitening import WhitenNoise
+
+logger = logging.getLogger("cryoshuffle")
+FORMAT = 2
+BESIDE = "cryoshuffle"
+_TARGETS = (
+    "cryoshuffle.network.BlindSpotNet",
+    "cryoshuffle.network.ShuffleUNet",
+    "cryoshuffle.lattice.Lattice",
+    "cryoshuffle.lattice.BlindSet",
+)
+
+
+def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as MONAI's own programs take it: the weights by their names, and all else beside them in one entry.
+
+    Args:
+        checkpoint: as :func:`load_plain` gives it, which takes both forms.
+    """
+    return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
+
+
+def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint that holds tensors and plain containers only.
+
+    Raises:
+        FileError: if it is missing or cannot be read.
+        InputError: if it is not a checkpoint of ours or of another format, or holds anything that could run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: there is no such checkpoint, check the path or make one with cryoshuffle fit")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
+    if isinstance(content, dict) and isinstance(content.get(BESIDE), dict):
+        weights = {name: value for name, value in content.items() if name != BESIDE}
+        content = {**content[BESIDE], "model": weights}
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
+    if "settings" in content and content.get("format") != FORMAT:
+        raise InputError(
+            f"{path}: was written by another version of cryoshuffle ({content.get('version', 'unknown')}, this is "
+            f"{cryoshuffle.__version__}) and would mean something else here, make it anew with cryoshuffle fit"
+        )
+    return content
+
+
+def network_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The network that the weights of a checkpoint belong to, as a MONAI component config.
+
+    Raises:
+        InputError: if the checkpoint does not name it (its body is not ours), or names anything but this package's
+            network and plain numbers.
+    """
+    config = checkpoint.get("network_def")
+    if not isinstance(config, dict):
+        raise InputError(
+            f"{path}: does not say which network it belongs to, its body is not ours; "
+            "run it with the configs it was fitted with: python -m monai.bundle run"
+        )
+    _refuse_code(config, path)
+    return config
+
+
+def _refuse_code(config: Any, path: str | os.PathLike[str]) -> None:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                if value not in _TARGETS:
+                    raise InputError(f"{path}: names the component '{value}', which a checkpoint may not do")
+            elif str(key).startswith("_"):
+                raise InputError(f"{path}: its network has the key '{key}', which a checkpoint may not have")
+            else:
+                _refuse_code(value, path)
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            _refuse_code(value, path)
+    elif isinstance(config, str) and not config.isalpha():
+        raise InputError(f"{path}: its network holds the text '{config}', which a checkpoint may not do")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model was fitted with, as far as a config needs it to apply the model.
+
+    Attributes:
+        blind_set: offsets its predictions do not see.
+        stride: lattice stride along (Z, Y, X), voxels; None for the blind set's default.
+        whitening: of the noise, as plain values; None for none.
+        blend: of network and linear filter, as plain values; None for the network alone.
+    """
+
+    blind_set: BlindSet
+    stride: Sequence[int] | None
+    whitening: Mapping[str, Any] | None
+    blend: Mapping[str, Any] | None = None
+
+
+def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
+    """What a model was fitted with; where there is no model yet, the blind plane across y.
+
+    Without a model nothing is denoised: :class:`ModelLoader` stops such a run. The default lets MONAI export and verify
+    the network of a bundle that is not fitted.
+
+    Raises:
+        InputError: if the file is no checkpoint, or names more than plain settings.
+    """
+    if not Path(path).is_file():
+        return ModelSettings(BlindSet("plane", "y"), None, None)
+    checkpoint = load_plain(path)
+    whitening = checkpoint.get("whitening")
+    if whitening is not None:
+        whitening = WhitenNoise(**whitening).whitening.config()
+    lattice = checkpoint.get("lattice")
+    if lattice is None:
+        raise InputError(f"{path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
+    _refuse_code(lattice, path)
+    blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
+    blend = checkpoint.get("blend")
+    if blend is not None:
+        trust = blend["trust"]
+        blend = {
+            "trust": [float(t) for t in trust] if isinstance(trust, Sequence) else float(trust),
+            "sigma": list(as_widths(blend["sigma"])),
+            "gain": float(blend["gain"]),
+            **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
+        }
+    return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, blend)
+
+
+def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
+    """The network of a checkpoint with its weights, in evaluation mode, on the CPU.
+
+    Raises:
+        FileError: if the file is missing.
+        InputError: if it is not a checkpoint, or its weights do not fit the network it names.
+    """
+    checkpoint = load_plain(path)
+    network = ConfigParser({"net": network_config(checkpoint, path)}).get_parsed_content("net")
+    load_weights(network, checkpoint["model"], path)
+    network.eval()
+    return network
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Put the weights of a checkpoint into a network.
+
+    Args:
+        network: to fill.
+        weights: its state.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        InputError: if they do not fit.
+    """
+    try:
+        network.load_state_dict(weights)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise InputError(
+            f"{path}: its weights do not fit the configured network ({first}), "
+            "use the blind set, stride and body it was fitted with"
+        ) from error
+
+
+class ModelLoader:
+    """Loads the weights of a model when an engine starts, or says why it cannot; never runs with random weights.
+
+    Args:
+        path: of the checkpoint.
+        network: that gets the weights.
+        whitening: that the run applies, as plain values; it must be the one the model was fitted with.
+    """
+
+    def __init__(self, path: str, network: nn.Module, whitening: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.network = network
+        self.whitening = None if whitening is None else dict(whitening)
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the start of the engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load now."""
+        checkpoint = load_plain(self.path)
+        named = checkpoint.get("lattice")
+        own = self.network.lattice.config() if isinstance(self.network, BlindSpotNet) else None
+        if named is not None and own is not None and named != own:
+            raise InputError(
+                f"{self.path}: was fitted with lattice {_plain(named)}, the config says {_plain(own)}; "
+                "use the same blind set and stride"
+            )
+        if checkpoint.get("whitening") != self.whitening:
+            raise InputError(
+                f"{self.path}: was fitted with whitening {checkpoint.get('whitening')}, the config says "
+                f"{self.whitening}; use the same"
+            )
+        load_weights(self.network, checkpoint["model"], self.path)
+
+
+def _plain(lattice: Mapping[str, Any]) -> str:
+    blind = lattice["blind_set"]
+    return f"{blind['shape']} across {blind['axis']}, half-widths {blind['radius']}, stride {lattice['stride']}"

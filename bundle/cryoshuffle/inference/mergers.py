@@ -1,0 +1,154 @@
+"""Where the results of windows come together: in memory, or in a file beside a journal of what is done.
+
+The merger keeps MONAI's contract (``aggregate``, ``finalize``), so ``monai.inferers.PatchInferer`` can use it too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Merger
+from torch import Tensor
+
+from cryoshuffle.boxes import Box
+from cryoshuffle.errors import InputError, SettingError, named_changes
+from cryoshuffle.files import scratch
+from cryoshuffle.files.writing import checksum, write_json
+
+logger = logging.getLogger("cryoshuffle")
+JOURNAL, VALUES = "denoising.json", "denoising.values"
+
+
+class WindowMerger(Merger):
+    """Adds up what windows give.
+
+    Windows whose result is whole can be marked, and are then not computed again: not after a retry, and, where there is
+    a folder, not after the program was killed either. The values are in a file there, the journal says which windows
+    are done and of what. Both are removed when the result is handed over.
+
+    Args:
+        merged_shape: ``(B, C, Z, Y, X)`` of the result.
+        cropped_shape: not used; the result is not cropped.
+        device: of the result.
+        dtype: of the result; in a file always float32.
+        folder: for values and journal; None for memory.
+        identity: what the result is made of, by name, as plain values; an unfinished result of something else is not
+            gone on with.
+        files: paths, by name, of what it is made of; their checksums become part of the identity where there is a
+            folder.
+        resume: go on with an unfinished result in the folder, if there is one.
+        overwrite: begin again although there is one.
+        values: of zeros, to add to where there is no folder; None makes them.
+
+    Raises:
+        SettingError: if there is an unfinished result and neither resume nor overwrite is asked for, or if it is of
+            something else; the message names what has changed.
+        InputError: if the journal is damaged.
+        FileError: if there is no room.
+    """
+
+    def __init__(
+        self,
+        merged_shape: Sequence[int],
+        cropped_shape: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        folder: str | Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        files: Mapping[str, str] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        values: Tensor | None = None,
+    ) -> None:
+        super().__init__(merged_shape, cropped_shape, device)
+        self.identity = {**(identity or {}), "shape": [int(n) for n in merged_shape]}
+        self.done: set[tuple[int, ...]] = set()
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is None:
+            self._values = torch.zeros(tuple(merged_shape), dtype=dtype, device=device) if values is None else values
+            return
+        self.identity.update({name: checksum(file) for name, file in (files or {}).items()})
+        self._journal, path = self.folder / JOURNAL, self.folder / VALUES
+        if self._journal.exists() and (resume or not overwrite):
+            self._take_up(resume)
+        else:
+            path.unlink(missing_ok=True)
+        self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
+        self._write()
+
+    def _take_up(self, resume: bool) -> None:
+        try:
+            there = json.loads(self._journal.read_text(encoding="utf-8"))
+            before, done = dict(there["identity"]), {tuple(int(n) for n in box) for box in there["done"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self._journal}: is damaged, add --overwrite to begin again") from error
+        if not resume:
+            raise SettingError(
+                f"{self.folder}: holds an unfinished result, add --resume to go on with it or --overwrite to begin "
+                "again"
+            )
+        changed = named_changes(before, self.identity)
+        if changed:
+            raise SettingError(
+                f"{self._journal}: the result was begun with something else ({changed}), use that again or begin again "
+                "with --overwrite"
+            )
+        self.done = done
+        logger.info("going on with a result of which %d windows are done", len(done))
+
+    def _write(self) -> None:
+        write_json({"identity": self.identity, "done": sorted(self.done)}, self._journal)
+
+    def aggregate(self, values: Tensor, location: Sequence[int]) -> None:
+        """Add the values of a window, or of a part of one, to what is there.
+
+        Args:
+            values: ``(B, C, z, y, x)``.
+            location: of their first voxel, (Z, Y, X).
+        """
+        there = self._values[(slice(None), slice(None), *_box(values.shape[2:], location))]
+        there.add_(values.to(there.device))
+        scratch.release()
+
+    def is_done(self, box: Box) -> bool:
+        """Whether a window was marked."""
+        return _plain(box) in self.done
+
+    def begin(self, box: Box) -> None:
+        """Clear a window that is not done: half a result may be left of it."""
+        where = self._values[(slice(None), slice(None), *box)]
+        for part in scratch.sections(where.shape, 2):
+            where[:, :, part].zero_()
+
+    def mark(self, box: Box) -> None:
+        """Say that the result of a window is whole."""
+        self.done.add(_plain(box))
+        if self.folder is not None:
+            scratch.flush(self._values)
+            self._write()
+
+    def finalize(self) -> Tensor:
+        """The result; the file loses its name, and vanishes with the last tensor over it."""
+        if self.folder is not None:
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+            (self.folder / VALUES).unlink(missing_ok=True)
+            self.folder = None
+        return self._values
+
+    def get_output(self) -> Tensor:
+        """The same as :meth:`finalize`."""
+        return self.finalize()
+
+
+def _box(shape: Sequence[int], location: Sequence[int]) -> Box:
+    z, y, x = (slice(int(a), int(a) + int(n)) for a, n in zip(location, shape, strict=True))
+    return z, y, x
+
+
+def _plain(box: Box) -> tuple[int, ...]:
+    return tuple(int(n) for side in box for n in (side.start, side.stop))

@@ -1,0 +1,25 @@
+"""What a run leaves for people: log, pictures, page, provenance."""
+
+from __future__ import annotations
+
+from cryoshuffle.report.log import History, LossTerms, NoiseReport, Progress, RunLog, Timer
+from cryoshuffle.report.page import ReportPage
+from cryoshuffle.report.pictures import FitPreview, ResultPreview
+from cryoshuffle.report.provenance import InputSnapshot, Provenance, checksums
+from cryoshuffle.report.residual import ResidualWriter
+
+__all__ = [
+    "FitPreview",
+    "History",
+    "InputSnapshot",
+    "LossTerms",
+    "NoiseReport",
+    "Progress",
+    "Provenance",
+    "ReportPage",
+    "ResidualWriter",
+    "ResultPreview",
+    "RunLog",
+    "Timer",
+    "checksums",
+]

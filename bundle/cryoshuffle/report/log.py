@@ -1,0 +1,310 @@
+"""Ignite handlers that tell what a run does: log, noise, loss terms, progress, pictures, times."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor
+from tqdm import tqdm
+
+import cryoshuffle
+from cryoshuffle.devices import device_name
+from cryoshuffle.errors import FileError
+from cryoshuffle.files.writing import write_json, write_text
+from cryoshuffle.host import is_terminal, while_running
+from cryoshuffle.losses import EdgeGuidedLoss, RelativeError
+from cryoshuffle.noise.choice import BlindPlan
+
+logger = logging.getLogger("cryoshuffle")
+HISTORY_NAME = "history.jsonl"
+
+
+class RunLog:
+    """Writes what this package logs to ``run.log`` while an engine, or a ``with`` block, runs.
+
+    MONAI's own handler takes the log of the engine, where our lines do not appear. Whoever else listens to the logger
+    hears of it what its level lets through, as without a log.
+
+    Args:
+        output_dir: of the run; made if it is not there.
+
+    Raises:
+        FileError: when the engine starts, if the file cannot be written.
+    """
+
+    def __init__(self, output_dir: str) -> None:
+        self.path = Path(output_dir) / "run.log"
+        self._handler: logging.Handler | None = None
+        self._level, self._effective = logging.NOTSET, logging.NOTSET
+
+    def attach(self, engine: Engine) -> None:
+        """Write from the start of the engine to its end, or to an error."""
+        while_running(engine, self._write)
+
+    @contextmanager
+    def _write(self, engine: Engine) -> Iterator[None]:
+        version, threads = cryoshuffle.__version__, torch.get_num_threads()
+        with self:
+            logger.info("cryoshuffle %s, torch %s, %d threads", version, torch.__version__, threads)
+            yield
+
+    def __enter__(self) -> RunLog:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handler = logging.FileHandler(self.path, encoding="utf-8")
+        except OSError as error:
+            raise FileError(f"{self.path}: cannot be written ({error.strerror}), choose another folder") from error
+        self._handler.setLevel(logging.INFO)
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._level, self._effective = logger.level, logger.getEffectiveLevel()
+        logger.addHandler(self._handler)
+        logger.addFilter(self._is_for_all)
+        logger.setLevel(min(logging.INFO, self._effective))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._handler is not None:
+            logger.setLevel(self._level)
+            logger.removeFilter(self._is_for_all)
+            logger.removeHandler(self._handler)
+            self._handler.close()
+            self._handler = None
+
+    def _is_for_all(self, record: logging.LogRecord) -> bool:
+        """Whether others hear a line; those that they do not want go into the file alone."""
+        if record.levelno >= self._effective:
+            return True
+        if self._handler is not None:
+            self._handler.handle(record)
+        return False
+
+
+class NoiseReport:
+    """Says what noise was measured and which blind set follows, in the log and in ``noise.json``.
+
+    Args:
+        measured: blind set of the run.
+        output_dir: of the run.
+    """
+
+    def __init__(self, measured: BlindPlan, output_dir: str) -> None:
+        self.measured = measured
+        self.path = Path(output_dir) / "noise.json"
+
+    def attach(self, engine: Engine) -> None:
+        """Say it at the start of the engine."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Say it now."""
+        estimate, choice = self.measured.estimate, self.measured.choice
+        if estimate is not None:
+            logger.info("noise autocorrelation from %s:\n%s", estimate.source, estimate.table())
+        logger.info("blind set: %s", choice.reason)
+        if not choice.clean:
+            logger.warning("the noise is not clean along any way to look: %s", choice.reason)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.measured.report(), self.path)
+
+
+class LossTerms:
+    """Logs every term of the loss by itself, averaged over the epoch, and the risk.
+
+    The means are also left in ``engine.state.metrics`` as ``loss_<term>``, where MONAI's own handlers find them.
+
+    Args:
+        loss: of the fit.
+        evaluator: whose metric ``risk`` is logged with them.
+    """
+
+    def __init__(self, loss: EdgeGuidedLoss | RelativeError, evaluator: Engine) -> None:
+        self.loss = loss
+        self.evaluator = evaluator
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def attach(self, engine: Engine) -> None:
+        """Add up each step; log at the end of each epoch."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+
+    def _step(self, engine: Engine) -> None:
+        for name, value in self.loss.terms.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+        self._count += 1
+
+    def _epoch(self, engine: Engine) -> None:
+        means = {name: float(total) / self._count for name, total in self._sums.items()}
+        engine.state.metrics.update({f"loss_{name}": value for name, value in means.items()})
+        risk = self.evaluator.state.metrics.get("risk", float("nan"))
+        words = ", ".join(f"{name} {value:.5f}" for name, value in means.items())
+        logger.info(
+            "epoch %d/%d, step %d: %s, risk %.5f",
+            engine.state.epoch,
+            engine.state.max_epochs,
+            engine.state.iteration,
+            words,
+            risk,
+        )
+        self._sums, self._count = {}, 0
+
+
+def read_history(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of ``history.jsonl`` of a run, see :class:`History`; none if there is no such file.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    path = Path(output_dir) / HISTORY_NAME
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read ({error}), remove it") from error
+
+
+class History:
+    """Writes the course of a fit for programs: a line of JSON an epoch, in ``history.jsonl``.
+
+    A line holds ``stage``, ``step``, ``steps`` (of the stage), ``risk`` (None before it is measured), ``loss`` by term,
+    ``steps_per_second`` and ``seconds_left`` of the stage. A stage drops what it will write anew, and what
+    came behind it.
+    Stands behind :class:`LossTerms`. Of several processes the first writes.
+
+    Args:
+        evaluator: whose metric ``risk`` is written.
+        output_dir: of the run.
+        name: of the stage.
+        json_lines: print the lines as well.
+
+    Raises:
+        FileError: from the engine, if the file cannot be written.
+    """
+
+    def __init__(self, evaluator: Engine, output_dir: str, name: str = "fitting", json_lines: bool = False) -> None:
+        self.evaluator, self.output_dir, self.name, self.json_lines = evaluator, output_dir, name, json_lines
+        self._began, self._first = 0.0, 0
+
+    def attach(self, engine: Engine) -> None:
+        """Write at the end of each epoch."""
+        if os.environ.get("RANK", "0") == "0":
+            engine.add_event_handler(Events.EPOCH_STARTED, self._start)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        if not self._began:
+            self._began, self._first = time.monotonic(), engine.state.iteration
+            before = read_history(self.output_dir)
+            stages = [line["stage"] for line in before]
+            past = stages.index(self.name) if self.name in stages else len(before)
+            kept = [line for line in before[past:] if line["stage"] == self.name and line["step"] <= self._first]
+            self._write([*before[:past], *kept])
+
+    def __call__(self, engine: Engine) -> None:
+        """Write a line."""
+        state = engine.state
+        total = (state.max_epochs or 0) * (state.epoch_length or 0)
+        pace = (state.iteration - self._first) / max(time.monotonic() - self._began, 1e-9)
+        line = {
+            "stage": self.name,
+            "step": state.iteration,
+            "steps": total,
+            "risk": self.evaluator.state.metrics.get("risk"),
+            "loss": {name[5:]: value for name, value in state.metrics.items() if name.startswith("loss_")},
+            "steps_per_second": round(pace, 3),
+            "seconds_left": round(max(0, total - state.iteration) / pace, 1),
+        }
+        self._write([*read_history(self.output_dir), line])
+        if self.json_lines:
+            print(json.dumps(line), flush=True)
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        path = Path(self.output_dir) / HISTORY_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text("".join(json.dumps(line) + "\n" for line in lines), path)
+
+
+class Progress:
+    """A bar with the time left and the current risk.
+
+    Args:
+        evaluator: whose metric ``risk`` is shown.
+        quiet: show nothing.
+        name: of the work.
+    """
+
+    def __init__(self, evaluator: Engine, quiet: bool = False, name: str = "fitting") -> None:
+        self.name = name
+        self.evaluator = evaluator
+        self.quiet = quiet
+        self._bar: tqdm[Any] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Show from the first step to the last."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self.close)
+        while_running(engine, lambda engine: closing(self))
+
+    def _open(self, engine: Engine) -> None:
+        if self._bar is None:
+            total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            self._bar = tqdm(
+                total=total,
+                initial=engine.state.iteration,
+                desc=f"{self.name}, {device_name(torch.device(getattr(engine.state, 'device', 'cpu')))}",
+                unit="step",
+                disable=self.quiet or sys.stderr is None,
+                dynamic_ncols=True,
+                mininterval=0.5 if is_terminal(sys.stderr) else 15.0,
+            )
+
+    def _step(self, engine: Engine) -> None:
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def _epoch(self, engine: Engine) -> None:
+        risk = self.evaluator.state.metrics.get("risk")
+        if self._bar is not None and risk is not None:
+            self._bar.set_postfix_str(f"risk {risk:.4f}", refresh=False)
+
+    def close(self, engine: Engine | None = None) -> None:
+        """Take the bar down."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Timer:
+    """Logs how long an engine took.
+
+    Args:
+        name: of the work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._began = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """From start to end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.COMPLETED, self._stop)
+
+    def _start(self, engine: Engine) -> None:
+        self._began = time.monotonic()
+
+    def _stop(self, engine: Engine) -> None:
+        logger.info("%s took %.1f s", self.name, time.monotonic() - self._began)

@@ -1,0 +1,308 @@
+"""Pictures: three planes before, after, and what was taken away; bars of the noise; curves of agreement."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor, nn
+
+from cryoshuffle.errors import FileError
+from cryoshuffle.files import scratch
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.noise.whitening import undo_whitening
+
+_MARGIN, _TITLE = 8, 16
+_COLUMNS = ("before", "after", "residual")
+# Told apart by the colour-blind too (Okabe & Ito 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
+
+
+def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = (plane - low) / (high - low if high > low else 1.0)
+    return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+def _across(volume: Tensor, axis: int, index: int) -> np.ndarray:
+    """The plane across an axis; it lies in nearly every page of a volume on disk, so not all of it at once."""
+    parts = (volume[part].select(axis, index) for part in scratch.sections(volume.shape, 0))
+    return np.concatenate([part.numpy().copy() for part in parts])
+
+
+def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
+    """Draw the central XY, XZ and YZ planes, one row each, before, after and their difference.
+
+    Each column has one grey scale for its three planes, from its 0.5th to its 99.5th percentile; the residual has
+    the width of the scale of ``before``, so faint signal in it is not made to look strong.
+
+    Args:
+        before: the noisy tomogram.
+        after: the denoised one.
+        largest: longest side of a plane in the picture, pixels.
+
+    Shape:
+        both ``(Z, Y, X)``.
+
+    Returns:
+        the picture; its ``info["tiles"]`` tells as JSON where each plane is, ``{"name": [left, top, right, bottom]}``
+        in pixels, and goes into the file with it.
+
+    Raises:
+        ValueError: if the shapes differ or are not three-dimensional.
+    """
+    if before.shape != after.shape or before.ndim != 3:
+        raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
+    one, two = before.detach().float().cpu(), after.detach().float().cpu()
+    z, y, x = (n // 2 for n in one.shape)
+    planes: list[list[np.ndarray]] = [[v[z].numpy(), _across(v, 1, y), _across(v, 2, x).T] for v in (one, two)]
+    planes.append([a - b for a, b in zip(*planes, strict=True)])
+    scales = []
+    for shown in planes:
+        values = np.concatenate([p.ravel() for p in shown])
+        scales.append(tuple(float(q) for q in np.percentile(values, (0.5, 99.5))))
+    half = (scales[0][1] - scales[0][0]) / 2
+    scales[2] = (-half, half)
+
+    zoom = max(1, round(512 / max(one.shape)))
+    shrink = max(1, -(-max(one.shape) // largest))
+    tiles = [
+        [
+            Image.fromarray(np.ascontiguousarray(_stretch(plane, *scale)[::-shrink, ::shrink])).resize(
+                (max(1, plane[:, ::shrink].shape[1] * zoom), max(1, plane[::shrink].shape[0] * zoom)),
+                Image.Resampling.NEAREST,
+            )
+            for plane in column
+        ]
+        for column, scale in zip(planes, scales, strict=True)
+    ]
+    column_width = max(max(tile.width for tile in column) for column in tiles)
+    row_heights = [max(column[row].height for column in tiles) for row in range(3)]
+    width = 3 * column_width + 4 * _MARGIN
+    height = sum(row_heights) + 3 * (_TITLE + _MARGIN) + _MARGIN
+    picture = Image.new("L", (width, height), 255)
+    pen = ImageDraw.Draw(picture)
+    names = (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}")
+    boxes = {}
+    for index, column in enumerate(tiles):
+        left, top = _MARGIN + index * (column_width + _MARGIN), _MARGIN
+        for row, tile in enumerate(column):
+            pen.text((left, top), f"{_COLUMNS[index]}, {names[row]}", fill=0)
+            picture.paste(tile, (left, top + _TITLE))
+            boxes[f"{_COLUMNS[index]}, {names[row]}"] = [
+                left,
+                top + _TITLE,
+                left + tile.width,
+                top + _TITLE + tile.height,
+            ]
+            top += _TITLE + row_heights[row] + _MARGIN
+    picture.info["tiles"] = json.dumps(boxes)
+    return picture
+
+
+def _save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
+    """Write a picture as a PNG, whole or not at all."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial.png")
+    notes = PngInfo()
+    for name, text in picture.info.items():
+        notes.add_text(str(name), str(text))
+    try:
+        picture.save(partial, pnginfo=notes)
+        os.replace(partial, path)
+    except OSError as error:
+        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def save_preview(before: Tensor, after: Tensor, path: str | os.PathLike[str]) -> Path:
+    """Write :func:`preview_image` as a PNG.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    return _save(preview_image(before, after), path)
+
+
+def picture_planes(path: str | os.PathLike[str]) -> dict[str, Image.Image]:
+    """The planes of a picture that :func:`save_preview` wrote, by name: ``"before, xy, z = 12"`` and so on.
+
+    Raises:
+        FileError: if the picture is missing, cannot be read or has none.
+    """
+    try:
+        with Image.open(path) as picture:
+            boxes = json.loads(picture.info["tiles"])
+            return {name: picture.crop(tuple(box)) for name, box in boxes.items()}
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise FileError(f"{path}: is no picture of a run, run it again ({type(error).__name__})") from error
+
+
+def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:
+    """Draw the autocorrelation of the noise as bars, a panel an axis, as a PNG.
+
+    Args:
+        rows: for each axis, at lags 1, 2, ...
+        path: of the picture.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    panel, height, bar = 220, 200, 30
+    picture = Image.new("L", (len(rows) * panel + _MARGIN, height + 3 * _TITLE), 255)
+    pen = ImageDraw.Draw(picture)
+    middle = _TITLE + height // 2
+    for index, (axis, values) in enumerate(rows.items()):
+        left = _MARGIN + index * panel
+        pen.text((left, 0), f"noise correlation along {axis}, -1 to 1", fill=0)
+        pen.line((left, middle, left + panel - 2 * _MARGIN, middle), fill=0)
+        for lag, value in enumerate(values):
+            x, tip = left + 8 + lag * (bar + 14), middle - round(value * height / 2)
+            pen.rectangle((x, min(middle, tip), x + bar, max(middle, tip)), fill=110)
+            pen.text((x, _TITLE + height), f"lag {lag + 1}", fill=0)
+            pen.text((x, 2 * _TITLE + height), f"{value:+.2f}", fill=0)
+    return _save(picture, path)
+
+
+def save_fsc_plot(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str],
+    voxel_size_angstrom: float | None = None,
+    thresholds: Sequence[float] = (0.5,),
+) -> Path:
+    """Draw Fourier shell correlations over spatial frequency, with the lines they are said to cross, as a PNG.
+
+    Args:
+        curves: frequencies (cycles per voxel) and values of each curve, by its name.
+        path: of the picture.
+        voxel_size_angstrom: to label frequencies in cycles per Å; None labels them in cycles per voxel.
+        thresholds: each drawn as a dashed line.
+
+    Raises:
+        FileError: if the picture cannot be written.
+    """
+    width, height, left, top = 480, 300, 48, 2 * _TITLE
+    lowest = min([-0.2, *(min(values) for _, values in curves.values())])
+    picture = Image.new("RGB", (left + width + 5 * _MARGIN, top + height + 3 * _TITLE), "white")
+    pen = ImageDraw.Draw(picture)
+
+    def place(frequency: float, value: float) -> tuple[int, int]:
+        return left + round(2 * frequency * width), top + round((1 - value) / (1 - lowest) * height)
+
+    pen.text((left, 0), "Fourier shell correlation", fill="black")
+    pen.rectangle((*place(0, 1), *place(0.5, lowest)), outline="black")
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = place(0, value)
+        pen.line((x - 4, y, x, y), fill="black")
+        pen.text((_MARGIN, y - 6), f"{value:.2f}", fill="black")
+    for frequency in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
+        x, y = place(frequency, lowest)
+        pen.line((x, y, x, y + 4), fill="black")
+        shown = frequency if voxel_size_angstrom is None else frequency / voxel_size_angstrom
+        pen.text((x - 12, y + 6), f"{shown:.1f}" if voxel_size_angstrom is None else f"{shown:.3f}", fill="black")
+    unit = "cycles per voxel" if voxel_size_angstrom is None else "cycles per angstrom"
+    pen.text((left + width // 2 - 100, top + height + 6 + _TITLE), f"spatial frequency, {unit}", fill="black")
+    pen.line((*place(0, 0), *place(0.5, 0)), fill="lightgrey")
+    for threshold in thresholds:
+        x, y = place(0, threshold)
+        for start in range(0, width, 10):
+            pen.line((x + start, y, x + min(start + 5, width), y), fill="grey")
+        pen.text((x + width + 4, y - 6), f"{threshold:g}", fill="grey")
+    for index, (name, (frequencies, values)) in enumerate(curves.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        pen.line([place(k, v) for k, v in zip(frequencies, values, strict=True)], fill=colour, width=2)
+        x, y = left + width - 150, top + 6 + index * _TITLE
+        pen.line((x, y + 6, x + 20, y + 6), fill=colour, width=2)
+        pen.text((x + 26, y), name, fill="black")
+    return _save(picture, path)
+
+
+logger = logging.getLogger("cryoshuffle")
+PICTURE_NAME = "result.png"
+_SIDE = 256
+
+
+class FitPreview:
+    """A picture at intervals while a fit runs: the middle of the first volume, before, after and residual.
+
+    Args:
+        volumes: the standardised volumes of the fit, dictionaries with ``image`` of shape ``(1, Z, Y, X)``.
+        network: to show, the averaged one say.
+        inferer: that runs it.
+        output_dir: where ``preview.png`` goes; it is replaced each time.
+        interval: epochs between pictures.
+        side: longest side of what is shown, voxels.
+        whitening: of the volumes, undone for the picture.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[str, Any]],
+        network: nn.Module,
+        inferer: Callable[..., Tensor],
+        output_dir: str,
+        interval: int = 4,
+        side: int = 96,
+        whitening: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.volumes, self.network, self.inferer = volumes, network, inferer
+        self.path = Path(output_dir) / "preview.png"
+        self.interval = interval
+        self.side = side
+        self.whitening = whitening
+
+    def attach(self, engine: Engine) -> None:
+        """Draw every few epochs."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw now."""
+        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), self.side)
+        device = next(self.network.parameters()).device
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            after = self.inferer(before[None].to(device), self.network)[0]
+        self.network.train(was_training)
+        before, after = (undo_whitening(v.cpu(), self.whitening) for v in (before, after))
+        save_preview(before[0], after[0], self.path)
+
+
+class ResultPreview:
+    """The picture of a finished tomogram, drawn from what the evaluator read and predicted.
+
+    Args:
+        path: of the PNG.
+        whitening: of the image, undone for the picture.
+    """
+
+    def __init__(self, path: str, whitening: Mapping[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self.whitening = whitening
+
+    def attach(self, engine: Engine) -> None:
+        """Draw before the intensities are given back, so that both sides have one scale."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Draw now."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        output: Any = engine.state.output
+        volumes = [output[key].as_subclass(Tensor)[0] for key in ("image", "pred")]
+        if self.whitening is not None and scratch.on_disk(volumes[0]):
+            # Undone it would take room for two more.
+            volumes = [central_crop(volume, _SIDE) for volume in volumes]
+        before, after = (undo_whitening(volume, self.whitening) for volume in volumes)
+        save_preview(before[0], after[0], self.path)
+        logger.info("picture: %s", self.path)

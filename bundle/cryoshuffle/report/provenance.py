@@ -1,0 +1,144 @@
+"""What a result was made of: checksums, settings, noise and times, and that its input stayed the same meanwhile."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+
+import cryoshuffle
+from cryoshuffle.errors import FileError
+from cryoshuffle.files.locks import unlock_run
+from cryoshuffle.files.writing import checksum, write_json
+from cryoshuffle.noise.choice import BlindPlan
+
+
+def checksums(paths: Sequence[str | os.PathLike[str]] | None) -> list[str]:
+    """:func:`cryoshuffle.files.writing.checksum` of several files; none for None."""
+    return [checksum(path) for path in paths or ()]
+
+
+def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    try:
+        found, within = os.stat(path), Path(path)
+        files = [one.stat() for one in within.rglob("*")] if within.is_dir() else []
+    except OSError as error:
+        raise FileError(f"{path}: is gone, it was there when the run began; start again") from error
+    sizes, newest = sum(one.st_size for one in files), max((one.st_mtime_ns for one in files), default=0)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, len(files), sizes, newest
+
+
+class InputSnapshot:
+    """When a run began, and the state its input was in.
+
+    Args:
+        tomogram: path of the input.
+
+    Raises:
+        FileError: if it is not there.
+    """
+
+    def __init__(self, tomogram: str) -> None:
+        self.tomogram, self.time = tomogram, time.time()
+        self._state = _state(tomogram)
+
+    def check(self) -> None:
+        """Refuse an input that is not what it was.
+
+        Raises:
+            FileError: if it was replaced or changed.
+        """
+        if _state(self.tomogram) != self._state:
+            raise FileError(
+                f"{self.tomogram}: was changed while it was being denoised, nothing was written; start again"
+            )
+
+
+class Provenance:
+    """Writes down what a result was made of, and refuses one whose input changed while it was made.
+
+    Args:
+        path: of the JSON file.
+        beginning: of the run.
+        output: path of the result.
+        settings: of the run, plain values.
+        measured: noise and blind set; None where they came with the checkpoint.
+        checkpoint: path of the network.
+        device: that computed.
+        residual: path of what was taken away; None if it was not asked for.
+
+    Raises:
+        FileError: from the engine, if the input was replaced or changed since the beginning.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        beginning: InputSnapshot,
+        output: str,
+        settings: Mapping[str, Any],
+        measured: BlindPlan | None = None,
+        checkpoint: str | None = None,
+        device: torch.device | str = "cpu",
+        residual: str | None = None,
+    ) -> None:
+        self.residual = residual
+        self.path, self.beginning, self.output = Path(path), beginning, output
+        self.settings, self.measured, self.checkpoint = dict(settings), measured, checkpoint
+        self.device = torch.device(device)
+
+    def attach(self, engine: Engine) -> None:
+        """Look at the input before the result is written, and write when it is."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def _check(self, engine: Engine) -> None:
+        self.beginning.check()
+
+    def __call__(self, engine: Engine) -> None:
+        """Write now."""
+        began, ended = (
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) for seconds in (self.beginning.time, time.time())
+        )
+        files = {"output": self.output, "residual": self.residual, "network": self.checkpoint}
+        window = getattr(getattr(engine, "inferer", None), "used_window", None)
+        gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        write_json(
+            {
+                "program": f"cryoshuffle {cryoshuffle.__version__}",
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "device": str(self.device) if gpu is None else f"{self.device}, {gpu}",
+                "began": began,
+                "ended": ended,
+                "input": {"path": str(self.beginning.tomogram), "sha256": checksum(self.beginning.tomogram)},
+                **{
+                    name: None if file is None else {"path": str(file), "sha256": checksum(file)}
+                    for name, file in files.items()
+                },
+                "settings": {name: _plain(value) for name, value in self.settings.items()},
+                "window_zyx": None if window is None else list(window),
+                "noise": None if self.measured is None else self.measured.report(),
+            },
+            self.path,
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
+
+
+# MONAI's command line ends without its finalize where a run failed.
+atexit.register(unlock_run)
