@@ -73,6 +73,7 @@ from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 BEGIN, END = "<!-- speed: begin, written by scripts/bench_speed.py -->", "<!-- speed: end -->"
 PARTS = ("rates", "paper", "peers", "matmul", "process", "cubes")
 CONFIG = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
+MOMENTUM = next(h["momentum"] for h in CONFIG["train"]["handlers"] if h["_target_"].endswith("AveragedWeights"))
 CHANNELS = tuple(CONFIG["network_def"]["body"]["channels"])
 PAPER_CHANNELS = (24, 48, 96)
 LATTICES = {
@@ -310,7 +311,7 @@ def training_step(
     optimiser = torch.optim.AdamW(network.parameters(), lr=CONFIG["learning_rate"], **settings)
     inferer = PrecisionInferer(precision) if inferer is None else inferer
     engine = Engine(lambda engine, batch: None)
-    EMAHandler(network, momentum=CONFIG["train"]["ema"]["momentum"]).attach(engine)
+    EMAHandler(network, momentum=MOMENTUM).attach(engine)
 
     def step() -> None:
         optimiser.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -55,6 +56,21 @@ def _warn_of_slow_torch() -> None:
             "torch %s convolves volumes 4 to 20 times slower on NVIDIA GPUs than other versions: install another",
             torch.__version__,
         )
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that share a fit; true of one that is alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def process_device() -> torch.device:
+    """The device of this process where several share a fit: the GPU that torchrun gave it, else the CPU."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether batches for a device go through pinned memory, from which a GPU copies while it computes."""
+    return device.type == "cuda"
 
 
 def device_name(device: torch.device) -> str:

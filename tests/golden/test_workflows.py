@@ -129,12 +129,11 @@ def test_two_processes_fit_the_network_that_one_fits(tmp_path, tomogram):
                 cwd=tmp_path, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         else:
-            length = "$2 * @train#trainer#epoch_length"
             every_other = {"_target_": "DistributedSampler", "dataset": "@train#dataset", "even_divisible": True}
             every_other |= {"shuffle": False, "num_replicas": 2, "rank": 0}
             bundle_run(
                 tmp_path, "train.json", "smoke.yaml", **options,
-                **{"train#dataset#length": length, "train#dataloader#sampler": every_other},
+                **{"train#dataset#processes": 2, "train#dataloader#sampler": every_other},
             )  # fmt: skip
         state = load_plain(tmp_path / name / "run" / "state.pt")["model"]
         weights[name] = torch.cat([value.flatten() for key, value in state.items() if "running" not in key])

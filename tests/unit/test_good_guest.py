@@ -353,7 +353,7 @@ def test_monai_stops_before_the_work_and_says_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["arguments.json"]
 
 
-@pytest.mark.parametrize("name", ["train.json", "inference.json", "denoise.yaml", "multi_gpu.yaml", "start.yaml"])
+@pytest.mark.parametrize("name", ["train.json", "inference.json", "start.yaml"])
 def test_every_config_that_says_how_a_run_begins_looks_at_the_overrides(name):
     """First of all, but for how a mistake is told."""
     text = (CONFIGS / name).read_text()

@@ -33,15 +33,14 @@ from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.fit.checkpoint import is_as_good
 from cryoshuffle.fit.data import (
+    Epochs,
     WindowDataset,
     choose_preset,
     collate_one,
-    epoch_count,
-    epoch_length,
     forget,
     seed_everything,
 )
-from cryoshuffle.fit.handlers import Budget, ClipGradients, KeptMemory, flat_after, named
+from cryoshuffle.fit.handlers import Budget, ClipGradients, KeptMemory, flat_after
 from cryoshuffle.fit.risk import HeldOutRisk, lower_is_better
 from cryoshuffle.fit.transforms import RandLatticeWindowd
 from cryoshuffle.inference import inferers
@@ -243,10 +242,11 @@ def test_the_window_stream_depends_on_seed_epoch_and_index_alone():
 )
 def test_epochs_make_at_least_the_steps(steps, epochs, length):
     """All epochs are of one length, and overshoot by less than one step each."""
-    assert (epoch_count(steps, 25), epoch_length(steps, 25)) == (epochs, length)
+    ours = Epochs(steps, 25)
+    assert (ours.count, ours.length, ours.steps) == (epochs, length, epochs * length)
     assert 0 <= epochs * length - steps < epochs
     with pytest.raises(SettingError):
-        epoch_count(0, 25)
+        Epochs(0, 25)
 
 
 def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
@@ -500,13 +500,6 @@ def test_a_flat_risk_brings_a_fit_to_its_end():
         assert _rates_of_a_fit(0.0, 8, epochs) == flat[5 * epochs :]
     with pytest.raises(SettingError, match="patience is 0"):
         Budget(10, patience=0)
-
-
-def test_a_disabled_handler_attaches_nothing():
-    """``named`` passes handlers through and stands in for a missing one."""
-    budget = Budget(1)
-    assert named(budget) is budget
-    named(None).attach(Engine(lambda engine, batch: None))
 
 
 def test_layers_are_known_to_monais_factories():

@@ -5,18 +5,18 @@ from __future__ import annotations
 from cryoshuffle.fit.checkpoint import FitCheckpoint
 from cryoshuffle.fit.comparison import compare_with_filter
 from cryoshuffle.fit.data import (
+    Epochs,
     WindowDataset,
+    as_datalist,
+    choose_effort,
     choose_preset,
     collate_one,
-    epoch_count,
-    epoch_length,
-    forget,
     image_paths,
     seed_everything,
 )
-from cryoshuffle.fit.distillation import Distillation
 from cryoshuffle.fit.graphs import GraphedInferer
 from cryoshuffle.fit.handlers import (
+    AveragedWeights,
     BlindnessGuard,
     Budget,
     ClipGradients,
@@ -24,22 +24,25 @@ from cryoshuffle.fit.handlers import (
     GracefulStop,
     KeptMemory,
     ListedOutput,
-    named,
+    averaged_copy,
 )
 from cryoshuffle.fit.noise_model import measure_noise_model
 from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.fit.risk import HeldOutRisk, lower_is_better
 from cryoshuffle.fit.sampling import FitRegiond, HeldOutSlab
-from cryoshuffle.fit.starting import begin_with, copy_with_weights, fingerprint
+from cryoshuffle.fit.stages import BlindFit, RefinedFit, StageSettings, StepPlan, across_processes, begin_processes
+from cryoshuffle.fit.starting import begin_with, starting_checkpoint, trained
 from cryoshuffle.fit.transforms import CropHeldOutd, RandLatticeFlipd, RandLatticeWindowd
 
 __all__ = [
+    "AveragedWeights",
+    "BlindFit",
     "BlindnessGuard",
     "Budget",
     "ClipGradients",
     "CropHeldOutd",
-    "Distillation",
     "EpochSeeds",
+    "Epochs",
     "FitCheckpoint",
     "FitRegiond",
     "GracefulStop",
@@ -51,19 +54,23 @@ __all__ = [
     "RandLatticeFlipd",
     "RandLatticeWindowd",
     "RandRecorruptd",
+    "RefinedFit",
+    "StageSettings",
+    "StepPlan",
     "WindowDataset",
+    "across_processes",
+    "as_datalist",
+    "averaged_copy",
+    "begin_processes",
     "begin_with",
+    "choose_effort",
     "choose_preset",
     "collate_one",
     "compare_with_filter",
-    "copy_with_weights",
-    "epoch_count",
-    "epoch_length",
-    "fingerprint",
-    "forget",
     "image_paths",
     "lower_is_better",
     "measure_noise_model",
-    "named",
     "seed_everything",
+    "starting_checkpoint",
+    "trained",
 ]

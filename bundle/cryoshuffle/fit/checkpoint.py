@@ -13,17 +13,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import EMAHandler
 from torch import nn
 
 import cryoshuffle
+from cryoshuffle.devices import is_first_process
 from cryoshuffle.errors import InputError, SettingError, named_changes
 from cryoshuffle.files.writing import save_whole
+from cryoshuffle.fit.handlers import Budget
 from cryoshuffle.inference.checkpoints import FORMAT, load_plain
 from cryoshuffle.network import BlindSpotNet, unwrap
 
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
+# What the stages behind the first leave in the folder of a run.
+LATER = ("state_refine.pt", "state_distil.pt", "blind.pt", "recorrupted.pt", "distilled.pt", "refinement.json")
 
 
 def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
@@ -47,21 +50,21 @@ class FitCheckpoint:
 
     At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
     risk is the smallest so far but for chance (:func:`is_as_good`): of equals the later one, with its smaller steps,
-    is better. Both files are replaced whole. A fit that is taken up again goes through the same
-    windows and updates as one that was never interrupted.
+    is better. Both files are replaced whole; of several processes the first writes. A fit that is taken up again goes
+    through the same windows and updates as one that was never interrupted.
 
     Args:
         output_dir: of the run.
         model_path: of the model.
         network: being fitted.
-        ema: averages its weights.
+        averaged: its copy with the averaged weights, which is scored and kept.
         optimizer: of the fit.
         scheduler: of the learning rate.
         evaluator: whose metric ``risk`` chooses.
         settings: of the run, plain; a fit is taken up only under the same ones.
         resume: go on from the state in ``output_dir`` if there is one.
         overwrite: start again although an unfinished fit is there.
-        writes: whether this process writes; only one of several should.
+        budget: of the fit, which follows its clock and risks and is attached behind it; None for none.
         whitening: of the noise, as plain values; goes into the model, which must be applied to what it was fitted to.
         state_name: of the state in ``output_dir``; each stage of a fit has its own.
         later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
@@ -76,26 +79,26 @@ class FitCheckpoint:
         output_dir: str,
         model_path: str,
         network: nn.Module,
-        ema: EMAHandler,
+        averaged: nn.Module,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
         evaluator: Engine,
         settings: Mapping[str, Any],
         resume: bool = False,
         overwrite: bool = False,
-        writes: bool = True,
+        budget: Budget | None = None,
         whitening: Mapping[str, Any] | None = None,
         state_name: str = STATE_NAME,
-        later: Sequence[str] = (),
+        later: Sequence[str] = LATER,
     ) -> None:
         self.later = [Path(output_dir) / name for name in later]
         self.state_path = Path(output_dir) / state_name
         self.model_path = Path(model_path)
-        self.network, self.ema, self.optimizer, self.scheduler = network, ema, optimizer, scheduler
+        self.network, self.averaged, self.optimizer, self.scheduler = network, averaged, optimizer, scheduler
         self.evaluator = evaluator
         self.whitening = None if whitening is None else dict(whitening)
         self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
-        self.resume, self.overwrite, self.writes = resume, overwrite, writes
+        self.resume, self.overwrite, self.budget = resume, overwrite, budget
         self.risks: list[float] = []
         self.kept_risk = math.inf
         self.kept_epoch = 0
@@ -108,6 +111,8 @@ class FitCheckpoint:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        if self.budget is not None:
+            self.budget.watch(self).attach(engine)
 
     def elapsed_s(self) -> float:
         """Seconds spent on the fit, those before an interruption included."""
@@ -145,7 +150,7 @@ class FitCheckpoint:
             )
         if dist.is_available() and dist.is_initialized():
             dist.barrier()  # no process writes before all have looked
-        if self.writes:
+        if is_first_process():
             for path in self.later:
                 path.unlink(missing_ok=True)
         self._save(engine, finished=False)
@@ -160,7 +165,7 @@ class FitCheckpoint:
             )
         network = unwrap(self.network)
         network.load_state_dict(state["model"])
-        self.ema.ema_model.load_state_dict(state["ema"])
+        self.averaged.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.risks = [float(risk) for risk in state["risks"]]
@@ -192,7 +197,7 @@ class FitCheckpoint:
         logger.info("the model of epoch %d is kept, risk %.5f: %s", self.kept_epoch, self.kept_risk, self.model_path)
 
     def _model(self) -> dict[str, Any]:
-        network = self.ema.ema_model
+        network = self.averaged
         return {
             "model": {name: value.detach().cpu().clone() for name, value in network.state_dict().items()},
             "network_def": network.config() if isinstance(network, BlindSpotNet) else None,
@@ -210,7 +215,7 @@ class FitCheckpoint:
         network = unwrap(self.network)
         state = {
             "model": network.state_dict(),
-            "ema": self.ema.ema_model.state_dict(),
+            "ema": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "epoch": engine.state.epoch,
@@ -228,7 +233,7 @@ class FitCheckpoint:
         self._write(state, self.state_path)
 
     def _write(self, content: Mapping[str, Any], path: Path) -> None:
-        if self.writes:
+        if is_first_process():
             save_whole(content, path)
 
 

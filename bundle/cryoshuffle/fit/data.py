@@ -6,6 +6,7 @@ import gc
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,11 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
         data: the volumes, each a dictionary; windows are drawn from them in turn. With ``reading`` what it reads them
             from, as MONAI's datalists name it.
         transform: random transforms from a volume to a window.
-        length: windows in an epoch.
+        length: batches in an epoch.
         seed: of all windows.
         reading: transforms from an item of ``data`` to a volume, done once; None where they are volumes already.
+        batch_size: windows in a batch.
+        processes: that each take batches of their own.
 
     Attributes:
         volumes: that windows are drawn from.
@@ -42,10 +45,12 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
         length: int,
         seed: int = 0,
         reading: Compose | None = None,
+        batch_size: int = 1,
+        processes: int = 1,
     ) -> None:
         self.volumes = data if reading is None else CacheDataset(data, reading, copy_cache=False, progress=False)
         self.transform = transform
-        self.length = length
+        self.length = length * batch_size * processes
         self.seed = seed
         self.epoch = 0
 
@@ -83,6 +88,16 @@ def image_paths(data: Sequence[Mapping[str, Any]], key: str = "image") -> list[s
     return [os.fspath(item[key]) for item in data]
 
 
+def as_datalist(paths: Sequence[str], key: str = "image") -> list[dict[str, str]]:
+    """Paths as MONAI's datalists name them.
+
+    Args:
+        paths: of tomograms.
+        key: of the path in each item.
+    """
+    return [{key: path} for path in paths]
+
+
 def choose_preset(presets: Mapping[str, Mapping[str, Any]], name: str, what: str = "preset") -> Mapping[str, Any]:
     """The values of a named preset.
 
@@ -99,24 +114,70 @@ def choose_preset(presets: Mapping[str, Mapping[str, Any]], name: str, what: str
     return presets[name]
 
 
-def epoch_count(steps: int, steps_per_epoch: int) -> int:
-    """How many epochs a fit has; an epoch ends with a risk, a checkpoint and perhaps a preview.
+@dataclass(frozen=True)
+class Effort:
+    """How much work a fit is worth.
+
+    Attributes:
+        steps: of the whole fit.
+        only_settle: apply the starting network without fitting it.
+        mirrors: average over mirror images.
+    """
+
+    steps: int
+    only_settle: bool = False
+    mirrors: bool = False
+
+
+def choose_effort(efforts: Mapping[str, Mapping[str, Any]], name: str, device: torch.device) -> Effort:
+    """The effort of a name, for a device: a GPU takes more steps in the same time.
 
     Args:
-        steps: optimiser steps asked for.
+        efforts: values by name, as the config lists them; ``steps_cuda`` in place of ``steps`` on CUDA.
+        name: the effort wanted.
+        device: that computes.
+
+    Raises:
+        SettingError: if there is no effort of that name.
+    """
+    values = choose_preset(efforts, name, "effort")
+    steps = values["steps_cuda" if device.type == "cuda" else "steps"]
+    return Effort(steps, values["only_settle"], values["mirrors"])
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """The epochs of a fit; one ends with a risk, a checkpoint and perhaps a preview.
+
+    Args:
+        wanted: optimiser steps asked for.
         steps_per_epoch: about how many of them make an epoch.
 
     Raises:
         SettingError: if either is less than 1.
     """
-    if steps < 1 or steps_per_epoch < 1:
-        raise SettingError(f"steps are {steps}, {steps_per_epoch} in an epoch: give at least 1")
-    return math.ceil(steps / steps_per_epoch)
 
+    wanted: int
+    steps_per_epoch: int
 
-def epoch_length(steps: int, steps_per_epoch: int) -> int:
-    """Optimiser steps in each epoch, so that all epochs are of one length and make at least ``steps``."""
-    return math.ceil(steps / epoch_count(steps, steps_per_epoch))
+    def __post_init__(self) -> None:
+        if self.wanted < 1 or self.steps_per_epoch < 1:
+            raise SettingError(f"steps are {self.wanted}, {self.steps_per_epoch} in an epoch: give at least 1")
+
+    @property
+    def count(self) -> int:
+        """How many epochs."""
+        return math.ceil(self.wanted / self.steps_per_epoch)
+
+    @property
+    def length(self) -> int:
+        """Steps of each, so that all are of one length and make at least the steps wanted."""
+        return math.ceil(self.wanted / self.count)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all."""
+        return self.count * self.length
 
 
 def collate_one(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

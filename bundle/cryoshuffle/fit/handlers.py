@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from monai.engines import IterationEvents
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
@@ -29,20 +31,28 @@ from cryoshuffle.simulation.windows import SimulatedWindows
 logger = logging.getLogger("cryoshuffle")
 
 
-class _Absent:
-    """In the place of a handler that a config has disabled."""
-
-    def attach(self, engine: Engine) -> None:
-        """Do nothing."""
-
-
-def named(handler: Any) -> Any:
-    """The handler itself: lets a config list handlers by name, where MONAI wants a list of components.
+def averaged_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network that :class:`AveragedWeights` keeps; it is what is scored and saved.
 
     Args:
-        handler: a reference such as ``@train#ema``; None, a disabled component, attaches nothing.
+        network: being fitted; its copy has no gradients and is in evaluation mode.
     """
-    return _Absent() if handler is None else handler
+    averaged = copy.deepcopy(unwrap(network)).eval()
+    return averaged.requires_grad_(False)
+
+
+class AveragedWeights(EMAHandler):
+    """Makes the weights of a copy the running mean of those of the network that is fitted.
+
+    Args:
+        network: being fitted.
+        averaged: its copy (:func:`averaged_copy`).
+        momentum: share of a step in the mean.
+    """
+
+    def __init__(self, network: nn.Module, averaged: nn.Module, momentum: float = 0.1) -> None:
+        super().__init__(network, momentum=momentum)
+        self.ema_model = averaged
 
 
 class BlindnessGuard:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ignite.engine import Engine, Events
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from torch import Tensor
@@ -106,6 +105,9 @@ class FitRegiond(MapTransform):
         weights_key: where the weights go; nothing goes there if almost all blocks are worth the same.
         allow_missing_keys: do not complain about a missing key.
 
+    Attributes:
+        notes: sentences for the log of a fit.
+
     Raises:
         FileError, InputError: see :func:`mask_weights`; or if the mask is of another shape.
     """
@@ -122,14 +124,6 @@ class FitRegiond(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.mask, self.folder, self.robust, self.weights_key = mask, folder, robust, weights_key
         self.notes: list[str] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Say what was found when a fit begins, for its log."""
-        engine.add_event_handler(Events.STARTED, self._say)
-
-    def _say(self, engine: Engine) -> None:
-        for note in self.notes:
-            logger.info(note)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Crop, and weigh."""

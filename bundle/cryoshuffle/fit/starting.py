@@ -53,6 +53,25 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
     return network.to(device)
 
 
+def starting_checkpoint(name: str | None) -> str | None:
+    """The checkpoint that the second stage begins with; None for random weights.
+
+    Args:
+        name: its path; None or, on MONAI's command line, which drops None, ``none``.
+    """
+    return None if name in (None, "none") else name
+
+
+def trained(network: nn.Module, start: str | None) -> nn.Module | None:
+    """The network if it began with trained weights; None if with random ones, which tell nothing of a volume.
+
+    Args:
+        network: of the second stage.
+        start: checkpoint that it began with; None for random weights.
+    """
+    return None if start is None else network
+
+
 def fingerprint(start: str | None) -> str | None:
     """What tells one starting network from another, wherever it lies; None for none.
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.linear_filter import as_widths
@@ -201,11 +202,18 @@ class ModelLoader:
         path: of the checkpoint.
         network: that gets the weights.
         whitening: that the run applies, as plain values; it must be the one the model was fitted with.
+        inferer: that mixes network and linear filter as the model says; None for the network alone.
     """
 
-    def __init__(self, path: str, network: nn.Module, whitening: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        whitening: Mapping[str, Any] | None = None,
+        inferer: HaloWindowInferer | None = None,
+    ) -> None:
         self.path = path
-        self.network = network
+        self.network, self.inferer = network, inferer
         self.whitening = None if whitening is None else dict(whitening)
 
     def attach(self, engine: Engine) -> None:
@@ -228,6 +236,8 @@ class ModelLoader:
                 f"{self.whitening}; use the same"
             )
         load_weights(self.network, checkpoint["model"], self.path)
+        if self.inferer is not None:
+            self.inferer.use_blend(read_model_settings(self.path).blend)
 
 
 def _plain(lattice: Mapping[str, Any]) -> str:

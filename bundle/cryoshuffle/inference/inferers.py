@@ -98,7 +98,7 @@ class HaloWindowInferer(PrecisionInferer):
             its own nothing is streamed.
         precision: ``auto``, ``fp32``, ``tf32`` or ``bf16``.
         device: that computes; None takes the device of the volume. The result is where the volume is.
-        progress: show a bar with voxels per second and the time left.
+        quiet: show no bar with voxels per second and the time left.
         blend: ``trust`` in the network, the rest goes to a linear filter, ``kernel``, or a Gaussian of ``sigma``
             voxels along (Z, Y, X) times ``gain``, which carries the result where a volume was too small or too noisy
             for a network; None for the network alone. Trust is one share, or one for each band of detail
@@ -127,7 +127,7 @@ class HaloWindowInferer(PrecisionInferer):
         halo: Sequence[int] | int | None = None,
         precision: str = "auto",
         device: torch.device | str | None = None,
-        progress: bool = False,
+        quiet: bool = True,
         blend: Mapping[str, Any] | None = None,
         detail: float = 0.0,
         mirrors: bool = False,
@@ -140,13 +140,17 @@ class HaloWindowInferer(PrecisionInferer):
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
         self.detail = detail
-        by_band = blend is not None and isinstance(blend["trust"], Sequence)
-        self.blend = None if blend is None or (not by_band and blend["trust"] >= 1) else dict(blend)
-        self.bands = band_kernel(blend["trust"]) if blend is not None and by_band else None
+        self.use_blend(blend)
         self.window = None if window is None else as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
         self.device = device
-        self.progress = progress
+        self.progress = not quiet
+
+    def use_blend(self, blend: Mapping[str, Any] | None) -> None:
+        """Mix network and linear filter as a model says from now on; None for the network alone."""
+        by_band = blend is not None and isinstance(blend["trust"], Sequence)
+        self.blend = None if blend is None or (not by_band and blend["trust"] >= 1) else dict(blend)
+        self.bands = band_kernel(blend["trust"]) if blend is not None and by_band else None
 
     def _halo(self, network: Any) -> Triple:
         halo = self.halo

@@ -65,7 +65,7 @@ class Denoise(Transform):
         fitted = read_model_settings(checkpoint)
         self.inferer = HaloWindowInferer(
             window, precision=precision, device=where, blend=fitted.blend, detail=detail, mirrors=mirrors,
-            progress=progress,
+            quiet=not progress,
         )  # fmt: skip
         steps = [StandardiseIntensityd(_KEY), WhitenNoised(_KEY, fitted.whitening)]
         self._plain = Compose(steps)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from cryoshuffle.noise.choice import choose_blind_set
-from cryoshuffle.noise.whitening import WhitenNoised, without_whitening
+from cryoshuffle.noise.whitening import WhitenNoised
 
-__all__ = ["WhitenNoised", "choose_blind_set", "without_whitening"]
+__all__ = ["WhitenNoised", "choose_blind_set"]

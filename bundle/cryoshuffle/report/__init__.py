@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cryoshuffle.report.log import History, LossTerms, NoiseReport, Progress, RunLog, Timer
+from cryoshuffle.report.log import History, LossTerms, NoiseReport, Progress, RunLog, TensorBoardLog, Timer
 from cryoshuffle.report.page import ReportPage
 from cryoshuffle.report.pictures import FitPreview, ResultPreview
 from cryoshuffle.report.provenance import InputSnapshot, Provenance, checksums
@@ -20,6 +20,7 @@ __all__ = [
     "ResidualWriter",
     "ResultPreview",
     "RunLog",
+    "TensorBoardLog",
     "Timer",
     "checksums",
 ]

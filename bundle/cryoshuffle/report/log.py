@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.handlers import TensorBoardStatsHandler
 from torch import Tensor
 from tqdm import tqdm
 
 import cryoshuffle
-from cryoshuffle.devices import device_name
+from cryoshuffle.devices import device_name, is_first_process
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.host import is_terminal, while_running
@@ -48,8 +49,9 @@ class RunLog:
         self._level, self._effective = logging.NOTSET, logging.NOTSET
 
     def attach(self, engine: Engine) -> None:
-        """Write from the start of the engine to its end, or to an error."""
-        while_running(engine, self._write)
+        """Write from the start of the engine to its end, or to an error; of several processes the first writes."""
+        if is_first_process():
+            while_running(engine, self._write)
 
     @contextmanager
     def _write(self, engine: Engine) -> Iterator[None]:
@@ -95,15 +97,17 @@ class NoiseReport:
     Args:
         measured: blind set of the run.
         output_dir: of the run.
+        notes: sentences on where the fit looks, said as well.
     """
 
-    def __init__(self, measured: BlindPlan, output_dir: str) -> None:
-        self.measured = measured
+    def __init__(self, measured: BlindPlan, output_dir: str, notes: Sequence[str] = ()) -> None:
+        self.measured, self.notes = measured, notes
         self.path = Path(output_dir) / "noise.json"
 
     def attach(self, engine: Engine) -> None:
-        """Say it at the start of the engine."""
-        engine.add_event_handler(Events.STARTED, self)
+        """Say it at the start of the engine; of several processes the first does."""
+        if is_first_process():
+            engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Say it now."""
@@ -115,6 +119,8 @@ class NoiseReport:
             logger.warning("the noise is not clean along any way to look: %s", choice.reason)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.measured.report(), self.path)
+        for note in self.notes:
+            logger.info(note)
 
 
 class LossTerms:
@@ -198,7 +204,7 @@ class History:
 
     def attach(self, engine: Engine) -> None:
         """Write at the end of each epoch."""
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             engine.add_event_handler(Events.EPOCH_STARTED, self._start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -247,7 +253,7 @@ class Progress:
     def __init__(self, evaluator: Engine, quiet: bool = False, name: str = "fitting") -> None:
         self.name = name
         self.evaluator = evaluator
-        self.quiet = quiet
+        self.quiet = quiet or not is_first_process()
         self._bar: tqdm[Any] | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -285,6 +291,24 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class TensorBoardLog:
+    """MONAI's log for TensorBoard, where it is asked for; of several processes the first writes.
+
+    Args:
+        log_dir: of its files.
+        wanted: whether to write.
+        options: others of :class:`monai.handlers.TensorBoardStatsHandler`.
+    """
+
+    def __init__(self, log_dir: str, wanted: bool = False, **options: Any) -> None:
+        self.log_dir, self.wanted, self.options = log_dir, wanted, options
+
+    def attach(self, engine: Engine) -> None:
+        """Write while the engine runs."""
+        if self.wanted and is_first_process():
+            TensorBoardStatsHandler(log_dir=self.log_dir, **self.options).attach(engine)
 
 
 class Timer:

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
+from cryoshuffle.devices import is_first_process
 from cryoshuffle.errors import FileError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
@@ -263,8 +264,9 @@ class FitPreview:
         self.whitening = whitening
 
     def attach(self, engine: Engine) -> None:
-        """Draw every few epochs."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+        """Draw every few epochs; of several processes the first does."""
+        if is_first_process():
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def __call__(self, engine: Engine) -> None:
         """Draw now."""

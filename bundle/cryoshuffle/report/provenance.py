@@ -21,9 +21,9 @@ from cryoshuffle.files.writing import checksum, write_json
 from cryoshuffle.noise.choice import BlindPlan
 
 
-def checksums(paths: Sequence[str | os.PathLike[str]] | None) -> list[str]:
-    """:func:`cryoshuffle.files.writing.checksum` of several files; none for None."""
-    return [checksum(path) for path in paths or ()]
+def checksums(paths: Sequence[str | os.PathLike[str]], mask: str | os.PathLike[str] | None = None) -> list[str]:
+    """:func:`cryoshuffle.files.writing.checksum` of tomograms, and of their mask if there is one."""
+    return [checksum(path) for path in (*paths, *([] if mask is None else [mask]))]
 
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:

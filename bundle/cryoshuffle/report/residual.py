@@ -22,7 +22,7 @@ class ResidualWriter:
     """Writes the tomogram minus the result, when the result is written; the two files add up to the tomogram.
 
     Args:
-        path: of the residual; float32, whatever the type of the result.
+        path: of the residual; float32, whatever the type of the result. None for none.
         tomogram: path of the input.
         output: path of the result.
         permissive: also take an input whose header breaks the standard.
@@ -35,19 +35,20 @@ class ResidualWriter:
 
     def __init__(
         self,
-        path: str,
+        path: str | None,
         tomogram: str,
         output: str,
         permissive: bool = False,
         fill_nan: bool = False,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.path, self.tomogram, self.output = path, tomogram, output
+        self.path, self.tomogram, self.output = path or "", tomogram, output
         self.permissive, self.fill, self.folder = permissive, FillNotFinite(fill_nan), folder
 
     def attach(self, engine: Engine) -> None:
-        """Write at the end."""
-        engine.add_event_handler(Events.COMPLETED, self)
+        """Write at the end, if it is asked for."""
+        if self.path:
+            engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""

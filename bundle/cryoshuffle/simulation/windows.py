@@ -82,7 +82,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
 
     Args:
         templates: folder of molecule densities, MRC, voxels of 10 Å; None takes those of the package.
-        length: windows in an epoch.
+        length: batches in an epoch.
         window: sides along (Z, Y, X), voxels.
         shape: of the volumes, (Z, Y, X), voxels.
         seed: of everything.
@@ -92,6 +92,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         windows_per_volume: drawn before the oldest volume is replaced.
         workers: processes that simulate ahead of what is needed, so that a GPU need not wait; 0 for none. The windows
             are the same.
+        batch_size: windows in a batch.
 
     Shape:
         ``image`` and ``label``: ``(1, *window)``; the tomogram has mean 0 and deviation 1, the truth its scale.
@@ -113,6 +114,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         pool: int = 40,
         windows_per_volume: int = 12,
         workers: int = 0,
+        batch_size: int = 1,
     ) -> None:
         self.molecules = [_tight(density) for density in load_templates(templates, only)]
         self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=16)
@@ -120,7 +122,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
             raise SettingError(f"a window of {self.window} does not fit into volumes of {self.shape}: make it smaller")
         if pool < 1 or windows_per_volume < 1:
             raise SettingError(f"pool is {pool}, windows per volume {windows_per_volume}: give at least 1")
-        self.length, self.seed = length, seed
+        self.length, self.seed = length * batch_size, seed
         self.variety = SimulationRanges() if variety is None else variety
         self.pool, self.windows_per_volume = pool, windows_per_volume
         self.epoch = 0
