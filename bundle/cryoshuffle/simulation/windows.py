@@ -116,6 +116,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         workers: int = 0,
         batch_size: int = 1,
     ) -> None:
+        self.templates, self.only = templates, only
         self.molecules = [_tight(density) for density in load_templates(templates, only)]
         self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=16)
         if any(w > n for w, n in zip(self.window, self.shape, strict=True)):
@@ -130,6 +131,17 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         self._volumes: dict[int, tuple[Tensor, Tensor]] = {}
         self._ahead: dict[int, Any] = {}
         self._processes: Any = None
+
+    def scored(self, length: int) -> SimulatedWindows:
+        """Windows of other volumes, the same at each epoch, to score a network with.
+
+        Args:
+            length: how many; few would choose an epoch by chance.
+        """
+        return SimulatedWindows(
+            self.templates, length, self.window, self.shape, self.seed + 1, self.only, self.variety,
+            pool=20, windows_per_volume=1000, workers=self.workers,
+        )  # fmt: skip
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose windows are drawn next."""
