@@ -7,7 +7,7 @@
 
 The tomograms of a session are simulated: of one case, each with a phantom and noise of its own. A network is fitted to
 the first ``--fitted`` of them. What is finished stays in ``--work`` and is not run again. The documents are section
-"Many tomograms" of ``docs/benchmarks.md`` and ``docs/benchmarks_many.json``.
+"Many tomograms" of ``docs/explain/benchmarks.md`` and ``docs/data/benchmarks_many.json``.
 """
 
 from __future__ import annotations
@@ -119,13 +119,13 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     parts = [
         BEGIN,
         "## Many tomograms",
-        f"Sessions of {len(ratios)} simulated tomograms of {shape} voxels, of one case, each with a phantom and noise "
-        f"of its own. One network, `net.pt`, is fitted to the first {settings['fitted']} (`cryoshuffle fit`, as many "
-        f"steps as `denoise` takes for one). A step looks at {window} voxels, less than by default, as the volumes are "
-        "small, and the tilt axis is told (`--tilt-axis y`). CC: Pearson's correlation with the noise-free "
-        "reconstruction. Steps of the optimiser, and s, time of the processor on one thread, whole programs: of all "
-        "tomograms together, with the fit of the network where the session's is used. "
-        "Raw numbers: [benchmarks_many.json](benchmarks_many.json).",
+        f"Sessions of {len(ratios)} simulated tomograms of {shape} voxels. A session has one case; each tomogram has a "
+        f"phantom and noise of its own. One network, `net.pt`, is fitted to the first {settings['fitted']} "
+        f"(`cryoshuffle fit`, with as many steps as `denoise` takes for one tomogram). A step sees {window} voxels, "
+        "fewer than by default, because the volumes are small. The tilt axis is given (`--tilt-axis y`). CC: Pearson's "
+        "correlation with the noise-free reconstruction. Steps: steps of the optimiser for all tomograms. s: processor "
+        "time of whole programs on one thread, for all tomograms. Both include the fit of `net.pt` where it is used. "
+        "Raw numbers: [benchmarks_many.json](../data/benchmarks_many.json).",
     ]
     others = [f"tomogram {n + 1} has {ratio:g} times that" for n, ratio in enumerate(ratios) if ratio != 1]
     for case in settings["cases"]:
@@ -136,7 +136,7 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         name: "; ".join(sorted({r[name] for r in results if r.get(name)})) for name in ("machine", "commit", "version")
     }
     facts["command"] = "`scripts/bench_many.py`"
-    return "\n\n".join([*parts, "### Made with", "\n".join(f"- {n}: {f}" for n, f in facts.items()), END]) + "\n"
+    return report.wrapped([*parts, "### Made with", "\n".join(f"- {n}: {f}" for n, f in facts.items()), END])
 
 
 def run(words: Sequence[str], folder: Path, name: str, job: Job) -> dict[str, Any]:
@@ -219,12 +219,11 @@ def load_results(work: Path) -> list[dict[str, Any]]:
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section and the raw numbers, from what is in the work folder."""
     results = load_results(options.work)
-    options.docs.mkdir(exist_ok=True)
-    page = options.docs / "benchmarks.md"
+    page, data, _ = report.documents_of(options.docs)
     document = page.read_text(encoding="utf-8") if page.is_file() else ""
     section = report.replace_section(document, many_section(results, settings), BEGIN, END)
     page.write_text(section, encoding="utf-8")
-    write_json({"settings": dict(settings), "results": results}, options.docs / "benchmarks_many.json")
+    write_json({"settings": dict(settings), "results": results}, data / "benchmarks_many.json")
     print(f"documents: {page}")
 
 

@@ -7,8 +7,8 @@
     scripts/bench_quality.py --report-only                         # the documents from what is there
 
 What is finished stays in ``--work`` and is not run again; what failed is. The documents are written after each case:
-section "Quality" of ``docs/benchmarks.md``, ``docs/benchmarks_quality.json``, ``docs/benchmark_<case>.png`` and
-``docs/benchmark_effort.png``.
+section "Quality" of ``docs/explain/benchmarks.md``, ``docs/data/benchmarks_quality.json``,
+``docs/pictures/benchmark_<case>.png`` and ``docs/pictures/benchmark_effort.png``.
 Needs the checkout's own environment; peers run in environments of their own (``--peers``).
 """
 
@@ -126,7 +126,7 @@ def ablation_rows(case: str) -> list[report.Row]:
     return [*common, *rows([method for method in ABLATION if case in method.cases])]
 
 
-def draw(work: Path, docs: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def draw(work: Path, pictures: Path, results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """A picture for each case where ours is done, and its caption."""
     captions = {}
     for case in CASES:
@@ -141,7 +141,7 @@ def draw(work: Path, docs: Path, results: Sequence[Mapping[str, Any]]) -> dict[s
             best = max(peers, key=lambda key: mine[key]["scores"]["correlation"])
             shown[BY_KEY[best].label.partition(",")[0]] = best
         there = {title: folder / f"{name}.mrc" for title, name in shown.items()}
-        picture = docs / f"benchmark_{case}.png"
+        picture = pictures / f"benchmark_{case}.png"
         if all(path.is_file() for path in there.values()):
             report.save_panel({title: methods.read(path) for title, path in there.items()}, picture)
         elif not picture.is_file():
@@ -157,9 +157,9 @@ def draw(work: Path, docs: Path, results: Sequence[Mapping[str, Any]]) -> dict[s
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section, the raw numbers and the pictures, from what is in the work folder."""
     results = load_results(options.work)
-    options.docs.mkdir(exist_ok=True)
-    captions = draw(options.work, options.docs, results)
-    report.save_effort_plot(results, CASES, options.docs / "benchmark_effort.png")
+    page, data, pictures = report.documents_of(options.docs)
+    captions = draw(options.work, pictures, results)
+    report.save_effort_plot(results, CASES, pictures / "benchmark_effort.png")
     grids = {
         method.label: f"{method.unit}: {', '.join(f'{strength:g}' for strength in method.grid)}"
         for method in METHODS
@@ -172,10 +172,9 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
         if any(r["case"] == case and r["method"] in names for r in results)
     }
     section = report.quality_section(results, {**settings, "grids": grids}, rows(METHODS), ablated, captions)
-    page = options.docs / "benchmarks.md"
     document = page.read_text(encoding="utf-8") if page.is_file() else ""
     page.write_text(report.replace_section(document, section), encoding="utf-8")
-    write_json({"settings": {**settings, "grids": grids}, "results": results}, options.docs / "benchmarks_quality.json")
+    write_json({"settings": {**settings, "grids": grids}, "results": results}, data / "benchmarks_quality.json")
     print(f"documents: {page}")
 
 

@@ -13,7 +13,7 @@ A result that keeps the signal is in no band below the raw half.
 Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: 1 for the mean of all
 signals that the tomogram allows, more for a result that is too faint, negative for structure that the tomogram has not.
 The share of the finest detail, by region: above 0 it is copied, below 0 its negative is painted.
-Writes docs/benchmarks_real.json, a section of docs/benchmarks.md and docs/benchmark_cell.png.
+Writes docs/data/benchmarks_real.json, a section of docs/explain/benchmarks.md and docs/pictures/benchmark_cell.png.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from bench_report import machine, replace_section, save_panel
+from bench_report import documents_of, machine, replace_section, save_panel, wrapped
 from scipy import ndimage
 
 from cryoshuffle.noise.linear_filter import convolve, wiener_kernel
@@ -220,8 +220,8 @@ def section(findings: Mapping[str, Any]) -> str:
         BEGIN, "", "## A real tomogram of a cell", "",
         "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
         "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
-        "correlation (CC), whole and in four bands, fine to coarse. The rows with hindsight know both halves.",
-        "By `scripts/bench_real.py`.",
+        "correlation (CC), over all detail and in four bands, fine to coarse. The rows with hindsight know both",
+        "halves. By `scripts/bench_real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
         lines += [
@@ -233,13 +233,14 @@ def section(findings: Mapping[str, Any]) -> str:
         for row in one["rows"]:
             title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
             cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
-            lines.append("| " + " | ".join([*cells, str(row.get("trust", "")), str(row.get("seconds", ""))]) + " |")
+            more = ["" if row.get(name) is None else str(row[name]) for name in ("trust", "seconds")]
+            lines.append("| " + " | ".join([*cells, *more]) + " |")
         if not any("slopes" in row for row in one["rows"]):
             continue
         lines += [
-            "", "The whole tomogram, denoised. Slope of tomogram on result by band, fine to coarse: 1 for the mean of",
-            "all signals that the tomogram allows, more where the result is fainter. And the share of the finest",
-            "detail that is copied, below 0 painted as its negative, by region.", "",
+            "", "The whole tomogram, denoised. Slopes: of tomogram on result by band, fine to coarse. A slope is 1 for",
+            "the mean of all signals that the tomogram allows, and above 1 where the result is fainter. Share: how",
+            "much of the finest detail is copied, by region; below 0 the result has its negative.", "",
             "| method | slopes | share |", "| --- | --- | --- |",
         ]  # fmt: skip
         for row in one["rows"]:
@@ -247,8 +248,14 @@ def section(findings: Mapping[str, Any]) -> str:
                 shares = ", ".join(f"{place} {share:+.3f}" for place, share in row["fine_share"].items())
                 title = f"`--effort {row['method']}`, seed {row['seed']}"
                 lines.append(f"| {title} | {', '.join(map(str, row['slopes']))} | {shares} |")
-    lines += ["", f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised]({PICTURE})", "", END, ""]
-    return "\n".join(lines)
+    lines += [
+        "",
+        f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised](../pictures/{PICTURE})",
+        "",
+        END,
+        "",
+    ]
+    return wrapped(["\n".join(lines).strip()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -262,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks_real.json")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
@@ -303,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
-    path = options.docs / "benchmarks_real.json"
+    page, data, pictures = documents_of(options.docs)
+    path = data / "benchmarks_real.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     known[title] = {
@@ -311,14 +319,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
     }  # fmt: skip
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    page = options.docs / "benchmarks.md"
     before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
     page.write_text(replace_section(before, section(known), BEGIN, END), encoding="utf-8")
     if title == "gold erased" and not options.halves_only:
         shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}
         for effort in options.efforts.split(","):
             shown[effort] = read(folder / f"{effort}_{options.seeds.split(',')[0]}_full.mrc")
-        save_panel({title: torch.from_numpy(volume) for title, volume in shown.items()}, options.docs / PICTURE)
+        save_panel({title: torch.from_numpy(volume) for title, volume in shown.items()}, pictures / PICTURE)
     for row in rows:
         print(f"{row['method']:28s} {row['correlation']:.4f}  {row['bands']}")
 

@@ -11,9 +11,11 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,12 +47,12 @@ COLUMNS = (
 )
 LEGEND = """\
 CC: Pearson's correlation with the noise-free reconstruction. PSNR and SSIM: after the best gain and offset. FSC 0.5:
-where the Fourier shell correlation with it falls below 0.5; "none" where it is nowhere above. s: wall time of the whole
-program, start, reading and writing included, without the runs that chose a strength; none where the machine had
-other work to do. Excess: power of stripes with the
-period of the lattice over what the spectrum has nearby, 1 without stripes. Imbalance: fine detail in the strongest
-planes of the lattice over the mean, 1 if all are equal. \\*: in at least one seed the best strength was an end of its
-grid. Not run: why, in the column of the CC."""
+resolution at which the Fourier shell correlation with the noise-free reconstruction falls below 0.5; "none" if it is
+below 0.5 everywhere. s: wall time of the whole program with start, reading and writing, without the runs that chose a
+strength; empty if the machine had other work. Excess: power of stripes with the period of the lattice over the power
+nearby in the spectrum, 1 without stripes. Imbalance: fine detail in the strongest planes of the lattice over the mean,
+1 if all planes are equal. \\*: in at least one seed the best strength was an end of its grid. Not run: the column CC
+gives the reason."""
 
 
 def median(values: Iterable[float | None]) -> float | None:
@@ -223,16 +225,16 @@ def quality_section(
     parts = [
         BEGIN,
         "## Quality",
-        f"Simulated tomograms of {shape} voxels (`cryoshuffle simulate`) whose truth is known. Numbers are medians "
-        f"over {len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}); raw numbers are in "
-        "[benchmarks_quality.json](benchmarks_quality.json).",
-        f"Ours: {settings['steps'] or 'as many'} steps{'' if settings['steps'] else ' as effort or row say'}. "
-        f"Noise2Void and cryoCARE: {settings['peer_steps']} steps of about as many "
-        "voxels as ours; Topaz as it comes. A method that chooses its strength, width or model by the truth is told "
-        f"what no user knows. No run of a program may take more than {settings['cap_minutes']:g} min. Our network on "
-        "the halves: the same body, hiding nothing, trained from one half to the other, with as many steps as "
-        "`--effort best` has behind the blind network.",
-        "Chosen among, on the standardised tomogram:\n\n"
+        f"Simulated tomograms of {shape} voxels (`cryoshuffle simulate`), whose truth is known. Numbers are medians "
+        f"over {len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}). Raw numbers: "
+        "[benchmarks_quality.json](../data/benchmarks_quality.json).",
+        f"Ours: {settings['steps'] or 'the'} steps{'' if settings['steps'] else ' of the effort or of the row'}. "
+        f"Noise2Void and cryoCARE: {settings['peer_steps']} steps, each of about as many voxels as ours. Topaz: its "
+        "own models as released. A method that chooses its strength, width or model by the truth knows what no user "
+        f"knows. The limit for one run of a program is {settings['cap_minutes']:g} min. Our network on the halves: the "
+        "same body without a blind spot, trained from one half to the other, with as many steps as `--effort best` has "
+        "after the blind network.",
+        "The choices, on the standardised tomogram:\n\n"
         + "\n".join(f"- {name}, {grid}" for name, grid in settings["grids"].items()),
         LEGEND,
     ]
@@ -240,17 +242,17 @@ def quality_section(
         parts += ["### Overview", overview_table(results, cases, rows)]
     if any(effort_points(results, case) for case in cases):
         caption = "Correlation with the truth over the time of the whole command, by effort, for each case"
-        picture = f"![{caption}](benchmark_effort.png)\n\n*{caption}.*"
+        picture = f"![{caption}](../pictures/benchmark_effort.png)\n\n*{caption}.*"
         parts += ["### Time and quality", effort_table(results, cases), picture]
     for case in cases:
         parts += [f"### Case {case}", f"SNR {settings['snr'][case]:g}.", case_table(results, case, rows)]
         if case in pictures:
-            parts.append(f"![{pictures[case]}](benchmark_{case}.png)\n\n*{pictures[case]}*")
+            parts.append(f"![{pictures[case]}](../pictures/benchmark_{case}.png)\n\n*{pictures[case]}*")
     for case in (c for c in ablated if c in cases):
         table = case_table(results, case, ablated[case])
-        parts += [f"### One thing changed, case {case}", "Each row is ours with one thing changed.", table]
+        parts += [f"### One thing changed, case {case}", "Each row is cryoshuffle with one change.", table]
     parts += ["### Made with", _made_with(results, settings), END]
-    return "\n\n".join(parts) + "\n"
+    return wrapped(parts)
 
 
 def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
@@ -264,6 +266,39 @@ def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         " --peers DIR --ablation`, after `scripts/bench_peers_setup DIR`",
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+
+
+def documents_of(docs: Path) -> tuple[Path, Path, Path]:
+    """The page of benchmarks, the folder of raw numbers and the folder of pictures; their folders are made.
+
+    Args:
+        docs: folder of the documents.
+    """
+    page, data, pictures = docs / "explain" / "benchmarks.md", docs / "data", docs / "pictures"
+    for folder in (page.parent, data, pictures):
+        folder.mkdir(parents=True, exist_ok=True)
+    return page, data, pictures
+
+
+def wrapped(parts: Iterable[str]) -> str:
+    """Blocks of Markdown as text of at most 120 columns; tables keep their lines and inline code stays on one line.
+
+    Args:
+        parts: paragraphs, lists of one line an item, headings, tables and markers.
+    """
+    blocks = []
+    for block in "\n\n".join(parts).split("\n\n"):
+        lines = block.split("\n") if block.startswith(("|", "#", "<!--", "- ")) else [" ".join(block.split("\n"))]
+        blocks.append("\n".join(line if line.startswith(("|", "#", "<!--")) else _fold(line) for line in lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _fold(line: str) -> str:
+    """A paragraph or an item of a list, wrapped."""
+    kept = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
+    indent = "  " if line.startswith("- ") else ""
+    folded = textwrap.fill(kept, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return folded.replace("\0", " ")
 
 
 def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:

@@ -10,8 +10,8 @@ Parts: ``rates`` (voxels/s by network, precision, memory format and threads), ``
 formulation), ``peers`` (beside Noise2Void and Topaz), ``matmul`` (share of what the machine can do), ``process``
 (memory, start) and ``cubes`` (inference by size of the volume). Leave the machine alone while it runs. What is finished
 stays in ``--work`` and is not measured again; a peer that failed is. The documents are written after each part: section
-"Speed" of ``docs/benchmarks.md`` and ``docs/benchmarks_speed.json``. Needs the checkout's own environment; peers run in
-environments of their own.
+"Speed" of ``docs/explain/benchmarks.md`` and ``docs/data/benchmarks_speed.json``. Needs the checkout's own environment;
+peers run in environments of their own.
 
 Each number of threads has a process of its own. What is compared is measured in turns: each repetition goes once
 through all that a table compares, so that a machine which slows down slows all of it.
@@ -1087,72 +1087,72 @@ def speed_section(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any
         BEGIN,
         "## Speed",
         f"Medians of {settings['repeats']} repetitions ({settings['process_repeats']} where a repetition is a program "
-        f"or a cube), each of at least {settings['least_seconds']:g} s, by wall clock, warm-up not counted. What is "
-        "compared was measured in turns, each number of threads in a process of its own, which keeps the memory that "
-        "it frees, as a fit does. "
-        f"Ours is what the configs have: channels {', '.join(map(str, CHANNELS))}, precision fp32 and memory format "
-        "`contiguous` where nothing else is said. Raw numbers: [benchmarks_speed.json](benchmarks_speed.json).",
+        f"or a cube), each of at least {settings['least_seconds']:g} s of wall time, without warm-up. What is "
+        "compared was measured in turns. Each number of threads has a process of its own, which keeps the memory that "
+        f"it frees, as a fit does. Ours has the values of the configs: channels {', '.join(map(str, CHANNELS))}, and "
+        "unless stated precision fp32 and memory format `contiguous`. Raw numbers: "
+        "[benchmarks_speed.json](../data/benchmarks_speed.json).",
         "### Ratios",
         ratio_table(results, settings),
-        "(a) is the paper's formulation of the same network: convolutions dilated on the full grid, out of torch's own "
-        "layers, or out of ours, in the faster of two memory formats. Its depth and lattice are ours; it gives the "
-        "same output from the same weights, by test. "
+        "(a) is the paper's formulation of the same network: dilated convolutions on the full grid, made of torch's "
+        "layers or of ours, in the faster of two memory formats. Its depth and lattice are ours. From the same weights "
+        "it gives the same output, by test. "
         f"(b), (c): see *Peers*. (d) is a product of matrices of {settings['matmul']} x {settings['matmul']} at the "
-        "same precision and threads; the share is that of all convolutions together.",
+        "same precision and number of threads. The share is that of all convolutions together.",
     ]
     if "rates" in done:
         parts += [
             "### Voxels per second",
             f"Training: a whole optimiser step on a window of {sides['window']} in memory (forward, loss `unbiased`, "
             "backward, clipping, fused AdamW, averaged weights), batch 1. Inference, one window: "
-            f"{sides['inference_window']} without halo. A volume: {sides['volume']} through `HaloWindowInferer`, which "
-            "chooses window and pieces by the memory of the machine.",
+            f"{sides['inference_window']} without halo. Inference, a volume: {sides['volume']} through "
+            "`HaloWindowInferer`, which chooses window and pieces by the memory of the machine.",
         ]
         for task, title in TASKS.items():
             parts += [f"#### {title}", rate_table(results, task, settings)]
     if "paper" in done:
         parts += [
             "### The paper's formulation",
-            "fp32; dilated out of torch's layers (`plain`) and out of ours (`dilated`), in the faster of two memory "
-            "formats. Training and inference of one window as above.",
+            "fp32. Dilated convolutions made of torch's layers (`plain`) and of ours (`dilated`), in the faster of two "
+            "memory formats. Training and inference of one window as above.",
             paper_table(results),
         ]
     if any(unit["part"] == "peers" for unit in units):
         parts += [
             "### Peers",
-            f"Programs, with as many threads as ours, on a tomogram of {sides['volume']}. Noise2Void: a run of "
-            f"{1 + settings['peer_epochs']} epochs less one of one, so that start and prediction do not count, for the "
-            "voxels of the patches in the steps between; the validation behind each epoch is part of it. "
-            "Topaz: its default patches; its start is taken off by a run on a single patch. Ours on the same volume "
-            "through `HaloWindowInferer`, without reading and writing.",
+            f"Programs with the same number of threads on a tomogram of {sides['volume']}. Noise2Void: the time of "
+            f"{1 + settings['peer_epochs']} epochs minus the time of one, for the voxels of the patches in the steps "
+            "between. So start and prediction do not count; the validation after each epoch does. Topaz: its default "
+            "patches; its start, timed on a single patch, is subtracted. Ours: the same volume through "
+            "`HaloWindowInferer`, without reading and writing.",
             peer_table(results),
         ]
     if "matmul" in done:
         parts += [
             "### Share of what the machine can do",
-            f"Forward, each convolution of the blind network's body on a training window of {sides['window']}, by "
-            "itself, in the memory format that it meets there; in brackets the share of (d).",
+            f"The forward pass of each convolution of the blind network's body on a training window of "
+            f"{sides['window']}, by itself, in the memory format of the fit. In brackets: the share of (d).",
             *(matmul_table(results, precision) for precision in settings["precisions"]),
         ]
     if "process" in done:
         parts += [
             "### Memory and start",
-            "Peak: the largest resident memory of a process that does nothing else, less what it had before network "
-            "and data were made, libraries loaded; on CUDA that of the tensors there. First step: until the bar of "
-            f"the fit appears, which is when the step begins; the command reads a tomogram of {sides['volume']}, "
-            "measures its noise, proves that the network is blind and scores it once before that.",
+            "Peak: the largest resident memory of a process that does nothing else, minus its memory with libraries "
+            "loaded and without network and data. On CUDA: the memory of the tensors. First step: the time until the "
+            "progress bar of the fit appears, when the first step begins. Before that the command reads a tomogram of "
+            f"{sides['volume']}, measures its noise, proves that the network is blind and scores it once.",
             *process_tables(results),
         ]
     if "cubes" in done:
         parts += [
             "### By size of the volume",
-            "The second network over random volumes through `HaloWindowInferer`; from some millions of voxels on "
-            "they are streamed, within a quarter of the memory. Peak as above, volume and result included. "
+            "The second network on random volumes through `HaloWindowInferer`. Volumes of more than some millions of "
+            "voxels are streamed within a quarter of the memory. Peak: as above, with volume and result. "
             "Repetitions end when their time is used up.",
             cube_table(results),
         ]
     parts += ["### Made with", made_with(units, settings), END]
-    return "\n\n".join(parts) + "\n"
+    return report.wrapped(parts)
 
 
 def made_with(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
@@ -1175,12 +1175,11 @@ def made_with(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section and the raw numbers, from what is in the work folder."""
     results = load_results(options.work)
-    options.docs.mkdir(exist_ok=True)
-    page = options.docs / "benchmarks.md"
+    page, data, _ = report.documents_of(options.docs)
     document = page.read_text(encoding="utf-8") if page.is_file() else ""
     section = speed_section(results, settings)
     page.write_text(report.replace_section(document, section, BEGIN, END), encoding="utf-8")
-    write_json({"settings": settings, "results": results}, options.docs / "benchmarks_speed.json")
+    write_json({"settings": settings, "results": results}, data / "benchmarks_speed.json")
     print(f"documents: {page}")
 
 

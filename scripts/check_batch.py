@@ -5,7 +5,7 @@
 
 One tomogram is corrupt, and one worker of Dask is killed when half of the others are done. Promised are results with
 the bits of single runs, one sentence for the corrupt one, and a second call that only tries the corrupt one again, or,
-with that one gone, does nothing in seconds. Writes its finding into ``docs/robustness.json`` and ends with 1 if a
+with that one gone, does nothing in seconds. Writes its finding into ``docs/data/robustness.json`` and ends with 1 if a
 promise is broken. Takes half a minute a tomogram. Linux and macOS.
 """
 

@@ -5,8 +5,8 @@
     scripts/check_faults.py memory --gib 8 --windows 4   # the same, with most of the network's work left out
     scripts/check_faults.py kills --count 20        # SIGKILL in fit and denoising, --resume each time
 
-Each writes its finding into ``docs/robustness.json`` and ends with 1 if a promise is broken. Takes minutes to hours
-and, for a tomogram of n GiB, 4 n GiB of disk in ``--work``. Linux and macOS.
+Each writes its finding into ``docs/data/robustness.json`` and ends with 1 if a promise is broken. Takes minutes to
+hours and, for a tomogram of n GiB, 4 n GiB of disk in ``--work``. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cryoshuffle.inference.mergers import JOURNAL
 from cryoshuffle.simulation.tilt_series import simulate
 
 ROOT = Path(__file__).resolve().parent.parent
-FINDINGS = ROOT / "docs" / "robustness.json"
+FINDINGS = ROOT / "docs" / "data" / "robustness.json"
 COMMAND = [sys.executable, "-m", "cryoshuffle", "denoise"]
 # The same program, which takes all windows for done once so many are, and says in a file how many that were.
 SOME_WINDOWS = """

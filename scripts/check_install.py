@@ -7,8 +7,8 @@
 
 Both are built once, the wheel from the sdist. In each environment the wheel is tried, with the first Python the sdist
 too: version, a simulated tomogram, a short run of all three stages, and whether its result opens. Writes what it found
-into ``docs/install.json`` and into the table of ``docs/howto_install.md``, ends with a line a Python, and with 1 if
-one failed. The default PyTorch of Linux takes about 7 GB of disk for as long as its environment is tried.
+into ``docs/data/install.json`` and into the table of ``docs/howto/install.md``, ends with a line a Python, and with 1
+if one failed. The default PyTorch of Linux takes about 7 GB of disk for as long as its environment is tried.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from bench_report import commit, machine
 from cryoshuffle.files.writing import write_json, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
-FINDINGS = ROOT / "docs" / "install.json"
-PAGE = ROOT / "docs" / "howto_install.md"
+FINDINGS = ROOT / "docs" / "data" / "install.json"
+PAGE = ROOT / "docs" / "howto" / "install.md"
 BEGIN, END = "<!-- install: begin, written by scripts/check_install.py -->\n", "<!-- install: end -->\n"
 PACKAGES = ("torch", "monai", "numpy")
 # In the environment itself, from a folder that is not the checkout.

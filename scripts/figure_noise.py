@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws docs/noise.png: how noise of reconstructions is correlated with its neighbours, and what whitening changes.
+"""Draws docs/pictures/noise.png: how the noise of reconstructions is correlated, and what whitening changes.
 
 Usage: scripts/figure_noise.py [OUT]
 """
@@ -69,4 +69,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "docs" / "noise.png")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "docs" / "pictures" / "noise.png")

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Draws docs/real_noise.png: the noise of a real cell next to the tilt axis, and what is made of it.
+"""Draws docs/pictures/real_noise.png: the noise of a real cell next to the tilt axis, and what is made of it.
 
 The even half of the tomogram of scripts/bench_real.py, which makes it. Power of what is fine along the tilt axis, by
 the distance from it: of the half, of half the difference of the halves, and of the noise as it is estimated from the
-even half alone, before and behind the steps of docs/method.md.
+even half alone, before and behind the steps of docs/explain/method.md.
 
 Usage: scripts/figure_real_noise.py WORK/erased [OUT]
 """
@@ -84,5 +84,7 @@ def main(folder: Path, out: Path) -> None:
 if __name__ == "__main__":
     main(
         Path(sys.argv[1]),
-        Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).parent.parent / "docs" / "real_noise.png",
+        Path(sys.argv[2])
+        if len(sys.argv) > 2
+        else Path(__file__).parent.parent / "docs" / "pictures" / "real_noise.png",
     )

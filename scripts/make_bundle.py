@@ -108,9 +108,11 @@ def broken_rules(bundle: Path) -> list[str]:
     found += [f"{one.relative_to(bundle)} has more than 25 MB" for one in large]
     personal = [one for one in bundle.rglob("*") if one.suffix in (".json", ".yaml") and "/home/" in one.read_text()]
     found += [f"{one.relative_to(bundle)} names a home folder" for one in personal]
-    for page in sorted((bundle / "docs").glob("*.md")):
+    for page in sorted((bundle / "docs").rglob("*.md")):
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-        found += [f"docs/{page.name} leads to {to}, not there" for to in links if not (page.parent / to).exists()]
+        found += [
+            f"{page.relative_to(bundle)} leads to {to}, not there" for to in links if not (page.parent / to).exists()
+        ]
     for name in ("monai_version", "pytorch_version", "numpy_version", "required_packages_version"):
         if not metadata.get(name):
             found.append(f"metadata says no {name}")

@@ -4,11 +4,11 @@
     scripts/plan_scaling.py --measure       # how often a run reads and writes, how fast that is; then the plan
     scripts/plan_scaling.py                 # the plan, from what was measured before
 
-The rates of fit and denoising are those of ``docs/benchmarks_quality.json`` and ``docs/benchmarks_speed.json``. What no
-script could measure is in ``ASSUMED``, by name. Each scenario is worked out in closed form and then given to Dask's own
-scheduler with as many workers as there are GPUs; only their clock is simulated. Writes ``docs/scaling.json`` and the
-tables of ``docs/scaling.md``. Takes a minute or two, and three times ``--mib`` of disk in ``--work``. ``--measure``
-needs Linux, which says what a process reads.
+The rates of fit and denoising are those of ``docs/data/benchmarks_quality.json`` and
+``docs/data/benchmarks_speed.json``. What no script could measure is in ``ASSUMED``, by name. Each scenario is worked
+out in closed form and then given to Dask's own scheduler with as many workers as there are GPUs; only their clock is
+simulated. Writes ``docs/data/scaling.json`` and the tables of ``docs/explain/scaling.md``. Takes a minute or two, and
+three times ``--mib`` of disk in ``--work``. ``--measure`` needs Linux, which says what a process reads.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from bench_report import commit, machine, replace_section
+from bench_report import commit, machine, replace_section, wrapped
 
 from cryoshuffle.commands.cli import main as cryoshuffle
 from cryoshuffle.files import scratch
@@ -439,7 +439,8 @@ def measure_rates(work: Path, mib: int) -> Json:
 def from_benchmarks() -> Json:
     """Seconds of a fit and of a start, and voxels a second, on two cores."""
     quality, speed = (
-        json.loads((DOCS / f"benchmarks_{name}.json").read_text(encoding="utf-8")) for name in ("quality", "speed")
+        json.loads((DOCS / "data" / f"benchmarks_{name}.json").read_text(encoding="utf-8"))
+        for name in ("quality", "speed")
     )
     runs = [r["seconds"] for r in quality["results"] if r["method"] == "auto" and r.get("seconds")]
     rows = [row for unit in speed["results"] for row in unit["rows"] if row.get("place") == "2 threads"]
@@ -462,7 +463,7 @@ def from_benchmarks() -> Json:
 
 def memory_of_a_run() -> Json | None:
     """The largest tomogram whose peak memory was measured."""
-    path = DOCS / "robustness.json"
+    path = DOCS / "data" / "robustness.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     found = [value for name, value in known.items() if name.startswith("memory")]
     return max(found, key=lambda one: one["tomogram_gib"], default=None)
@@ -557,8 +558,8 @@ def section(content: Json) -> str:
         "## Measured",
         _table(["what", "is", "from"], facts, 3),
         f"Counted and timed by `scripts/plan_scaling.py --measure`: {measured['machine']}, commit "
-        f"{measured['commit']}, threads {measured['threads']}, a volume of {measured['volume_gib']:g} GiB. What is "
-        f"read otherwise is read for checksums. The benchmarks: {known['machine']}, commits there.",
+        f"{measured['commit']}, threads {measured['threads']}, a volume of {measured['volume_gib']:g} GiB. All other "
+        f"reads are for checksums. The benchmarks: {known['machine']}, with their commits on their page.",
         "## Assumed",
         _table(
             ["is", "what"],
@@ -579,11 +580,10 @@ def section(content: Json) -> str:
             ],
             1,
         ),
-        f"Volumes on disk take {2 * gib:g} GiB of the node's own disk, and a run with a fit goes over them for "
-        f"{passes_gib:.0f} GiB in all. In the system's memory that is part of the seconds of the processor above. "
-        f"Where the node has no room for them there, each pass goes to the disk: {passes_gib / disk:.0f} s more a "
-        f"tomogram at the slower of the two rates above ({disk:.2f} GiB/s), so give each run {2 * gib:g} GiB beyond "
-        "its own memory, or a faster disk.",
+        f"Volumes on disk take {2 * gib:g} GiB of the node's own disk. A run with a fit moves {passes_gib:.0f} GiB "
+        "through them. If they fit into the system's memory, that time is part of the processor's seconds above. If "
+        f"not, each pass goes to the disk: {passes_gib / disk:.0f} s more for each tomogram at the slower of the two "
+        f"rates above ({disk:.2f} GiB/s). So give each run {2 * gib:g} GiB beyond its own memory, or a faster disk.",
         f"## {assumed['tomograms']} tomograms",
     ]
     for way in WAYS:
@@ -615,18 +615,17 @@ def section(content: Json) -> str:
     attempts = content["scenarios"][0]["attempts"]
     shortest = min(s["makespan_s"] * assumed["gpus"] / s["attempts"] for s in content["scenarios"])
     parts += [
-        "h, runs and h, file system: the closed form; neither can be beaten. Simulated: Dask's scheduler, client and "
-        f"{assumed['gpus']} workers, of which only the clock is not real. {attempts} attempts each, failed ones "
-        "included. Tomograms that are all alike stay in step, so that the file system rests while all compute: the "
-        "worst case.",
-        f"Scheduler, workers and client together took {real:.1f} ms of real time an attempt (median over the "
+        "h, runs and h, file system: lower bounds in closed form. h, simulated: Dask's scheduler, client and "
+        f"{assumed['gpus']} workers with a simulated clock. {attempts} attempts each, failed ones included. Equal "
+        "tomograms stay in step, so the file system rests while all workers compute: the worst case.",
+        f"Scheduler, workers and client together took {real:.1f} ms of real time per attempt (median over the "
         f"scenarios), {100 * real / 1000 / shortest:.3f} % of the shortest attempt: Dask is not the bottleneck. A "
-        f"worker was left idle while there was something to do {idled} times.",
+        f"worker was idle while work was waiting {idled} times.",
         f"Simulated on {content['machine']}, commit {content['commit']}, Dask {content['dask']}. Raw numbers: "
-        "[scaling.json](scaling.json).",
+        "[scaling.json](../data/scaling.json).",
         END,
     ]
-    return "\n\n".join(parts) + "\n"
+    return wrapped(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -638,7 +637,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mib", type=int, default=256, help="of the volume that is timed (default: 256)")
     parser.add_argument("--work", type=Path, help="folder for it (default: a temporary one)")
     options = parser.parse_args(arguments)
-    path = DOCS / "scaling.json"
+    path = DOCS / "data" / "scaling.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     measured = before.get("measured")
     if options.measure or measured is None:
@@ -658,7 +657,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": commit(ROOT),
     }
     write_json(content, path)
-    page = DOCS / "scaling.md"
+    page = DOCS / "explain" / "scaling.md"
     write_text(replace_section(page.read_text(encoding="utf-8"), section(content), BEGIN, END), page)
     return 0
 

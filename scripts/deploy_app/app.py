@@ -3,7 +3,7 @@
     python scripts/deploy_app/app.py -i FOLDER -o FOLDER -m model.pt
 
 Every MRC and NIfTI in the input is denoised to ``<name>_denoised`` of the same kind, float32. The model is a checkpoint
-of the package, or a folder with one in it. Packaging: ``docs/monai.md``.
+of the package, or a folder with one in it. Packaging: ``docs/howto/monai.md``.
 """
 
 from __future__ import annotations

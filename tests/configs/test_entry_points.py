@@ -1,4 +1,4 @@
-"""Every way into the bundle that docs/monai.md names, run as it stands there, in the released bundle's folder."""
+"""Every way into the bundle that docs/howto/monai.md names, run as it stands there, in the released bundle's folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ SMALL = ["--steps", "4", "--window", "[16,24,16]", "--quiet", "True"]
 
 
 def entry_points() -> list[tuple[str, str, str]]:
-    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8").split("## Every way in")[1].split("\n## ")[0]
+    text = (
+        (ROOT / "docs" / "howto" / "monai.md").read_text(encoding="utf-8").split("## Every way in")[1].split("\n## ")[0]
+    )
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
     ]
@@ -167,7 +169,7 @@ def test_a_pipeline_of_others_takes_the_bundle_in(bundle, tmp_path, monkeypatch)
 
     assert decoy_parts() == ["decoy, scripts", "decoy, bundle"]
     owners = [sys.modules["scripts.parts"], sys.modules["bundle.parts"]]
-    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "monai.md").read_text(encoding="utf-8")
     (bundle / "segment.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[-1])
     monkeypatch.chdir(bundle)
     monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "--config_file", "segment.yaml"])
@@ -268,7 +270,7 @@ def test_an_exported_network_is_the_same_and_still_blind(blind_network, tmp_path
     network = blind_network
     (tmp_path / "models").mkdir()
     save_whole({"model": network.state_dict(), "network_def": network.config()}, tmp_path / "models" / "model.pt")
-    text = (ROOT / "docs" / "monai.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "howto" / "monai.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0], "monai.md", "exec"), names)
@@ -313,7 +315,7 @@ def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
     (broken / "LICENSE").unlink()
     metadata = json.loads((broken / "configs" / "metadata.json").read_text())
     (broken / "configs" / "metadata.json").write_text(json.dumps({**metadata, "version": "9.9.9", "numpy_version": ""}))
-    (broken / "docs" / "benchmarks.md").unlink()
+    (broken / "docs" / "explain" / "benchmarks.md").unlink()
     with (broken / "large.bin").open("wb") as file:
         file.truncate(make_bundle.MOST_BYTES + 1)
     said = " ".join(make_bundle.broken_rules(broken))
@@ -322,6 +324,6 @@ def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
         "9.9.9 is not in the changelog",
         "large.bin has more",
         "no numpy_version",
-        "docs/README.md leads to benchmarks.md",
+        "docs/README.md leads to explain/benchmarks.md",
     ):
         assert words in said

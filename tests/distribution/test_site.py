@@ -49,7 +49,7 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
     for path in (tmp_path / "site").rglob("*.html"):
         pages[path] = Links()
         pages[path].feed(path.read_text(encoding="utf-8"))
-    assert {path.stem for path in pages} >= {path.stem for path in (ROOT / "docs").glob("*.md")}
+    assert {path.stem for path in pages} >= {path.stem for path in (ROOT / "docs").rglob("*.md")}
     for path, page in pages.items():
         for address in page.addresses:
             if re.match(r"[a-z]+:", address):
@@ -65,7 +65,7 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
     assert 'id="denoise"' in commands
     assert "--tilt-axis" in commands
 
-    with (project / "docs" / "trust.md").open("a") as page:
+    with (project / "docs" / "explain" / "trust.md").open("a") as page:
         page.write("\n[nowhere](not_there.md)\n")
     broken = build(project / "docs", tmp_path / "site")
     assert broken.returncode != 0
@@ -82,8 +82,8 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
     ],
 )
 def test_a_shell_completes_commands_options_and_choices(tmp_path, words, expected):
-    """By the way of docs/howto_install.md."""
-    page = (ROOT / "docs" / "howto_install.md").read_text(encoding="utf-8")
+    """By the way of docs/howto/install.md."""
+    page = (ROOT / "docs" / "howto" / "install.md").read_text(encoding="utf-8")
     shown = re.search(r"^(shtab .*) >.*$", page, flags=re.MULTILINE)
     environment = {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"}
     made = subprocess.run(shown[1], shell=True, capture_output=True, text=True, check=True, env=environment)

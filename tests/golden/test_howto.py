@@ -16,13 +16,17 @@ from phantoms import REAL_TOMOGRAM, small_tomogram, write_mrc
 from cryoshuffle.commands.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ["tutorial", *sorted(path.stem for path in (ROOT / "docs").glob("howto_*.md") if "```bash" in path.read_text())]
+COMMANDS = "```bash\ncryoshuffle "
+PAGES = [
+    "tutorial",
+    *sorted(f"howto/{p.stem}" for p in (ROOT / "docs/howto").glob("*.md") if COMMANDS in p.read_text()),
+]
 # Behind the words of a page: a fit of seconds.
 SHORT = ["--steps=4", "--window=16,24,16", "--no-refine", "--quiet"]
 # What SHORT leaves out, so that the first network can begin another fit.
 FULL = [option for option in SHORT if option != "--no-refine"]
 # The commands of the other pages are parsed by each run of the suite (test_documented_commands), run by the long one.
-ALWAYS = {"tutorial", "howto_batch"}
+ALWAYS = {"tutorial", "howto/batch"}
 HALVES = ("even", "odd")
 STAR = "data_global\n\nloop_\n_rlnTomoName #1\n_rlnTomoReconstructedTomogram #2\nTS_01 in.mrc\nTS_02 even.mrc\n"
 
@@ -48,14 +52,14 @@ def files(folder: Path, lines: Sequence[str], network: Path) -> None:
     ice[:, :24] = 1
     write_mrc(folder / "ice.mrc", ice)
     (folder / "tomograms.star").write_text(STAR)
-    for block in blocks("howto_batch", "yaml"):
+    for block in blocks("howto/batch", "yaml"):
         (folder / "slurm.yaml").write_text(block)
 
 
 def parts(page: str) -> list[list[str]]:
     """The commands of a page in pieces that need nothing of each other; most pages are one."""
     lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-    return [[line] for line in lines] if page == "howto_batch" else [lines]
+    return [[line] for line in lines] if page == "howto/batch" else [lines]
 
 
 @pytest.mark.parametrize(

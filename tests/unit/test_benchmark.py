@@ -94,7 +94,7 @@ def test_time_and_quality_are_shown_by_effort(report, tmp_path):
     report.save_effort_plot([], ["wbp"], tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
     section = report.quality_section(results, SETTINGS, ROWS, {}, {})
-    assert "](benchmark_effort.png)" in section
+    assert "](../pictures/benchmark_effort.png)" in section
     assert "benchmark_effort" not in report.quality_section([_result(0, "gaussian")], SETTINGS, ROWS, {}, {})
 
 
@@ -108,7 +108,7 @@ def test_only_the_section_between_the_markers_is_replaced(report):
     assert changed == page.replace(first.rstrip("\n"), second.rstrip("\n"))
     assert report.replace_section(changed, second) == changed
     assert "0.700" in changed
-    assert "](benchmark_wbp.png)" in changed
+    assert "](../pictures/benchmark_wbp.png)" in changed
     assert report.replace_section("", first).startswith("# Benchmarks\n\n" + report.BEGIN)
     with pytest.raises(ValueError, match="mend or remove"):
         report.replace_section(report.END + report.BEGIN, first)
@@ -130,19 +130,19 @@ def test_a_benchmark_is_run_resumed_and_reported_without_peers(quality, tmp_path
     arguments += ["--work", str(tmp_path / "work"), "--docs", str(tmp_path)]
     quality.main(arguments)
     assert "tv: not run: no --peers given" in capsys.readouterr().out
-    written = json.loads((tmp_path / "benchmarks_quality.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "data" / "benchmarks_quality.json").read_text(encoding="utf-8"))
     noisy, gaussian = ([r for r in written["results"] if r["method"] == m] for m in ("noisy", "gaussian"))
     assert [r["seed"] for r in noisy] == [0, 1]
     assert all(g["scores"]["correlation"] > n["scores"]["correlation"] for g, n in zip(gaussian, noisy, strict=True))
-    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    page = (tmp_path / "explain" / "benchmarks.md").read_text(encoding="utf-8")
     assert "not run: no --peers given" in page
     assert str(tmp_path) not in page + json.dumps(written)
 
     quality.main(arguments)
     assert "noisy" not in capsys.readouterr().out
-    (tmp_path / "benchmarks.md").unlink()
+    (tmp_path / "explain" / "benchmarks.md").unlink()
     quality.main([*arguments, "--report-only"])
-    assert (tmp_path / "benchmarks.md").read_text(encoding="utf-8") == page
+    assert (tmp_path / "explain" / "benchmarks.md").read_text(encoding="utf-8") == page
     with pytest.raises(SystemExit, match="was begun with steps None"):
         quality.main([*arguments, "--steps", "7"])
 

@@ -12,7 +12,13 @@ from cryoshuffle.commands.cli import build_parser
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 OTHERS = {"--nthreads", "--nv"}
-PAGES = ["tutorial", "faq", "trust", *sorted(path.stem for path in DOCS.glob("howto_*.md"))]
+PAGES = [
+    "../README",
+    "tutorial",
+    "faq",
+    "explain/trust",
+    *sorted(f"howto/{path.stem}" for path in DOCS.glob("howto/*.md")),
+]
 
 
 def _options() -> set[str]:
@@ -29,6 +35,6 @@ def test_the_commands_of_a_page_are_understood(page):
     shown = [line for block in blocks for line in block.splitlines() if line.startswith("cryoshuffle ")]
     named = re.findall(r"`cryoshuffle [a-z]+ [^`]+`", text)
     for line in (*shown, *(words.strip("`") for words in named)):
-        build_parser().parse_args(shlex.split(line)[1:])
+        build_parser().parse_args(shlex.split(line, comments=True)[1:])
     for option in re.findall(r"`(--[a-z-]+)[ `]", text):
         assert option in _options() | OTHERS, option

@@ -100,17 +100,17 @@ def test_a_session_is_taken_up_where_it_was_left(many, tmp_path, capsys):
     arguments += ["--work", str(tmp_path / "work"), "--docs", str(tmp_path)]
     many.main(arguments)
     assert "wbp_1, noisy: CC" in capsys.readouterr().out
-    written = json.loads((tmp_path / "benchmarks_many.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "data" / "benchmarks_many.json").read_text(encoding="utf-8"))
     one, two = (r["scores"]["correlation"] for r in written["results"])
     assert one > two, "half the SNR"
-    page = (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    page = (tmp_path / "explain" / "benchmarks.md").read_text(encoding="utf-8")
     assert str(tmp_path) not in page + json.dumps(written)
     many.main([*arguments, "--ways", "noisy,gaussian"])
     said = capsys.readouterr().out
     assert "noisy" not in said
     assert "wbp_0, gaussian: CC" in said
     many.main([*arguments, "--report-only"])
-    assert "Gaussian" in (tmp_path / "benchmarks.md").read_text(encoding="utf-8")
+    assert "Gaussian" in (tmp_path / "explain" / "benchmarks.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="was begun with few 60"):
         many.main([*arguments, "--few", "7"])
     for wrong, sentence in ((["--ways", "none"], "there is no way 'none'"), (["--fitted", "3"], "--fitted is 3")):

@@ -58,10 +58,10 @@ def test_the_bottleneck_is_what_helps_most(plan):
 
 def test_the_page_says_what_the_numbers_say(plan):
     """Its tables are those of the numbers beside it, and each scenario names a bottleneck that its numbers have."""
-    content = json.loads((ROOT / "docs" / "scaling.json").read_text(encoding="utf-8"))
-    assert plan.section(content) in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    content = json.loads((ROOT / "docs" / "data" / "scaling.json").read_text(encoding="utf-8"))
+    assert plan.section(content) in (ROOT / "docs" / "explain" / "scaling.md").read_text(encoding="utf-8")
     content["scenarios"][0]["makespan_s"] *= 2
-    assert plan.section(content) not in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert plan.section(content) not in (ROOT / "docs" / "explain" / "scaling.md").read_text(encoding="utf-8")
     for scenario in content["scenarios"][1:]:
         site = plan.Site(content["assumed"]["gpus"], scenario["shared_gib_per_s"], content["assumed"]["link_gib_per_s"])
         job = plan.Job(**scenario["job"])

@@ -131,7 +131,8 @@ def test_all_parts_are_measured_resumed_and_reported(speed, tmp_path, capsys):
     """Other sections stay, what is finished is not measured again, what could not be is told, without paths."""
     report = sys.modules["bench_report"]
     quality = f"{report.BEGIN}\n\n## Quality\n\ngood\n\n{report.END}\n"
-    page = tmp_path / "benchmarks.md"
+    page = tmp_path / "explain" / "benchmarks.md"
+    page.parent.mkdir()
     page.write_text(f"# Benchmarks\n\n{quality}", encoding="utf-8")
     arguments = [*TINY, "--work", str(tmp_path / "work"), "--docs", str(tmp_path), "--threads", "1,4096"]
     speed.main(arguments)
@@ -142,7 +143,7 @@ def test_all_parts_are_measured_resumed_and_reported(speed, tmp_path, capsys):
     text = page.read_text(encoding="utf-8")
     assert quality in text
     assert "4096 threads asked for" in text
-    written = json.loads((tmp_path / "benchmarks_speed.json").read_text(encoding="utf-8"))
+    written = json.loads((tmp_path / "data" / "benchmarks_speed.json").read_text(encoding="utf-8"))
     assert str(tmp_path) not in text + json.dumps(written)
     assert str(ROOT) not in text + json.dumps(written)
     rows = [row for unit in written["results"] for row in unit.get("rows", ())]

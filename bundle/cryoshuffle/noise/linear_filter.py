@@ -173,8 +173,8 @@ def shape_for(blind_set: BlindSet) -> Widths:
 
     A blind plane tells the tilt axis. Along it every tilt image has all detail, and back-projection strengthens no
     noise: the filter is narrowest. Along the beam, Z, the missing wedge leaves the least: there it is twice as wide,
-    between them in between. Measured on simulated and real tomograms (``docs/method.md``); a family with three widths
-    to choose lets the smallest error of the spectrum choose, and ends worse. Without a tilt axis all are equal.
+    between them in between. Measured on simulated and real tomograms (``docs/explain/method.md``); a family with three
+    widths to choose lets the smallest error of the spectrum choose, and ends worse. Without a tilt axis all are equal.
 
     Args:
         blind_set: the tomogram's.
