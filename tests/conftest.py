@@ -92,12 +92,13 @@ def wheel(make_once) -> Path:
 
 @pytest.fixture
 def load_script(monkeypatch):
-    """Imports a program of ``scripts/`` by its name; the next test begins without it, and what it imported there."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    """Imports a program of ``scripts/``, as ``"bench.speed"``; the next test begins without it and its imports."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    modules = [path.relative_to(SCRIPTS).with_suffix("").parts for path in SCRIPTS.rglob("*.py")]
     # Set first: what is removed without that would not be removed again behind the test.
-    for path in SCRIPTS.glob("*.py"):
-        monkeypatch.setitem(sys.modules, path.stem, None)
-        del sys.modules[path.stem]
+    for name in {".".join(parts[:length]) for parts in modules for length in range(1, len(parts) + 1)}:
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     return importlib.import_module
 
 

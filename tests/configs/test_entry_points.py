@@ -63,7 +63,7 @@ def bundle(make_once, tmp_path_factory) -> Path:
             shutil.copy(ROOT / "LICENSE", checkout)
             write_tiny_configs(checkout / "configs", start="$@bundle_root + '/cryoshuffle/start.pt'")
             shutil.copy(TINY_START, checkout / "bundle" / "cryoshuffle" / "start.pt")
-        command = [sys.executable, str(checkout / "scripts" / "make_bundle.py"), str(folder / "dist")]
+        command = [sys.executable, str(checkout / "scripts" / "bundle" / "make_bundle.py"), str(folder / "dist")]
         made = subprocess.run(command, capture_output=True, text=True)
         assert made.returncode == 0, made.stderr
 
@@ -303,11 +303,9 @@ def test_monai_loads_the_network_of_a_release_from_any_folder(bundle, tmp_path, 
         assert not torch.equal(other["stem.weight"], weights["stem.weight"])
 
 
-def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch):
+def test_a_broken_rule_of_the_zoo_is_named(bundle, tmp_path, monkeypatch, load_script):
     """Without a licence, with a file that is too large, with another version, with a link to what is not there."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import make_bundle
-
+    make_bundle = load_script("bundle.make_bundle")
     monkeypatch.setattr(make_bundle, "_monai", lambda *arguments: None)
     broken = tmp_path / "broken"
     shutil.copytree(bundle, broken)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture
 def script(load_script):
     """The check as a module."""
-    return load_script("check_install")
+    return load_script("check.install")
 
 
 def test_the_page_shows_what_was_found(script):

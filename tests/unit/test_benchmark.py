@@ -23,12 +23,12 @@ ROWS = [("gaussian", "Gaussian", "the truth"), ("auto", "ours", ""), ("topaz", "
 
 @pytest.fixture
 def report(load_script):
-    return load_script("bench_report")
+    return load_script("bench.report")
 
 
 @pytest.fixture
 def quality(load_script):
-    return load_script("bench_quality")
+    return load_script("bench.quality")
 
 
 def _result(seed, method="auto", case="wbp", correlation=0.5, seconds=20.0, **more):
@@ -149,7 +149,7 @@ def test_a_benchmark_is_run_resumed_and_reported_without_peers(quality, tmp_path
 
 def test_a_program_that_fails_or_hangs_gives_a_reason_without_paths(quality, tmp_path):
     """The last error it names; what takes too long is ended."""
-    methods = sys.modules["bench_methods"]
+    methods = sys.modules["bench.methods"]
     job = methods.Job(tmp_path, 0, 8, 8, 0.5, "cpu", tmp_path)
     with pytest.raises(methods.NotRunError, match=r"^takes more than 0\.00833333 min$"):
         methods.call(["sleep", "60"], tmp_path / "log", job)
@@ -162,7 +162,7 @@ def test_a_program_that_fails_or_hangs_gives_a_reason_without_paths(quality, tmp
 
 def test_the_network_on_the_halves_is_the_same_for_the_same_seed(quality):
     """It trains on volumes smaller than its window, and gives a volume of their shape."""
-    methods = sys.modules["bench_methods"]
+    methods = sys.modules["bench.methods"]
     even, odd = torch.randn(2, 16, 20, 24, generator=torch.Generator().manual_seed(0))
     one, two = (methods.train_on_halves(even, odd, steps=2, seed=3) for _ in range(2))
     assert one.shape == even.shape

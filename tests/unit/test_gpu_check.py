@@ -12,7 +12,7 @@ from phantoms import CONFIGS
 
 @pytest.fixture
 def check_gpu(load_script):
-    return load_script("check_gpu")
+    return load_script("check.gpu")
 
 
 @pytest.mark.nightly

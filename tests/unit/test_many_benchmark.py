@@ -17,7 +17,7 @@ SETTINGS = {
 
 @pytest.fixture
 def many(load_script):
-    return load_script("bench_many")
+    return load_script("bench.many")
 
 
 def _result(way, tomogram, correlation, steps=0, seconds=1.0, case="wbp"):
@@ -65,7 +65,7 @@ def test_only_what_is_complete_is_compared(many):
 
 def test_the_section_stands_beside_the_others(many):
     """Machine, commit and version are named once; the rest of the page stays; a session without results is left out."""
-    report = sys.modules["bench_report"]
+    report = sys.modules["bench.report"]
     section = many.many_section(RESULTS[:-1], SETTINGS)
     page = report.replace_section("# Benchmarks\n\n## Speed\n", section, many.BEGIN, many.END)
     assert page.startswith("# Benchmarks\n\n## Speed\n")

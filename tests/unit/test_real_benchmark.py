@@ -9,7 +9,7 @@ from scipy import ndimage
 
 @pytest.fixture
 def real(load_script):
-    return load_script("bench_real")
+    return load_script("bench.real")
 
 
 @pytest.fixture

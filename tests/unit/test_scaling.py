@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture
 def plan(load_script):
-    return load_script("plan_scaling")
+    return load_script("bench.scaling")
 
 
 @pytest.mark.parametrize(("gpus", "tomograms", "nth"), [(1, 3, 0), (3, 12, 0), (3, 11, 0), (3, 12, 4)])

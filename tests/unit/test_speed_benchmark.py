@@ -24,7 +24,7 @@ FACTORS = (2, (1, 2, 2))
 
 @pytest.fixture
 def speed(load_script):
-    return load_script("bench_speed")
+    return load_script("bench.speed")
 
 
 def _both(speed, lattice, formulation="dilated", channels=(4, 6, 8)):
@@ -129,7 +129,7 @@ def test_each_convolution_of_the_body_is_found_as_often_as_it_is_there(speed):
 @pytest.mark.nightly
 def test_all_parts_are_measured_resumed_and_reported(speed, tmp_path, capsys):
     """Other sections stay, what is finished is not measured again, what could not be is told, without paths."""
-    report = sys.modules["bench_report"]
+    report = sys.modules["bench.report"]
     quality = f"{report.BEGIN}\n\n## Quality\n\ngood\n\n{report.END}\n"
     page = tmp_path / "explain" / "benchmarks.md"
     page.parent.mkdir()
@@ -174,7 +174,7 @@ class _Steady:
 @pytest.fixture
 def beside(speed, monkeypatch, tmp_path):
     """A bench whose peers are there and take known times: 5 s, half a second a step, 10 s a patch."""
-    methods, shape = sys.modules["bench_methods"], (128, 16, 100)
+    methods, shape = sys.modules["bench.methods"], (128, 16, 100)
     calls = []
 
     def call(command, log, job):
@@ -231,7 +231,7 @@ def test_a_peer_that_counts_otherwise_is_told_and_tried_again(speed, beside, mon
 
 def test_a_process_that_ends_is_a_reason(speed, monkeypatch, tmp_path):
     """A worker that dies, and a program that ends before it says what it was started for."""
-    methods = sys.modules["bench_methods"]
+    methods = sys.modules["bench.methods"]
     failing = [sys.executable, "-c", "import sys; sys.exit('OSError: no /some/where/file')"]
     with pytest.raises(methods.NotRunError, match=r"^OSError: no file$"):
         speed.until_said(failing, b"fitting:")
@@ -264,7 +264,7 @@ def test_what_does_not_exist_is_refused(speed, capsys):
 
 def test_a_profile_shares_out_the_time_of_a_step(load_script, capsys):
     """Each operation has one kind, the kinds add up to all; a device that is not there is one sentence."""
-    script = load_script("profile_step")
+    script = load_script("bench.profile_step")
     named = {"aten::mkldnn_convolution": "convolutions", "aten::native_layer_norm": "layer normalisation"}
     named |= {"aten::copy_": "copies and changes of layout", "aten::mul": "element by element", "aten::rand": "other"}
     assert {name: script.kind_of(name) for name in named} == named

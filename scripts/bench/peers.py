@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs one peer on one tomogram, through the peer's public interface; ``bench_quality.py`` starts it.
+"""Runs one peer on one tomogram, through the peer's public interface; ``quality.py`` starts it.
 
-It runs in the virtual environment of the peer (``bench_peers_setup`` makes them), so it imports numpy, mrcfile and
+It runs in the virtual environment of the peer (``peers_setup`` makes them), so it imports numpy, mrcfile and
 that peer, nothing of cryoshuffle. All files are MRC. The tomogram is expected standardised: mean 0, deviation 1.
 
-    DIR/classic/bin/python scripts/bench_peers.py tv --tomogram in.mrc --output out.mrc --strength 2
+    DIR/classic/bin/python scripts/bench/peers.py tv --tomogram in.mrc --output out.mrc --strength 2
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Shows where the time of a training step, or of inference, goes: by kind of operation, and the dearest operations.
 
-    scripts/profile_step.py                                  # a step of the second stage, as the defaults have it
-    scripts/profile_step.py --network blind --threads 1      # of the first stage, on one core
-    scripts/profile_step.py --task window --shape 96,96,96   # inference of one window
-    scripts/profile_step.py --trace trace.json               # also a timeline, for chrome://tracing or ui.perfetto.dev
-    scripts/profile_step.py --compile                        # instead: whether torch.compile wins, warm-up included
+    scripts/bench/profile_step.py                                  # a step of the second stage, as the defaults have it
+    scripts/bench/profile_step.py --network blind --threads 1      # of the first stage, on one core
+    scripts/bench/profile_step.py --task window --shape 96,96,96   # inference of one window
+    scripts/bench/profile_step.py --trace trace.json               # also a timeline, for chrome://tracing
+    scripts/bench/profile_step.py --compile                        # instead: whether torch.compile wins, with warm-up
 
 Leave the machine alone while it runs. The preparation of a batch (window, recorruption, mirroring) is timed by itself
 and given as a share of the step it is for.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,7 +24,17 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_speed import (
+from torch.profiler import ProfilerActivity, profile
+
+from cryoshuffle.devices import choose_device
+from cryoshuffle.errors import SettingError
+from cryoshuffle.fit.recorruption import RandRecorruptd
+from cryoshuffle.fit.transforms import RandLatticeFlipd, RandLatticeWindowd
+from cryoshuffle.memory import keep_memory
+from cryoshuffle.noise.spectrum import GRID
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.speed import (
     CONFIG,
     LATTICES,
     MEMORY,
@@ -36,14 +47,6 @@ from bench_speed import (
     table,
     timed,
 )
-from torch.profiler import ProfilerActivity, profile
-
-from cryoshuffle.devices import choose_device
-from cryoshuffle.errors import SettingError
-from cryoshuffle.fit.recorruption import RandRecorruptd
-from cryoshuffle.fit.transforms import RandLatticeFlipd, RandLatticeWindowd
-from cryoshuffle.memory import keep_memory
-from cryoshuffle.noise.spectrum import GRID
 
 # The first that matches the name of an operation counts.
 KINDS = {

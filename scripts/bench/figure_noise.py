@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws docs/pictures/noise.png: how the noise of reconstructions is correlated, and what whitening changes.
 
-Usage: scripts/figure_noise.py [OUT]
+Usage: scripts/bench/figure_noise.py [OUT]
 """
 
 from __future__ import annotations
@@ -69,4 +69,8 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "docs" / "pictures" / "noise.png")
+    main(
+        Path(sys.argv[1])
+        if len(sys.argv) > 1
+        else Path(__file__).resolve().parents[2] / "docs" / "pictures" / "noise.png"
+    )

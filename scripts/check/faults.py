@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Runs what no test has the time for: a tomogram larger than the memory, and kills at random moments.
 
-    scripts/check_faults.py memory --gib 2          # peak memory of a whole run on a tomogram of so many GiB
-    scripts/check_faults.py memory --gib 8 --windows 4   # the same, with most of the network's work left out
-    scripts/check_faults.py kills --count 20        # SIGKILL in fit and denoising, --resume each time
+    scripts/check/faults.py memory --gib 2          # peak memory of a whole run on a tomogram of so many GiB
+    scripts/check/faults.py memory --gib 8 --windows 4   # the same, with most of the network's work left out
+    scripts/check/faults.py kills --count 20        # SIGKILL in fit and denoising, --resume each time
 
 Each writes its finding into ``docs/data/robustness.json`` and ends with 1 if a promise is broken. Takes minutes to
 hours and, for a tomogram of n GiB, 4 n GiB of disk in ``--work``. Linux and macOS.
@@ -25,21 +25,24 @@ from typing import Any
 
 import mrcfile
 import numpy as np
-from bench_report import commit, machine
 
 from cryoshuffle.files import scratch
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.inference.mergers import JOURNAL
 from cryoshuffle.simulation.tilt_series import simulate
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.report import commit, machine
+
+ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "docs" / "data" / "robustness.json"
 COMMAND = [sys.executable, "-m", "cryoshuffle", "denoise"]
 # The same program, which takes all windows for done once so many are, and says in a file how many that were.
 SOME_WINDOWS = """
 import json, sys
 from pathlib import Path
-from cryoshuffle import cli, mergers
+from cryoshuffle.commands import cli
+from cryoshuffle.inference import mergers
 count, said = int(sys.argv.pop(1)), Path(sys.argv.pop(1))
 is_done, finalize, left_out = mergers.WindowMerger.is_done, mergers.WindowMerger.finalize, []
 def enough(self, box):

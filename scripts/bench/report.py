@@ -1,4 +1,4 @@
-"""The documents of ``bench_quality.py``: a section of Markdown, the raw numbers as JSON, and pictures.
+"""The documents of ``quality.py``: a section of Markdown, the raw numbers as JSON, and pictures.
 
 Everything is made from plain results, so that documents can be written again without running anything. A result is
 a dictionary with ``case``, ``seed``, ``method`` and either ``scores`` and ``seconds`` or the ``reason`` it was not run.
@@ -26,7 +26,7 @@ from PIL import Image, ImageDraw
 
 from cryoshuffle.files.writing import write_json
 
-BEGIN, END = "<!-- quality: begin, written by scripts/bench_quality.py -->", "<!-- quality: end -->"
+BEGIN, END = "<!-- quality: begin, written by scripts/bench/quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000
 _SIDE, _MARGIN, _TITLE = 192, 8, 16
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
@@ -262,8 +262,8 @@ def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         "device": settings["device"],
         "commit": _listed(r.get("commit", "") for r in results),
         "versions": _listed(r.get("version", "") for r in results),
-        "command": f"`scripts/bench_quality.py{steps} --peer-steps {settings['peer_steps']}"
-        " --peers DIR --ablation`, after `scripts/bench_peers_setup DIR`",
+        "command": f"`scripts/bench/quality.py{steps} --peer-steps {settings['peer_steps']}"
+        " --peers DIR --ablation`, after `scripts/bench/peers_setup DIR`",
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measures denoising quality on simulated tomograms whose truth is known, beside classical and learnt peers.
 
-    scripts/bench_peers_setup /tmp/peers                           # once; each peer is optional
-    scripts/bench_quality.py --peers /tmp/peers --ablation         # hours; stop and start again as you like
-    scripts/bench_quality.py --cases wbp --methods auto,blind      # a piece of it
-    scripts/bench_quality.py --report-only                         # the documents from what is there
+    scripts/bench/peers_setup /tmp/peers                           # once; each peer is optional
+    scripts/bench/quality.py --peers /tmp/peers --ablation         # hours; stop and start again as you like
+    scripts/bench/quality.py --cases wbp --methods auto,blind      # a piece of it
+    scripts/bench/quality.py --report-only                         # the documents from what is there
 
 What is finished stays in ``--work`` and is not run again; what failed is. The documents are written after each case:
 section "Quality" of ``docs/explain/benchmarks.md``, ``docs/data/benchmarks_quality.json``,
@@ -17,20 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import bench_methods as methods
-import bench_report as report
-from bench_methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Outcome
-
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.scores.evaluation import evaluate
 from cryoshuffle.simulation.tilt_series import CASES as SIMULATED
 from cryoshuffle.simulation.tilt_series import save_simulation, simulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import methods, report
+from bench.methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Outcome
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
 COARSE = "insitu20"
@@ -210,7 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer-steps", type=int, default=600, help="of Noise2Void and cryoCARE (default: 600)")
     parser.add_argument("--cap-minutes", type=float, default=30, help="longest run of a program (default: 30)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for all methods (default: cpu)")
-    parser.add_argument("--peers", type=Path, help="folder of the peers' environments, of scripts/bench_peers_setup")
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments, of scripts/bench/peers_setup")
     parser.add_argument("--work", type=Path, default=ROOT / "run" / "quality", help="keeps volumes and results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the documents")
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": options.device,
     }
     # How long a program may take changes no number.
-    report.check_settings(options.work, settings, "bench_quality", free=("cap_minutes",))
+    report.check_settings(options.work, settings, "quality", free=("cap_minutes",))
     for case in (name for name in CASES if name in options.cases):
         for seed in options.seeds:
             folder = options.work / f"{case}_{seed}"

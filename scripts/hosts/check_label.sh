@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Starts the real MONAI Label server with our app and the released bundle, asks it for volumes over HTTP, and compares
 # them with what `cryoshuffle apply` writes. Builds an environment of its own, some GB, once. Ends with 0 and one line.
-#   scripts/check_label.sh [FOLDER]     (default: .check/label)
+#   scripts/hosts/check_label.sh [FOLDER]     (default: .check/label)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 work="$(realpath -m "${1:-.check/label}")"
 port="${PORT:-8124}"
 mkdir -p "$work"
@@ -41,8 +41,8 @@ fi
 
 rm -rf "$work/app" "$work/studies" "$work/results"
 mkdir -p "$work/studies" "$work/results"
-cp -r scripts/label_app "$work/app"
-.venv/bin/python scripts/make_bundle.py "$work/dist" >"$work/bundle.log"
+cp -r scripts/hosts/label_app "$work/app"
+.venv/bin/python scripts/bundle/make_bundle.py "$work/dist" >"$work/bundle.log"
 mkdir "$work/app/model"
 cp -r "$work"/dist/cryoshuffle-*/ "$work/app/model/cryoshuffle"
 cp tests/data/cylindra_13pf_MT.mrc "$work/studies/tomogram.mrc"

@@ -1,6 +1,6 @@
 """A MONAI Deploy application: reads tomograms, denoises each with a network that was fitted before, writes them.
 
-    python scripts/deploy_app/app.py -i FOLDER -o FOLDER -m model.pt
+    python scripts/hosts/deploy_app/app.py -i FOLDER -o FOLDER -m model.pt
 
 Every MRC and NIfTI in the input is denoised to ``<name>_denoised`` of the same kind, float32. The model is a checkpoint
 of the package, or a folder with one in it. Packaging: ``docs/howto/monai.md``.

@@ -2,7 +2,7 @@
 
 Two models: ``cryoshuffle`` applies the network of the bundle in ``model/cryoshuffle``; ``cryoshuffle_fit`` fits to the
 volume first, in as many minutes as are asked for. MRC files come back as MRC with their header. Started by
-``scripts/check_label.sh``; ``docs/howto/monai.md`` says how to use it from 3D Slicer.
+``scripts/hosts/check_label.sh``; ``docs/howto/monai.md`` says how to use it from 3D Slicer.
 """
 
 from __future__ import annotations

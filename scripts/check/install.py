@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Installs wheel and sdist as a user would, in a fresh environment for each Python, and denoises with them.
 
-    scripts/check_install.py python3.10 python3.13          # each with the newest packages that pip finds
-    scripts/check_install.py --minimum python3.10           # the oldest that pyproject.toml allows
-    scripts/check_install.py --pin torch==2.13.0 python3.12
+    scripts/check/install.py python3.10 python3.13          # each with the newest packages that pip finds
+    scripts/check/install.py --minimum python3.10           # the oldest that pyproject.toml allows
+    scripts/check/install.py --pin torch==2.13.0 python3.12
 
 Both are built once, the wheel from the sdist. In each environment the wheel is tried, with the first Python the sdist
 too: version, a simulated tomogram, a short run of all three stages, and whether its result opens. Writes what it found
@@ -25,14 +25,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_report import commit, machine
-
 from cryoshuffle.files.writing import write_json, write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.report import commit, machine
+
+ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "docs" / "data" / "install.json"
 PAGE = ROOT / "docs" / "howto" / "install.md"
-BEGIN, END = "<!-- install: begin, written by scripts/check_install.py -->\n", "<!-- install: end -->\n"
+BEGIN, END = "<!-- install: begin, written by scripts/check/install.py -->\n", "<!-- install: end -->\n"
 PACKAGES = ("torch", "monai", "numpy")
 # In the environment itself, from a folder that is not the checkout.
 OPEN = """
@@ -151,7 +152,7 @@ def table(findings: Mapping[str, Mapping[str, Any]]) -> str:
     if not findings:
         return ""
     places = dict.fromkeys(f"{found['machine']}, commit {found['commit']}" for found in findings.values())
-    head = "Tried by `scripts/check_install.py` on " + "; ".join(places) + ":\n"
+    head = "Tried by `scripts/check/install.py` on " + "; ".join(places) + ":\n"
     rows = [head, "| Python | PyTorch | MONAI | NumPy | packages | installed from | |", "| --- " * 7 + "|"]
     for found in findings.values():
         versions = [str(found.get(name, "")) for name in ("python", *PACKAGES)]

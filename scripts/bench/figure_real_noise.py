@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Draws docs/pictures/real_noise.png: the noise of a real cell next to the tilt axis, and what is made of it.
 
-The even half of the tomogram of scripts/bench_real.py, which makes it. Power of what is fine along the tilt axis, by
+The even half of the tomogram of scripts/bench/real.py, which makes it. Power of what is fine along the tilt axis, by
 the distance from it: of the half, of half the difference of the halves, and of the noise as it is estimated from the
 even half alone, before and behind the steps of docs/explain/method.md.
 
-Usage: scripts/figure_real_noise.py WORK/erased [OUT]
+Usage: scripts/bench/figure_real_noise.py WORK/erased [OUT]
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import sys
 from pathlib import Path
 
 import torch
-from bench_real import read
 from PIL import Image, ImageDraw
 
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.noise import spectrum as recorruption
 from cryoshuffle.noise.spectrum import GRID, noise_spectrum, smooth_spectrum
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.real import read
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 620, 360, 60, 50, 20
 FARTHEST, FINE, TILTED = 0.3, 0.3, 50.0
@@ -86,5 +88,5 @@ if __name__ == "__main__":
         Path(sys.argv[1]),
         Path(sys.argv[2])
         if len(sys.argv) > 2
-        else Path(__file__).parent.parent / "docs" / "pictures" / "real_noise.png",
+        else Path(__file__).resolve().parents[2] / "docs" / "pictures" / "real_noise.png",
     )

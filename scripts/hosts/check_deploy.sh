@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs our MONAI Deploy application with the real SDK on an MRC and a NIfTI, and compares what it writes with
 # `cryoshuffle apply`. Builds an environment of its own, some GB, once; needs no GPU. Ends with 0 and one line.
-#   scripts/check_deploy.sh [FOLDER]     (default: .check/deploy)
+#   scripts/hosts/check_deploy.sh [FOLDER]     (default: .check/deploy)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 work="$(realpath -m "${1:-.check/deploy}")"
 mkdir -p "$work"
 ./scripts/setup
@@ -28,7 +28,7 @@ cp tests/data/cylindra_13pf_MT.mrc "$work/in/tomogram.mrc"
 .venv/bin/cryoshuffle apply "$model" "$work/in/tomogram.mrc" "$work/in/volume.nii.gz" --quiet >>"$work/apply.log"
 .venv/bin/cryoshuffle apply "$model" "$work/in/volume.nii.gz" "$work/expected/nifti.nii.gz" --quiet >>"$work/apply.log"
 rm -rf "$work"/in/*_run
-"$work/venv/bin/python" scripts/deploy_app/app.py -i "$work/in" -o "$work/out" -m "$model" >"$work/app.log" 2>&1 ||
+"$work/venv/bin/python" scripts/hosts/deploy_app/app.py -i "$work/in" -o "$work/out" -m "$model" >"$work/app.log" 2>&1 ||
     { echo "check_deploy: the application failed, see $work/app.log" >&2; exit 1; }
 .venv/bin/python - "$work" <<'PY'
 import io

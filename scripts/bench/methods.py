@@ -1,4 +1,4 @@
-"""The methods that ``bench_quality.py`` compares: what each is told, and how each is run on one tomogram.
+"""The methods that ``quality.py`` compares: what each is told, and how each is run on one tomogram.
 
 Every program runs in a process of its own with MRC files in and out; its wall time is that of the whole command.
 """
@@ -33,7 +33,7 @@ from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.scores.metrics import correlation
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 48
 GRADIENT_NORM = 0.3
 # Of our network on the halves: as many as a best effort has behind the blind network.
@@ -294,7 +294,7 @@ def _run_peer(method: Method, job: Job) -> Outcome:
     reason = ""
     for strength in method.grid or (None,):
         result = job.folder / f"{method.key}_{strength}.mrc"
-        command = [str(python), str(ROOT / "scripts" / "bench_peers.py"), method.key, "--output", str(result)]
+        command = [str(python), str(Path(__file__).with_name("peers.py")), method.key, "--output", str(result)]
         command += [f"--{name}={job.folder / name}.mrc" for name in ("tomogram", "even", "odd")]
         command += ["--steps", str(job.peer_steps), "--seed", str(job.seed)]
         command += ["--gpu", "-1" if job.device == "cpu" else "0"]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measures when one network will do for many tomograms: one for all, one for each, or one that each begins with.
 
-    scripts/bench_many.py                                  # most of an hour; stop and start again as you like
-    scripts/bench_many.py --cases wbp --ways fast,shared   # a piece of it
-    scripts/bench_many.py --report-only                    # the documents from what is there
+    scripts/bench/many.py                                  # most of an hour; stop and start again as you like
+    scripts/bench/many.py --cases wbp --ways fast,shared   # a piece of it
+    scripts/bench/many.py --report-only                    # the documents from what is there
 
 The tomograms of a session are simulated: of one case, each with a phantom and noise of its own. A network is fitted to
 the first ``--fitted`` of them. What is finished stays in ``--work`` and is not run again. The documents are section
@@ -22,16 +22,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import bench_methods as methods
-import bench_report as report
-from bench_methods import ROOT, Job, NotRunError, Outcome
-from bench_quality import BY_KEY, SNR, own_versions, prepare, score
-from bench_speed import table
-
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.inference.checkpoints import load_plain
 
-BEGIN, END = "<!-- many: begin, written by scripts/bench_many.py -->", "<!-- many: end -->"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import methods, report
+from bench.methods import ROOT, Job, NotRunError, Outcome
+from bench.quality import BY_KEY, SNR, own_versions, prepare, score
+from bench.speed import table
+
+BEGIN, END = "<!-- many: begin, written by scripts/bench/many.py -->", "<!-- many: end -->"
 # One thread: the time of the processor is then the time on a machine that does nothing else.
 COMMAND = ["env", "OMP_NUM_THREADS=1", sys.executable, "-m", "cryoshuffle"]
 # In options: the network of the session, that of another session, and the number of steps of a short fit.
@@ -135,7 +135,7 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     facts = {
         name: "; ".join(sorted({r[name] for r in results if r.get(name)})) for name in ("machine", "commit", "version")
     }
-    facts["command"] = "`scripts/bench_many.py`"
+    facts["command"] = "`scripts/bench/many.py`"
     return report.wrapped([*parts, "### Made with", "\n".join(f"- {n}: {f}" for n, f in facts.items()), END])
 
 
@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: getattr(options, name) for name in ("cases", "shape", "ratios", "fitted", "window", "steps", "few")
     }
     settings["snr"] = {case: SNR[case] for case in options.cases}
-    report.check_settings(options.work, settings, "bench_many")
+    report.check_settings(options.work, settings, "many")
     sessions = {case: Session(case, settings, options.work) for case in options.cases}
     try:
         for case in options.only or options.cases:
@@ -364,7 +364,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for number in range(len(options.ratios)):
                     sessions[case].measure(way, number, nets)
     except NotRunError as error:
-        sys.exit(f"bench_many: {error}")
+        sys.exit(f"many: {error}")
     write_documents(options, settings)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A plan on paper: a thousand large tomograms on 16 GPUs, from what was measured on a CPU, run by Dask's scheduler.
 
-    scripts/plan_scaling.py --measure       # how often a run reads and writes, how fast that is; then the plan
-    scripts/plan_scaling.py                 # the plan, from what was measured before
+    scripts/bench/scaling.py --measure       # how often a run reads and writes, how fast that is; then the plan
+    scripts/bench/scaling.py                 # the plan, from what was measured before
 
 The rates of fit and denoising are those of ``docs/data/benchmarks_quality.json`` and
 ``docs/data/benchmarks_speed.json``. What no script could measure is in ``ASSUMED``, by name. Each scenario is worked
@@ -34,7 +34,6 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from bench_report import commit, machine, replace_section, wrapped
 
 from cryoshuffle.commands.cli import main as cryoshuffle
 from cryoshuffle.files import scratch
@@ -44,9 +43,12 @@ from cryoshuffle.files.reading import load_tomogram
 from cryoshuffle.files.writing import SETTLED_S, checksum, write_json, write_text
 from cryoshuffle.memory import limit_memory
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.report import commit, machine, replace_section, wrapped
+
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-BEGIN, END = "<!-- plan: begin, written by scripts/plan_scaling.py -->", "<!-- plan: end -->"
+BEGIN, END = "<!-- plan: begin, written by scripts/bench/scaling.py -->", "<!-- plan: end -->"
 GIB = 2**30
 ASSUMED = {
     "tomograms": 1000,
@@ -557,7 +559,7 @@ def section(content: Json) -> str:
         BEGIN,
         "## Measured",
         _table(["what", "is", "from"], facts, 3),
-        f"Counted and timed by `scripts/plan_scaling.py --measure`: {measured['machine']}, commit "
+        f"Counted and timed by `scripts/bench/scaling.py --measure`: {measured['machine']}, commit "
         f"{measured['commit']}, threads {measured['threads']}, a volume of {measured['volume_gib']:g} GiB. All other "
         f"reads are for checksums. The benchmarks: {known['machine']}, with their commits on their page.",
         "## Assumed",

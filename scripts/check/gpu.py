@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs and times the program on a GPU: quality beside the CPU's, precisions, speed, memory, two runs at once.
 
-    scripts/check_gpu.py --out gpu                          # all of it, at most 8 minutes
-    scripts/check_gpu.py --out cpu --reference ref --device cpu --steps denoise     # results to compare with
-    scripts/check_gpu.py --out gpu --reference ref          # on the GPU, beside those
-    scripts/check_gpu.py --out small --device cpu --small   # every branch, in a few minutes without a GPU
+    scripts/check/gpu.py --out gpu                          # all of it, at most 8 minutes
+    scripts/check/gpu.py --out cpu --reference ref --device cpu --steps denoise     # results to compare with
+    scripts/check/gpu.py --out gpu --reference ref          # on the GPU, beside those
+    scripts/check/gpu.py --out small --device cpu --small   # every branch, in a few minutes without a GPU
 
 Steps, in order of worth: laws, denoise, profile, training, inference, quality, precision, beside. After each of their
 parts ``gpu.json`` and ``gpu.log`` in ``--out`` are written anew, so a run that is cut off keeps what it has. A step for
@@ -34,10 +34,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_methods import read
-from bench_quality import SNR, prepare
-from bench_report import commit
-from bench_speed import CONFIG, Subject, build_network, make_work, peak_mib, timed, training_step
 from monai.transforms import Compose
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -56,7 +52,13 @@ from cryoshuffle.noise.linear_filter import WIENER_REACH
 from cryoshuffle.noise.spectrum import GRID
 from cryoshuffle.scores.metrics import correlation
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.methods import read
+from bench.quality import SNR, prepare
+from bench.report import commit
+from bench.speed import CONFIG, Subject, build_network, make_work, peak_mib, timed, training_step
+
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE, SMALL_SHAPE = (80, 144, 144), (24, 40, 40)
 SHIPPED = ROOT / "tests" / "data" / "cylindra_13pf_MT.mrc"
 VOLUMES = ((256, 256, 256), (512, 512, 512), (300, 1024, 1024))

@@ -5,7 +5,7 @@ The tilt series (41 images of 10 Å pixels, ±60°, CC0) travels in the source d
 
     pip download --no-deps --no-binary :all: warpylib==1.1.2 && tar xzf warpylib-1.1.2.tar.gz
     pip install -e ".[bench]"
-    scripts/bench_real.py warpylib-1.1.2/testdata --work work
+    scripts/bench/real.py warpylib-1.1.2/testdata --work work
 
 Makes the tomogram (20 Å voxels, tilt axis y) and its halves, of every other tilt. Denoises the even half and scores it
 against the raw odd half, which has noise of its own: correlation, whole and in bands (differences of Gaussians).
@@ -30,16 +30,18 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
-from bench_report import documents_of, machine, replace_section, save_panel, wrapped
 from scipy import ndimage
 
 from cryoshuffle.noise.linear_filter import convolve, wiener_kernel
 from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
 from cryoshuffle.simulation.tilt_series import reconstruct
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench.report import documents_of, machine, replace_section, save_panel, wrapped
+
+ROOT = Path(__file__).resolve().parents[2]
 SERIES = "00254"
-BEGIN = "<!-- real: begin, written by scripts/bench_real.py -->"
+BEGIN = "<!-- real: begin, written by scripts/bench/real.py -->"
 END = "<!-- real: end -->"
 PICTURE = "benchmark_cell.png"
 PIXEL_ANGSTROM = 10.0
@@ -221,7 +223,7 @@ def section(findings: Mapping[str, Any]) -> str:
         "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
         "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
         "correlation (CC), over all detail and in four bands, fine to coarse. The rows with hindsight know both",
-        "halves. By `scripts/bench_real.py`.",
+        "halves. By `scripts/bench/real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
         lines += [

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Denoises many small tomograms as one batch while things go wrong, and each of them alone for comparison.
 
-    scripts/check_batch.py --count 24 --workers 2
+    scripts/check/batch.py --count 24 --workers 2
 
 One tomogram is corrupt, and one worker of Dask is killed when half of the others are done. Promised are results with
 the bits of single runs, one sentence for the corrupt one, and a second call that only tries the corrupt one again, or,
@@ -24,9 +24,11 @@ from typing import Any
 import mrcfile
 import numpy as np
 import psutil
-from check_faults import write_finding
 
 from cryoshuffle.simulation.tilt_series import simulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from check.faults import write_finding
 
 PROGRAM = [sys.executable, "-m", "cryoshuffle"]
 # The blind network alone: what the result is then does not depend on how much the filter gets.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Writes the bundle as MONAI's programs take it: one folder, and a zip of it, that need no installation.
 
-    scripts/make_bundle.py dist                     # dist/cryoshuffle-0.1.0/ and dist/cryoshuffle-0.1.0.zip
-    scripts/make_bundle.py dist --network run/model.pt
+    scripts/bundle/make_bundle.py dist                     # dist/cryoshuffle-0.1.0/ and dist/cryoshuffle-0.1.0.zip
+    scripts/bundle/make_bundle.py dist --network run/model.pt
 
 In it: LICENSE, configs, docs, models (``model.pt``, ``model.ts``) and the package ``cryoshuffle`` itself, beside them,
 where MONAI's programs look. The model is the starting network, trained on simulations, or one that was fitted. Then
@@ -28,7 +28,7 @@ from monai.bundle import load
 from cryoshuffle.files.writing import save_whole
 from cryoshuffle.inference.checkpoints import load_plain, weights_first
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 25 * 2**20
 
 

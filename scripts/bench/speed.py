@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Measures how fast fit and inference are and what memory they take, beside the paper's formulation and peers.
 
-    scripts/bench_peers_setup /tmp/peers                      # once; the peers are optional
-    scripts/bench_speed.py --peers /tmp/peers                 # hours; stop and start again as you like
-    scripts/bench_speed.py --parts rates,paper --threads 2    # a piece of it
-    scripts/bench_speed.py --report-only                      # the documents from what is there
+    scripts/bench/peers_setup /tmp/peers                      # once; the peers are optional
+    scripts/bench/speed.py --peers /tmp/peers                 # hours; stop and start again as you like
+    scripts/bench/speed.py --parts rates,paper --threads 2    # a piece of it
+    scripts/bench/speed.py --report-only                      # the documents from what is there
 
 Parts: ``rates`` (voxels/s by network, precision, memory format and threads), ``paper`` (beside the dilated
 formulation), ``peers`` (beside Noise2Void and Topaz), ``matmul`` (share of what the machine can do), ``process``
@@ -40,13 +40,8 @@ from statistics import median
 from types import TracebackType
 from typing import IO, Any
 
-import bench_methods as methods
-import bench_peers as peers
-import bench_report as report
 import torch
 import torch.nn.functional as F
-from bench_methods import ROOT, Job, NotRunError
-from bench_quality import SNR, own_versions, prepare
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from torch import Tensor, nn
@@ -70,7 +65,12 @@ from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.memory import keep_memory
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 
-BEGIN, END = "<!-- speed: begin, written by scripts/bench_speed.py -->", "<!-- speed: end -->"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bench import methods, peers, report
+from bench.methods import ROOT, Job, NotRunError
+from bench.quality import SNR, own_versions, prepare
+
+BEGIN, END = "<!-- speed: begin, written by scripts/bench/speed.py -->", "<!-- speed: end -->"
 PARTS = ("rates", "paper", "peers", "matmul", "process", "cubes")
 CONFIG = json.loads((ROOT / "configs" / "train.json").read_text(encoding="utf-8"))
 MOMENTUM = next(h["momentum"] for h in CONFIG["train"]["handlers"] if h["_target_"].endswith("AveragedWeights"))
@@ -90,7 +90,7 @@ MEMORY = {"contiguous": torch.contiguous_format, "channels_last_3d": torch.chann
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TASKS = {"training": "Training", "window": "Inference, one window", "volume": "Inference, a volume"}
 SMALLEST_CUBE, WARM_SIDE = 64, 128
-# Of the peers, as they come or as ``bench_peers.py`` sets them up.
+# Of the peers, as they come or as ``peers.py`` sets them up.
 TOPAZ_PATCH, N2V_VALIDATION, SMALLEST_PATCH = 96, 2, 8
 # What a config that cannot run on a device raises.
 CANNOT = (RuntimeError, TypeError, ValueError, MemoryError)
@@ -621,7 +621,12 @@ def run_peer(bench: Bench, key: str, place: Place, tomogram: Path, *more: str) -
     """
     method = next(m for m in methods.METHODS if m.key == key)
     told = [f"{name}={value}" for name, value in environment(place.threads).items()]
-    command = ["env", *told, str(methods.peer_python(method, bench.peers)), str(ROOT / "scripts" / "bench_peers.py")]
+    command = [
+        "env",
+        *told,
+        str(methods.peer_python(method, bench.peers)),
+        str(ROOT / "scripts" / "bench" / "peers.py"),
+    ]
     command += [key, "--tomogram", str(tomogram), "--output", str(tomogram.parent / f"{key}.mrc"), *more]
     command += ["--gpu", "-1" if place.device == "cpu" else "0"]
     job = Job(tomogram.parent, 0, 0, 0, 60 * bench.cap_minutes, place.device, bench.peers)
@@ -638,7 +643,7 @@ def check_peer(bench: Bench, key: str) -> str:
 
 
 def noise2void_epoch(shape: Sequence[int]) -> tuple[int, int]:
-    """Steps and voxels of an epoch of Noise2Void as ``bench_peers.py`` sets it up.
+    """Steps and voxels of an epoch of Noise2Void as ``peers.py`` sets it up.
 
     An epoch has as many patches as would fill the volume, less those of the validation; its last batch may be smaller.
 
@@ -1167,7 +1172,7 @@ def made_with(units: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -
         "places": ", ".join(settings["places"]) + ("" if gpus else "; neither CUDA nor MPS was there, or asked for"),
         "commit": listed("commit"),
         "versions": listed("version"),
-        "command": "`scripts/bench_speed.py --peers DIR`, after `scripts/bench_peers_setup DIR`",
+        "command": "`scripts/bench/speed.py --peers DIR`, after `scripts/bench/peers_setup DIR`",
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 
@@ -1234,7 +1239,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--largest", type=_count, default=512, help="side of the largest cube, voxels (default: 512)")
     parser.add_argument("--peer-epochs", type=_count, default=3, help="of Noise2Void, behind one (default: 3)")
     parser.add_argument("--cap-minutes", type=float, default=30, help="longest run of a peer (default: 30)")
-    parser.add_argument("--peers", type=Path, help="folder of the peers' environments, of scripts/bench_peers_setup")
+    parser.add_argument("--peers", type=Path, help="folder of the peers' environments, of scripts/bench/peers_setup")
     parser.add_argument("--work", type=Path, default=ROOT / "run" / "speed", help="keeps what is finished")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     parser.add_argument("--report-only", action="store_true", help="measure nothing, write the documents")
@@ -1274,7 +1279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kept = ("repeats", "process_repeats", "least_seconds", "matmul", "peer_epochs", "precisions")
     sides = {name: list(getattr(options, name)) for name in ("window", "inference_window", "volume")}
     settings = {**{name: getattr(options, name) for name in kept}, **sides, "places": [p.name for p in places]}
-    report.check_settings(options.work, settings, "bench_speed")
+    report.check_settings(options.work, settings, "speed")
     (options.work / "results").mkdir(exist_ok=True)
     used = {**settings, **{name: tuple(side) for name, side in sides.items()}}
     with contextlib.ExitStack() as stack:
