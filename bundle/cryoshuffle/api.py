@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
-import mrcfile
-import nibabel
 import numpy as np
+import torch
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from torch import Tensor
@@ -22,8 +21,8 @@ from typing_extensions import TypedDict, Unpack
 from cryoshuffle.commands.cli import build_parser
 from cryoshuffle.commands.runs import as_words, run_denoise
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
-from cryoshuffle.files.mrc import AXIS_CODES
-from cryoshuffle.files.reading import load_tomogram, refuse_masked, tells_axes
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
+from cryoshuffle.files.volumes import AXIS_CODES, affine_of, refuse_masked, tells_axes
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -205,17 +204,14 @@ def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:
         return Path(volume)
     if tells_axes(volume):
         # A NIfTI keeps which way the axes run, for what goes with it.
-        path = path.with_suffix(".nii")
-        image = nibabel.Nifti1Image(_as_zyx(volume), volume.affine.cpu().numpy())
-        image.header.set_xyzt_units("mm")
-        nibabel.save(image, path)
-        return path
-    with warnings.catch_warnings(), mrcfile.new(path) as mrc:
+        path, affine = path.with_suffix(".nii"), volume.affine.cpu().numpy()
+    else:
+        affine = affine_of([voxel_size] * 3, [0.0] * 3)
+    image = MetaTensor(torch.from_numpy(_as_array(volume))[None], affine=torch.from_numpy(affine))
+    with warnings.catch_warnings():
         # Of statistics with voxels that are no numbers; those are told by the run.
         warnings.simplefilter("ignore")
-        mrc.set_data(_as_zyx(volume))
-        mrc.set_volume()
-        mrc.voxel_size = voxel_size
+        save_tomogram(image, path, is_result=False)
     return path
 
 
@@ -226,8 +222,8 @@ def _sides(shape: Sequence[int]) -> Sequence[int]:
     return shape[:-1] if len(shape) == 4 and shape[-1] == 1 else shape
 
 
-def _as_zyx(volume: Any) -> np.ndarray:
-    """What was given as an array (Z, Y, X), float32."""
+def _as_array(volume: Any) -> np.ndarray:
+    """What was given as an array without its channel, float32."""
     refuse_masked(volume)
     if not hasattr(volume, "__array__"):
         raise InputError(

@@ -37,9 +37,8 @@ import torch
 
 from cryoshuffle.commands.cli import main as cryoshuffle
 from cryoshuffle.files import scratch
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.intensity import StandardiseIntensity
-from cryoshuffle.files.mrc import MrcWriter
-from cryoshuffle.files.reading import load_tomogram
 from cryoshuffle.files.writing import SETTLED_S, checksum, write_json, write_text
 from cryoshuffle.memory import limit_memory
 
@@ -418,11 +417,7 @@ def measure_rates(work: Path, mib: int) -> Json:
     image = timed("load", lambda: standardise(load_tomogram(source, folder=work)))
 
     def write_result() -> None:
-        writer = MrcWriter()
-        restored = standardise.inverse(image)
-        writer.set_data_array(restored)
-        writer.set_metadata(restored.meta)
-        writer.write(copy)
+        save_tomogram(standardise.inverse(image), copy)
 
     timed("finish", write_result)
     timed("checksum", lambda: checksum(source))

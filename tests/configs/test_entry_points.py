@@ -26,7 +26,7 @@ from phantoms import small_tomogram
 from sizes import FULL, TINY_START, write_tiny_configs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.writing import save_whole
 from cryoshuffle.inference.checkpoints import load_network
 

@@ -10,22 +10,19 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation, SaveImage
+from monai.transforms import Orientation
 from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import InputError
-from cryoshuffle.files.reading import load_tomogram
-from cryoshuffle.files.writing import ExactPath, checksum, image_suffix, image_writer
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
+from cryoshuffle.files.writing import checksum
 from cryoshuffle.inference.transform import Denoise, Denoised
 
 
 def copy_as(tomogram: Path, path: Path) -> Path:
     """The same voxels in another kind of file."""
-    SaveImage(
-        writer=image_writer(path), output_ext=image_suffix(path), folder_layout=ExactPath(path), resample=False,
-        print_log=False,
-    )(load_tomogram(tomogram))  # fmt: skip
+    save_tomogram(load_tomogram(tomogram), path)
     return path
 
 
@@ -62,10 +59,7 @@ def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
     affine = torch.diag(torch.tensor([-2.0, -2.0, 3.0, 1.0], dtype=torch.float64))
     values = torch.from_numpy(np.random.default_rng(0).normal(100, 10, (1, 36, 40, 24)).astype(np.float32))
     source, out, residual = (tmp_path / name for name in ("in.nii.gz", "out.mrc", "residual.nii.gz"))
-    SaveImage(
-        writer=image_writer(source), output_ext=".nii.gz", folder_layout=ExactPath(source), resample=False,
-        print_log=False,
-    )(MetaTensor(values, affine=affine))  # fmt: skip
+    save_tomogram(MetaTensor(values, affine=affine), source)
     command = ["apply", str(checkpoint), str(source), str(out), "--quiet", "--dtype", "int16"]
     assert main([*command, "--residual", str(residual)]) == 0
     given, left = (load_tomogram(path, axcodes=None) for path in (source, residual))

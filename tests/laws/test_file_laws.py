@@ -17,18 +17,16 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.transforms import LoadImage, LoadImaged, SaveImage, SaveImaged
+from monai.transforms import LoadImage, LoadImaged, SaveImaged
 from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 from sizes import FULL
 
-import cryoshuffle.files.mrc
 from cryoshuffle.errors import FileError, InputError, UserError
 from cryoshuffle.files import scratch
 from cryoshuffle.files import writing as outputs
+from cryoshuffle.files.formats import load_tomogram, register_formats, save_tomogram, tomogram_shape
 from cryoshuffle.files.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
-from cryoshuffle.files.reading import load_tomogram, tomogram_shape
-from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
 DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
@@ -153,10 +151,7 @@ def test_a_nifti_becomes_mrc_with_its_axes_in_place(tmp_path):
     nibabel.save(nibabel.Nifti1Image(volume, affine), tmp_path / "in.nii.gz")
     image = LoadImage(ensure_channel_first=True)(tmp_path / "in.nii.gz")
     out = tmp_path / "out.mrc"
-    SaveImage(
-        writer=image_writer(out), output_ext=image_suffix(out), folder_layout=ExactPath(out), resample=False,
-        print_log=False,
-    )(image)  # fmt: skip
+    save_tomogram(image, out)
     with mrcfile.open(out) as mrc:
         assert np.array_equal(mrc.data, volume.transpose(2, 1, 0))
         assert voxel_size_zyx(mrc.header) == (3.5, 2.5, 1.5)
@@ -244,7 +239,7 @@ def test_registering_twice_changes_nothing():
     from monai.data.image_writer import resolve_writer
 
     before = tuple(resolve_writer("mrc"))
-    cryoshuffle.files.mrc.register_mrc()
+    register_formats()
     assert next(iter(resolve_writer("mrc"))) is MrcWriter
     assert before[0] is MrcWriter
 

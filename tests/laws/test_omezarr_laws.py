@@ -12,17 +12,25 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, LoadImaged, SaveImage, SaveImaged
+from monai.transforms import LoadImage, LoadImaged, SaveImaged
 from phantoms import write_mrc
 
 from cryoshuffle import memory
 from cryoshuffle.commands.preflight import check_output
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import omezarr, scratch
-from cryoshuffle.files.mrc import volume_meta
-from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter, is_zarr_name, open_zarr
-from cryoshuffle.files.reading import TomogramReader, load_tomogram, tomogram_shape
-from cryoshuffle.files.writing import ExactPath, check_new_file, checksum, image_suffix, image_writer
+from cryoshuffle.files.formats import (
+    TomogramReader,
+    check_new_tomogram,
+    find_format,
+    image_suffix,
+    load_tomogram,
+    save_tomogram,
+    tomogram_shape,
+)
+from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter, open_zarr
+from cryoshuffle.files.volumes import volume_meta
+from cryoshuffle.files.writing import checksum
 
 zarr: Any = pytest.importorskip("zarr")
 AXES = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
@@ -50,11 +58,8 @@ def noise(shape: tuple[int, ...] = (20, 33, 47)) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def save(image: MetaTensor, path: Path, dtype: Any = np.float32) -> Path:
-    SaveImage(
-        writer=image_writer(path), output_ext=image_suffix(path), folder_layout=ExactPath(path), resample=False,
-        output_dtype=dtype, print_log=False,
-    )(image)  # fmt: skip
+def save(image: MetaTensor, path: Path, dtype: str = "float32") -> Path:
+    save_tomogram(image, path, dtype)
     return path
 
 
@@ -304,15 +309,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert checksum(path) != before
     assert [one.name for one in tmp_path.iterdir()] == ["out.zarr"]
     with pytest.raises(FileError, match="exists already"):
-        check_new_file(path, folder=True)
-    check_new_file(path, overwrite=True, folder=True)
+        check_new_tomogram(path)
+    check_new_tomogram(path, overwrite=True)
     (tmp_path / "mine.zarr").mkdir()
-    with pytest.raises(FileError, match="is a folder, but no Zarr"):
-        check_new_file(tmp_path / "mine.zarr", overwrite=True, folder=True)
+    with pytest.raises(FileError, match="is a folder, but no OME-Zarr"):
+        check_new_tomogram(tmp_path / "mine.zarr", overwrite=True)
     for tomogram in (path, path / "0"):
         with pytest.raises(FileError, match="is the input itself"):
             check_output(str(path), str(tomogram), overwrite=True)
     with pytest.raises(InputError, match="unknown kind of file"):
         check_output(str(path / "0"), str(path))
-    assert is_zarr_name(f"{path}/")
+    assert find_format(f"{path}/").name == "OME-Zarr"
     assert image_suffix(f"{path}/") == ".zarr"

@@ -11,9 +11,9 @@ from phantoms import REAL_TOMOGRAM, write_mrc
 
 from cryoshuffle.commands.preflight import check_mask
 from cryoshuffle.errors import InputError
+from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import BLOCK, MARGIN, mask_region, mask_weights
-from cryoshuffle.files.reading import load_tomogram
 from cryoshuffle.fit.sampling import FitRegiond, HeldOutSlab, draw_by_worth, robust_weights
 from cryoshuffle.fit.transforms import CropHeldOutd, RandLatticeWindowd
 from cryoshuffle.noise.volumes import load_volume

@@ -26,6 +26,7 @@ from cryoshuffle.files import scratch
 from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.mrc import MrcReader
 from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.writing import partial_path
 from cryoshuffle.fit.transforms import RandLatticeWindow
 from cryoshuffle.inference import inferers
 from cryoshuffle.inference.inferers import HaloWindowInferer
@@ -193,6 +194,7 @@ def test_a_picture_of_a_volume_on_disk_does_not_bring_all_of_it_into_memory(tmp_
 
 def test_files_vanish_with_their_tensors(tmp_path, little):
     """Room on the disk is given back when nothing refers to a volume any more."""
+    gc.collect()
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
     known = len(scratch._maps)
     volumes = [torch.from_numpy(scratch.empty_volume((64, 64, 64), tmp_path)) for _ in range(3)]
@@ -355,12 +357,12 @@ def test_monais_patch_inferer_can_use_the_merger(net):
 def test_partial_files_of_dead_processes_are_removed(tmp_path):
     """Those of living ones, and of other machines and files, are not."""
     path = tmp_path / "out.mrc"
-    own = scratch.partial_path(path)
+    own = partial_path(path)
     dead = own.with_name(own.name.replace(str(os.getpid()), str(2**22 - 1)))
     other = own.with_name(own.name.replace(f".{os.getpid()}.", f".elsewhere.{2**22 - 1}."))
     for name in (own, dead, other):
         name.touch()
-    assert scratch.partial_path(path) == own
+    assert partial_path(path) == own
     assert own.exists()
     assert other.exists()
     assert not dead.exists()

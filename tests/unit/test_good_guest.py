@@ -28,7 +28,7 @@ from cryoshuffle.commands.runs import as_words
 from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.intensity import StandardiseIntensity, StandardiseIntensityd
-from cryoshuffle.files.reading import refuse_masked, tells_axes
+from cryoshuffle.files.volumes import refuse_masked, tells_axes
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.fit.transforms import RandLatticeFlip, RandLatticeFlipd, RandLatticeWindow, RandLatticeWindowd
 from cryoshuffle.inference.checkpoints import load_weights

@@ -32,7 +32,7 @@ from cryoshuffle import devices, memory
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.preflight import check_output
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, UserError, plainly
-from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.fit.data import WindowDataset, image_paths
 from cryoshuffle.fit.handlers import GracefulStop
 from cryoshuffle.host import is_terminal, undisturbed, unheard, while_running

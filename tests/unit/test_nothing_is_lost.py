@@ -20,14 +20,14 @@ from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import read_list, write_star
 from cryoshuffle.commands.preflight import check_dtype, check_inputs, check_output, check_single
 from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files.formats import is_ours, load_tomogram
 from cryoshuffle.files.masks import load_mask, mask_weights
 from cryoshuffle.files.mrc import MrcWriter
+from cryoshuffle.files.nifti import NiftiWriter
 from cryoshuffle.files.omezarr import OmeZarrWriter, open_zarr
-from cryoshuffle.files.reading import load_tomogram
-from cryoshuffle.files.writing import WholeNiftiWriter, is_ours
 
 VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
-WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": WholeNiftiWriter, "a.nii.gz": WholeNiftiWriter}
+WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": NiftiWriter, "a.nii.gz": NiftiWriter}
 
 
 def write(writer, path, volume=VOLUME, **options):

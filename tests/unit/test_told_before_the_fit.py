@@ -23,12 +23,12 @@ from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import read_list
 from cryoshuffle.commands.preflight import check_halves, check_inputs
 from cryoshuffle.errors import FileError, InputError, SettingError, UserError, tell_last
+from cryoshuffle.files.formats import is_ours, load_tomogram, save_tomogram
 from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import load_mask, mask_weights
-from cryoshuffle.files.mrc import MrcWriter, read_affine, read_shape, refuse_no_file
+from cryoshuffle.files.mrc import read_header
 from cryoshuffle.files.nifti import in_unit, length_unit
-from cryoshuffle.files.reading import load_beside, load_tomogram
-from cryoshuffle.files.writing import image_writer, is_ours
+from cryoshuffle.files.volumes import refuse_no_file
 from cryoshuffle.fit.sampling import FitRegiond
 from cryoshuffle.noise.volumes import load_halves
 from cryoshuffle.scores.evaluation import evaluate_files
@@ -96,7 +96,7 @@ def test_one_axis_alone_is_told_and_a_crop_is_the_same(tmp_path, raw):
     affine = np.diag([10.0, -10.0, 10.0, 1.0])
     nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(VOLUME.T), affine), tmp_path / "half.nii")
     with pytest.warns(UserWarning, match=": y runs against"):
-        image = load_beside(tmp_path / "half.nii", raw, largest=12)
+        image = load_tomogram(tmp_path / "half.nii", largest=12, beside=raw)
     assert np.array_equal(image.numpy()[0], VOLUME)
 
 
@@ -138,7 +138,7 @@ def test_the_noise_in_an_empty_region_is_that_of_the_region(tmp_path, capsys):
 
 def test_the_affine_of_an_mrc_is_told_by_its_header(tmp_path, raw):
     """As the reader has it."""
-    assert np.array_equal(read_affine(raw), np.asarray(load_tomogram(raw, axcodes=None).affine))
+    assert np.array_equal(read_header(raw).affine, np.asarray(load_tomogram(raw, axcodes=None).affine))
 
 
 def cut(path):
@@ -229,10 +229,7 @@ def copies(monkeypatch):
 
     def run(options):
         given.append({name: value and load_tomogram(value) for name, value in vars(options).items() if name in files})
-        writer = MrcWriter()
-        writer.set_data_array(given[-1]["input"])
-        writer.set_metadata(given[-1]["input"].meta)
-        writer.write(options.output)
+        save_tomogram(given[-1]["input"], options.output)
 
     files = {"input", "mask", "even", "odd", "empty"}
     monkeypatch.setattr(api, "run_denoise", run)
@@ -417,10 +414,7 @@ def test_units_of_nifti_convert_and_come_back(tmp_path, caplog, unit, size, angs
     assert volume.pixdim.tolist() == pytest.approx([angstrom] * 3)
     assert volume.affine[:3, 3].tolist() == pytest.approx([origin * angstrom] * 3)
     for name in ("out.mrc", "out.nii.gz"):
-        writer = image_writer(name)()
-        writer.set_data_array(volume, channel_dim=0)
-        writer.set_metadata(volume.meta, resample=False)
-        writer.write(str(tmp_path / name))
+        save_tomogram(volume, tmp_path / name)
         again = load_tomogram(tmp_path / name)
         assert np.array_equal(again.numpy(), volume.numpy())
         assert np.allclose(again.affine, volume.affine, rtol=1e-6)
@@ -434,10 +428,7 @@ def test_units_of_nifti_convert_and_come_back(tmp_path, caplog, unit, size, angs
 def test_a_result_of_an_mrc_is_a_nifti_of_millimetres(tmp_path, raw):
     """Number by number, as ITK and 3D Slicer have it, and so it is read again."""
     volume = load_tomogram(raw)
-    writer = image_writer("out.nii")()
-    writer.set_data_array(volume, channel_dim=0)
-    writer.set_metadata(volume.meta, resample=False)
-    writer.write(str(tmp_path / "out.nii"))
+    save_tomogram(volume, tmp_path / "out.nii")
     header = nibabel.load(tmp_path / "out.nii").header
     assert header.get_xyzt_units()[0] == "mm"
     assert header.get_zooms() == (10.0, 10.0, 10.0)
@@ -470,7 +461,7 @@ def test_a_packed_file_whose_header_cannot_be_is_refused_without_unpacking_it(tm
     content[place : place + 4] = value.to_bytes(4, "little", signed=True)
     (tmp_path / "in.mrc.gz").write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(InputError, match=r"in\.mrc\.gz: is not"):
-        read_shape(tmp_path / "in.mrc.gz", permissive)
+        read_header(tmp_path / "in.mrc.gz", permissive)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

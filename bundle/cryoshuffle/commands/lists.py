@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.files.omezarr import is_zarr_name
-from cryoshuffle.files.writing import SUFFIXES
+from cryoshuffle.files.formats import find_format, split_suffix
+from cryoshuffle.files.writing import written_whole
 
 _STAR_TOMOGRAM = "rlnTomoReconstructedTomogram"
 _STAR_HALVES = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
@@ -47,13 +47,16 @@ class Item:
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
         path = Path(self.tomogram)
-        # A Zarr is a folder; its metadata is written last.
-        files = [path] if path.is_file() else [one for n in (".zattrs", "zarr.json") if (one := path / n).is_file()]
+        known = find_format(path)
+        # Of a folder the file that is written last.
+        files = [path, *(path / mark for mark in (known.marks if known else ()))]
+        files = [one for one in files if one.is_file()][:1]
         return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
 
-def _suffix(path: str) -> str:
-    return next((s for s in sorted(SUFFIXES, key=len, reverse=True) if path.lower().endswith(s)), "")
+def _is_volume_folder(path: Path) -> bool:
+    known = find_format(path)
+    return known is not None and known.is_folder
 
 
 def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[Item]:
@@ -83,10 +86,10 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
         (_absolute(path), name, _absolute(even), _absolute(odd)) for path, name, even, odd in found
     ):
         assert path is not None
-        stem = name or Path(path).name[: -len(_suffix(path)) or None]
+        stem, known = name or split_suffix(path)[0], find_format(path)
         if Path(stem).name != stem or stem == ".." or "\\" in stem:
             raise InputError(f"{path}: is named {stem} in its list, which leads out of {folder}: give it a plain name")
-        kind = ".zarr" if is_zarr_name(path) else ".nii.gz" if ".nii" in _suffix(path) else ".mrc"
+        kind = known.result_suffix if known else ".mrc"
         item = Item(stem, path, str(Path(folder).resolve() / f"{stem}{kind}"), even, odd)
         other = items.setdefault(stem, item)
         if other is not item:
@@ -109,7 +112,7 @@ def _paths(source: str) -> list[str]:
             raise FileError(f"{path}: cannot be read as a list of tomograms, check the path") from error
         named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         return [str(path.parent / line) for line in named]
-    if path.is_dir() and not is_zarr_name(path):
+    if path.is_dir() and not _is_volume_folder(path):
         try:
             return sorted(_volumes(path, set()))
         except OSError as error:
@@ -128,12 +131,12 @@ def _volumes(folder: Path, seen: set[Path]) -> Iterator[str]:
         return
     seen.add(folder.resolve())
     for path in sorted(folder.iterdir(), key=lambda one: (one.is_symlink(), one.name)):
-        if is_zarr_name(path):
+        if _is_volume_folder(path):
             yield str(path)
         elif path.is_dir():
             if not path.name.endswith("_run"):
                 yield from _volumes(path, seen)
-        elif _suffix(path.name) and not path.name.startswith("."):
+        elif split_suffix(path)[1] and not path.name.startswith("."):
             yield str(path)
 
 
@@ -213,11 +216,5 @@ def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
     blocks, name = _star_blocks(Path(source))
     table = blocks[name]
     table[_STAR_DENOISED] = [results.get(str(tomogram), "None") for tomogram in table["rlnTomoName"]]
-    partial = target.with_name(f".{target.name}.partial.star")
-    try:
+    with written_whole(target, ending=".star") as partial:
         _starfile().write(blocks, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        raise FileError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)

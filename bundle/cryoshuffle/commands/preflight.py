@@ -10,19 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import torch
 
 from cryoshuffle.boxes import fit_window
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.mrc import is_image_stack, is_mrc_name
-from cryoshuffle.files.nifti import UNKNOWN, length_unit
-from cryoshuffle.files.omezarr import SUFFIXES as ZARR_SUFFIXES
-from cryoshuffle.files.omezarr import is_zarr_name
-from cryoshuffle.files.reading import tomogram_shape
-from cryoshuffle.files.writing import check_new_file, image_suffix, is_ours
+from cryoshuffle.files.formats import check_new_tomogram, format_of, is_ours, load_tomogram, read_header, tomogram_shape
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.lattice import Triple
 
@@ -57,13 +52,11 @@ def check_inputs(
     for tomogram in tomograms:
         if Path(tomogram).exists() and is_ours(tomogram):
             logger.warning("%s: was denoised by cryoshuffle before: name the tomogram that it was made from", tomogram)
-        if is_mrc_name(tomogram) and is_image_stack(tomogram, permissive):
-            logger.warning(
-                "%s: is a stack of images by its header, a tilt series perhaps: name the tomogram made of it", tomogram
-            )
         try:
-            shape: Sequence[int] = tomogram_shape(tomogram, permissive)
-            _tell_unknown_unit(tomogram)
+            header = read_header(tomogram, permissive)
+            for note in header.notes:
+                logger.warning("%s: %s", tomogram, note)
+            shape: Sequence[int] = header.shape_zyx
             fit_window(2**31 - 1, shape, period)
             if held_out is not None:
                 shape = [part.stop - part.start for part in held_out.fit_region(shape)]
@@ -71,16 +64,6 @@ def check_inputs(
         except InputError as error:
             text = str(error)
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error
-
-
-def _tell_unknown_unit(path: str) -> None:
-    """Say which lengths are taken for Å, where a NIfTI does not say what they are."""
-    if is_mrc_name(path) or is_zarr_name(path):
-        return
-    image: Any = nibabel.load(path)
-    if length_unit(image)[0] == UNKNOWN:
-        size = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
-        logger.warning("%s: names no unit of length, its voxels are taken for %g Å", path, size)
 
 
 def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool = False) -> None:
@@ -120,10 +103,7 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
 
 def _correlation_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> float:
     """Correlation of the mean of two halves with their tomogram, in the middle; 1 where that is constant."""
-    from cryoshuffle.files.reading import load_beside
-    from cryoshuffle.files.scratch import central_crop
-
-    images = [load_beside(path, tomogram, permissive, largest=_LOOKED_AT) for path in (tomogram, *halves)]
+    images = [load_tomogram(path, permissive, largest=_LOOKED_AT, beside=tomogram) for path in (tomogram, *halves)]
     whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
     mean = (even + odd) / 2
     finite = whole.isfinite() & mean.isfinite()
@@ -179,22 +159,25 @@ def check_output(
 
     Raises:
         FileError: in each of those cases.
-        InputError: for a name that is none of MRC, OME-Zarr and NIfTI, or a NIfTI of another type than float32.
+        InputError: for a name of no format, one whose package is missing, or a type that the format has not.
     """
-    path, source = Path(output), Path(tomogram)
-    suffix = image_suffix(path)
-    if suffix.startswith(".nii") and dtype != "float32":
-        raise InputError(f"{path}: a NIfTI is written as float32, not as {dtype}; leave the type out or write MRC")
+    path, source, wanted = Path(output), Path(tomogram), format_of(output)
+    if dtype not in wanted.dtypes:
+        raise InputError(
+            f"{path}: a {wanted.name} is written as {', '.join(wanted.dtypes)}, not as {dtype}; leave the type out or "
+            "write MRC"
+        )
+    if wanted.check_extra is not None:
+        wanted.check_extra(path)
     if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
-    folder_like = suffix in ZARR_SUFFIXES
-    if path.exists() and (folder_like or not path.is_dir()) and not force and not is_ours(path):
+    if path.exists() and (wanted.is_folder or not path.is_dir()) and not force and not is_ours(path):
         raise FileError(
             f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
             "--force; several tomograms go with cryoshuffle batch"
         )
     if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
-        check_new_file(path, overwrite or force, folder=folder_like)
+        check_new_tomogram(path, overwrite or force)
     elif not os.access(_nearest(path.parent), os.W_OK):
         raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
     if residual is not None:
@@ -202,12 +185,16 @@ def check_output(
             raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
         check_output(residual, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
     check_dtype(dtype, tomogram, permissive)
-    voxels = math.prod(tomogram_shape(tomogram, permissive))
-    wanted = {_nearest(path.parent): voxels * np.dtype(dtype).itemsize}
+    _check_room(path, math.prod(tomogram_shape(tomogram, permissive)), np.dtype(dtype).itemsize, folder)
+
+
+def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None) -> None:
+    """Refuse a result that has no room where it goes, or a run whose volumes on disk have none in its folder."""
+    wanted = {_nearest(path.parent): voxels * itemsize}
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
         near = _nearest(Path(folder))
-        there = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
-        wanted[there] = wanted.get(there, 0) + 8 * voxels
+        place = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
+        wanted[place] = wanted.get(place, 0) + 8 * voxels
     for place, needed in wanted.items():
         free = shutil.disk_usage(place).free
         if needed > free:
@@ -248,20 +235,15 @@ def check_dtype(dtype: str, tomogram: str, permissive: bool = False) -> None:
     Raises:
         InputError: if values would be clipped, or their differences rounded away.
     """
-    from cryoshuffle.files.reading import load_tomogram
-
     if dtype == "float32":
         return
     middle = load_tomogram(tomogram, permissive, largest=_LOOKED_AT).as_tensor().double()
     middle = middle[middle.isfinite()]
     mean, deviation = float(middle.mean()), float(middle.std())
     least, most = mean - _SPREAD * deviation, mean + _SPREAD * deviation
-    if dtype == "float16":
-        limits, step = np.finfo(np.float16), max(abs(mean) * 2.0**-11, 2.0**-24)
-        low, high = float(limits.min), float(limits.max)
-    else:
-        whole = np.iinfo(dtype)
-        low, high, step = float(whole.min), float(whole.max), 1.0
+    limits: Any = np.finfo(dtype) if dtype == "float16" else np.iinfo(dtype)
+    low, high = float(limits.min), float(limits.max)
+    step = max(abs(mean) * 2.0**-11, 2.0**-24) if dtype == "float16" else 1.0
     if least < low or most > high:
         raise InputError(
             f"{tomogram}: has grey values of about {mean:.4g} ± {deviation:.2g}, beyond what {dtype} holds "

@@ -49,12 +49,11 @@ def run_dir(report: str | None, result: str) -> Path:
     """
     if report:
         return Path(report)
-    from cryoshuffle.files.writing import SUFFIXES
+    from cryoshuffle.files.formats import split_suffix
 
     path = Path(result)
-    suffixes = sorted((*SUFFIXES, path.suffix), key=len, reverse=True)
-    suffix = next(s for s in suffixes if path.name.lower().endswith(s.lower()))
-    return path.with_name(path.name[: len(path.name) - len(suffix)] + "_run")
+    name, suffix = split_suffix(path)
+    return path.with_name(f"{name if suffix else path.stem}_run")
 
 
 def _plain(path: str | Path) -> str:

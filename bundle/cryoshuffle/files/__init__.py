@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from cryoshuffle.files.formats import (
+    ExactPath,
+    TomogramReader,
+    image_suffix,
+    image_writer,
+    load_tomogram,
+    save_tomogram,
+)
 from cryoshuffle.files.intensity import FillNotFinited, StandardiseIntensityd
 from cryoshuffle.files.locks import lock_run, unlock_run
 from cryoshuffle.files.mrc import MrcReader, MrcWriter
 from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter
-from cryoshuffle.files.reading import TomogramReader, load_tomogram
-from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
 
 __all__ = [
     "ExactPath",
@@ -22,5 +28,6 @@ __all__ = [
     "image_writer",
     "load_tomogram",
     "lock_run",
+    "save_tomogram",
     "unlock_run",
 ]

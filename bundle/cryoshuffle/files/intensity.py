@@ -18,7 +18,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.reading import file_of
+from cryoshuffle.files.volumes import file_of
 
 logger = logging.getLogger("cryoshuffle")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from cryoshuffle.boxes import Box
 from cryoshuffle.errors import InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.reading import load_beside
+from cryoshuffle.files.formats import load_tomogram
 
 logger = logging.getLogger("cryoshuffle")
 # Side of a block, voxels; what is left of a mask's surroundings along each axis at least, voxels.
@@ -43,7 +43,7 @@ def read_mask(
     Args:
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
-        tomogram: path of the tomogram that it is of (:func:`cryoshuffle.files.reading.load_beside`); None for none.
+        tomogram: path of the tomogram that it is of (:func:`cryoshuffle.files.formats.load_tomogram`); None for none.
 
     Returns:
         Values (Z, Y, X), and a function from some of them to booleans.
@@ -52,7 +52,7 @@ def read_mask(
         FileError: if it is missing or cannot be read.
         InputError: if it is no volume, marks nothing, or has values of both signs that are no mask.
     """
-    values = load_beside(path, tomogram, True, folder).as_tensor()[0]
+    values = load_tomogram(path, True, folder, beside=tomogram).as_tensor()[0]
     low, high, whole, outside = math.inf, -math.inf, True, False
     for part in scratch.sections(values.shape, 0):
         section = values[part]

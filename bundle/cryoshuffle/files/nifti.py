@@ -1,14 +1,33 @@
-"""The unit of length of a NIfTI, which knows no Å.
+"""NIfTI: MONAI's reader and writer, with lengths in Å, files checked before the work and written whole.
 
-ITK, and what is made with it, keeps the numbers of an MRC and calls them millimetres: 10 Å become "10 mm". So do we.
+NIfTI knows no Å. ITK, and what is made with it, keeps the numbers of an MRC and calls them millimetres: 10 Å become
+"10 mm". So do we.
 """
 
 from __future__ import annotations
 
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
+from monai.data import NibabelReader, NibabelWriter
+from monai.utils import MetaKeys
+from nibabel.filebasedimages import ImageFileError
+from numpy.linalg import LinAlgError
 
+import cryoshuffle
+from cryoshuffle.errors import InputError
+from cryoshuffle.files.volumes import LABEL, VolumeHeader
+from cryoshuffle.files.writing import written_whole
+
+SUFFIXES = (".nii", ".nii.gz")
 UNKNOWN = "unknown"
 _ANGSTROM = {"mm": 1e7, "micron": 1e4, "meter": 1e10}
 # No voxel is smaller, Å: what is less is in true millimetres.
@@ -36,10 +55,14 @@ def length_unit(image: Any) -> tuple[str, float]:
         unit = str(image.header.get_xyzt_units()[0])
     except (AttributeError, KeyError):
         unit = UNKNOWN
-    smallest = float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
-    if unit == "mm" and smallest >= _LEAST:
+    if unit == "mm" and _smallest_voxel(image) >= _LEAST:
         return unit, 1.0
     return unit, _ANGSTROM.get(unit, 1.0)
+
+
+def _smallest_voxel(image: Any) -> float:
+    """Shortest side of a voxel, in the numbers of the file."""
+    return float(np.linalg.norm(image.affine[:3, :3], axis=0).min())
 
 
 def in_unit(affine: Any, factor: float) -> np.ndarray:
@@ -51,3 +74,112 @@ def in_unit(affine: Any, factor: float) -> np.ndarray:
     """
     scaled: np.ndarray = np.diag([factor, factor, factor, 1.0]) @ np.asarray(affine, dtype=float)
     return scaled
+
+
+def read_header(path: str | os.PathLike[str], permissive: bool = False) -> VolumeHeader:
+    """What a NIfTI tells of its volume; a compressed one is unpacked once, for its checksum.
+
+    Args:
+        path: of the file.
+        permissive: of other formats; not needed here.
+
+    Raises:
+        InputError: if it is no NIfTI, not one volume, or cut short.
+    """
+    path = Path(path)
+    try:
+        image: Any = nibabel.load(path)
+        shape = tuple(getattr(image, "shape", ()))
+        unit, factor = length_unit(image)
+        note = f"names no unit of length, its voxels are taken for {_smallest_voxel(image):g} Å"
+        header = VolumeHeader(shape, in_unit(image.affine, factor), [note] if unit == UNKNOWN else [])
+        if len(shape) == 3:
+            header.placed()
+    except (ImageFileError, OSError, EOFError, zlib.error, ValueError, LinAlgError) as error:
+        raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
+    if len(shape) != 3:
+        raise InputError(f"{path}: has {len(shape)} dimensions {shape[::-1]}, a tomogram needs three")
+    _refuse_cut(path, image)
+    return header
+
+
+def _refuse_cut(path: Path, image: Any) -> None:
+    """Refuse a NIfTI that is shorter than its header says, or whose compression says that it is damaged."""
+    stat = path.stat()
+    if path.suffix.lower() == ".gz":
+        _refuse_damaged(str(path), stat.st_size, stat.st_mtime_ns)
+        return
+    stored = image.dataobj
+    size = int(stored.offset) + math.prod(stored.shape) * stored.dtype.itemsize
+    if stat.st_size < size:
+        words = f"its header says {size} bytes, there are {stat.st_size}"
+        raise InputError(f"{path}: is cut short ({words}), copy it again")
+
+
+@lru_cache(maxsize=64)
+def _refuse_damaged(path: str, size: int, changed_ns: int) -> None:
+    """Refuse a compressed file that is cut short or has other bytes than were packed; each state is looked at once.
+
+    nibabel stops at the last voxel, before the checksum.
+    """
+    try:
+        with gzip.open(path, "rb") as file:
+            while file.read(2**22):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: is cut short or damaged ({str(error).rstrip('.')}), copy it again") from error
+
+
+class NiftiReader(NibabelReader):
+    """MONAI's NIfTI reader, with the affine in Å.
+
+    Args:
+        options: of other readers. A NIfTI is taken whole, and kept in memory however large it is.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+
+    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """The volume and its metadata."""
+        array, meta = super().get_data(img)
+        unit, factor = length_unit(img[0] if isinstance(img, (list, tuple)) else img)
+        meta.update({key: in_unit(meta[key], factor) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)})
+        return array, {**meta, "nifti_unit": unit, "nifti_unit_angstrom": factor}
+
+
+class NiftiWriter(NibabelWriter):
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete, with our label in its header.
+
+    A volume that came from a NIfTI keeps the unit of length it had there. The Å of any other are written as
+    millimetres, number by number.
+
+    Args:
+        output_dtype: as MONAI has it.
+        is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        options: other options of MONAI's writer.
+    """
+
+    unit, unit_angstrom = "mm", 1.0
+
+    def __init__(self, output_dtype: Any = np.float32, is_result: bool = True, **options: Any) -> None:
+        super().__init__(output_dtype, **options)
+        self.is_result = is_result
+
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
+        """Take the metadata."""
+        super().set_metadata(meta_dict, resample, **options)
+        meta = meta_dict or {}
+        self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))
+        if self.affine is not None:
+            self.affine = in_unit(self.affine, 1 / self.unit_angstrom)
+
+    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write the volume, whole or not at all."""
+        header = nibabel.Nifti1Header()
+        header.set_xyzt_units(self.unit)
+        if self.is_result:
+            header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: denoised".encode()[:80]
+        # nibabel tells the kind of a file by the end of its name.
+        with written_whole(filename, ending=f".{Path(filename).name}") as partial:
+            super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})

@@ -1,9 +1,8 @@
 """OME-Zarr as MONAI images: a reader for one level of a pyramid, and a writer of one.
 
 Tomograms of the CryoET Data Portal come as OME-Zarr: a folder with the volume at several scales, each cut into
-compressed chunks. Importing this module registers reader and writer with MONAI. The package ``zarr`` does the storage;
-it is an extra (``pip install ".[zarr]"`` in a checkout, or ``pip install "zarr>=3"``). Only folders are read, nothing
-is fetched.
+compressed chunks. The package ``zarr`` does the storage; it is an extra (``pip install ".[zarr]"`` in a checkout, or
+``pip install "zarr>=3"``). Only folders are read, nothing is fetched.
 
 Source:
     OME-NGFF 0.4 and 0.5: Moore et al. 2021, Nat. Methods 18, 1496; https://ngff.openmicroscopy.org.
@@ -21,18 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader, register_writer
-from monai.transforms.io.array import SUPPORTED_READERS
 from monai.utils import MetaKeys
 
 import cryoshuffle
 from cryoshuffle.boxes import Box, middle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.mrc import VolumeWriter, as_channels, know_writers, refuse_unlike, volume_meta
+from cryoshuffle.files.volumes import LABEL, VolumeHeader, VolumeReader, VolumeWriter, affine_of, is_named, volume_meta
 from cryoshuffle.memory import most_memory_bytes
 
 SUFFIXES = (".ome.zarr", ".zarr")
+# What a folder of an array or a group holds.
+MARKS = (".zattrs", "zarr.json", ".zgroup")
 # The units of length of NGFF, Å.
 _METERS = {
     "yocto": -24, "zepto": -21, "atto": -18, "femto": -15, "pico": -12, "nano": -9, "micro": -6, "milli": -3,
@@ -52,11 +51,6 @@ _ANGSTROM = {
 LEVELS, CHUNK = 3, 128
 # Chunks that are read however little memory there is, bytes.
 _SMALL = 2**28
-
-
-def is_zarr_name(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of an OME-Zarr by its name, or leads to an array inside one."""
-    return any(part.lower().endswith(SUFFIXES) for part in Path(path).parts) and not Path(path).is_file()
 
 
 @dataclass(frozen=True)
@@ -122,22 +116,12 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
         UserWarning: if some of its chunks are missing; the format reads them as one value.
     """
     path = Path(path)
-    zarr = _zarr(path)
+    zarr = import_zarr(path)
     if not path.is_dir():
         raise FileError(f"{path}: there is no such folder, check the path")
     try:
-        node = zarr.open(store=str(path), mode="r")
-        if isinstance(node, zarr.Group):
-            multiscale = _multiscale(node)
-            if not multiscale:
-                raise InputError(f"{path}: is a Zarr, but no OME-Zarr image; name the array inside it, {path}/NAME")
-            name = str(multiscale["datasets"][0]["path"])
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise InputError(f"{path}: says that its voxels are outside it ({name}), do not use it")
-            node = node[name]
-        else:
-            multiscale, name = _around(path, zarr)
-        scales = _scales(multiscale, name, node.ndim)
+        node, multiscale, name = _find_array(path, zarr)
+        size, origin = _scales(multiscale, name, node.ndim)
         chunks, stored = (node.nchunks, node.nchunks_initialized) if look else (1, 1)
         dtype, shape = np.dtype(node.dtype), tuple(int(n) for n in node.shape)
         largest = math.prod(int(n) for n in node.chunks) * dtype.itemsize
@@ -161,8 +145,36 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
         _refuse_cut_chunks(path, node)
     if stored < chunks:
         warnings.warn(f"{path}: {chunks - stored} of {chunks} chunks are missing, they read as one value", stacklevel=1)
-    (z, y, x), size, origin = shape[-3:], *scales
+    z, y, x = shape[-3:]
     return ZarrVolume(path, node, (z, y, x), (size[0], size[1], size[2]), (origin[0], origin[1], origin[2]))
+
+
+def read_header(path: str | os.PathLike[str], permissive: bool = False) -> VolumeHeader:
+    """What an OME-Zarr tells of its volume by its metadata; no chunk is looked at.
+
+    Args:
+        path: see :func:`open_zarr`.
+        permissive: of other formats; not needed here.
+
+    Raises:
+        FileError, InputError: see :func:`open_zarr`.
+    """
+    volume = open_zarr(path, look=False)
+    return VolumeHeader(volume.shape, affine_of(volume.voxel_size_zyx, volume.origin_zyx))
+
+
+def _find_array(path: Path, zarr: Any) -> tuple[Any, Mapping[str, Any], str]:
+    """The array that a path names, what is said of its image, and its name there."""
+    node = zarr.open(store=str(path), mode="r")
+    if not isinstance(node, zarr.Group):
+        return node, *_around(path, zarr)
+    multiscale = _multiscale(node)
+    if not multiscale:
+        raise InputError(f"{path}: is a Zarr, but no OME-Zarr image; name the array inside it, {path}/NAME")
+    name = str(multiscale["datasets"][0]["path"])
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{path}: says that its voxels are outside it ({name}), do not use it")
+    return node[name], multiscale, name
 
 
 def _refuse_cut_chunks(path: Path, array: Any) -> None:
@@ -178,7 +190,15 @@ def _refuse_cut_chunks(path: Path, array: Any) -> None:
                 raise InputError(f"{path}: its chunk {chunk} is cut short, copy it again")
 
 
-def _zarr(path: Path) -> Any:
+def import_zarr(path: str | os.PathLike[str]) -> Any:
+    """The package that reads and writes the format.
+
+    Args:
+        path: of the volume, for the message.
+
+    Raises:
+        InputError: if it is missing or too old.
+    """
     try:
         import zarr
     except ImportError as error:
@@ -193,15 +213,15 @@ def _zarr(path: Path) -> Any:
 def _multiscale(group: Any) -> Mapping[str, Any]:
     """What a group says of its image, in NGFF 0.5 or an earlier one; empty if it has none."""
     attributes = dict(group.attrs)
-    found = attributes.get("ome", attributes).get("multiscales") or [{}]
-    first: Mapping[str, Any] = found[0]
+    multiscales = attributes.get("ome", attributes).get("multiscales") or [{}]
+    first: Mapping[str, Any] = multiscales[0]
     return first
 
 
 def _around(path: Path, zarr: Any) -> tuple[Mapping[str, Any], str]:
     """What the folder around an array says of it, and its name there."""
     for folder in path.parents:
-        if not is_zarr_name(folder):
+        if not is_named(folder, SUFFIXES, folder=True):
             break
         try:
             multiscale = _multiscale(zarr.open_group(store=str(folder), mode="r"))
@@ -238,13 +258,14 @@ def _scales(multiscale: Mapping[str, Any], name: str, dimensions: int) -> tuple[
     return [s * u for s, u in zip(size, units, strict=True)], [o * u for o, u in zip(origin, units, strict=True)]
 
 
-class OmeZarrReader(ImageReader):
+class OmeZarrReader(VolumeReader):
     """Reads one level of an OME-Zarr, versions 0.4 and 0.5.
 
     Args:
         folder: where volumes too large for memory are kept while the program runs (:mod:`cryoshuffle.files.scratch`);
             None for memory, however large they are.
         largest: voxels to take along each axis, from the middle; None for all.
+        permissive: of other formats; not needed here.
 
     Returns:
         ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR) and
@@ -257,35 +278,23 @@ class OmeZarrReader(ImageReader):
         UserWarning: if the voxel size is not given; the affine then takes 1 Å.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, largest: int | None = None) -> None:
-        super().__init__()
-        self.folder = folder
-        self.largest = largest
+    suffixes, is_folder = SUFFIXES, True
 
-    def verify_suffix(self, filename: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> bool:
-        """Whether all names are those of OME-Zarrs."""
-        names = [filename] if isinstance(filename, (str, os.PathLike)) else list(filename)
-        return all(is_zarr_name(name) for name in names)
+    def __init__(
+        self, folder: str | os.PathLike[str] | None = None, largest: int | None = None, permissive: bool = False
+    ) -> None:
+        super().__init__(permissive, folder, largest)
 
-    def read(self, data: Sequence[str | os.PathLike[str]] | str | os.PathLike[str], **kwargs: Any) -> list[ZarrVolume]:
-        """Open the folders."""
-        names = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        volumes = [open_zarr(name) for name in names]
-        for volume in volumes:
-            if min(volume.voxel_size_zyx) <= 0:
-                warnings.warn(f"{volume.path}: has no voxel size, 1 Å is assumed", stacklevel=1)
-        return volumes
+    def _open(self, path: str | os.PathLike[str]) -> ZarrVolume:
+        volume = open_zarr(path)
+        if min(volume.voxel_size_zyx) <= 0:
+            warnings.warn(f"{volume.path}: has no voxel size, 1 Å is assumed", stacklevel=1)
+        return volume
 
-    def get_data(self, img: Sequence[ZarrVolume] | ZarrVolume) -> tuple[np.ndarray, dict[str, Any]]:
-        """The volume and its metadata; several become channels."""
-        volumes = [img] if isinstance(img, ZarrVolume) else list(img)
-        refuse_unlike(volume.shape for volume in volumes)
-        arrays = [self._array(volume) for volume in volumes]
-        first = volumes[0]
-        meta = volume_meta(first.shape, first.voxel_size_zyx, first.origin_zyx)
-        return as_channels(arrays, meta)
+    def _meta(self, volume: ZarrVolume) -> dict[str, Any]:
+        return volume_meta(volume.shape, volume.voxel_size_zyx, volume.origin_zyx)
 
-    def _array(self, volume: ZarrVolume) -> np.ndarray:
+    def _volume(self, volume: ZarrVolume) -> np.ndarray:
         part = middle(volume.shape, self.largest)
         array = scratch.empty_volume([side.stop - side.start for side in part], self.folder)
         for box in volume.blocks(part):
@@ -306,32 +315,15 @@ class OmeZarrWriter(VolumeWriter):
 
     Raises:
         FileError: if the folder cannot be written; nothing is left behind then.
-        InputError: see :class:`cryoshuffle.files.mrc.VolumeWriter`; or if the package zarr is missing.
+        InputError: see :class:`cryoshuffle.files.volumes.VolumeWriter`; or if the package zarr is missing.
     """
 
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
-        """Write the folder under a temporary name and move it into place."""
-        super().write(filename, verbose=verbose)
-        path = scratch.real_path(filename)
-        partial, before = scratch.partial_path(path), scratch.partial_path(path, "before.")
-        with scratch.written_whole(path, partial):
-            group = _zarr(path).create_group(str(partial), zarr_format=2)
-            shapes = self._write_levels(group)
-            self._refuse_lost(math.prod(shapes[0]))
-            group.attrs.update(
-                {
-                    "multiscales": [self._describe(path.name, shapes)],
-                    "cryoshuffle": {"version": cryoshuffle.__version__, "what": "denoised, J-invariant volume shuffle"},
-                }
-            )
-            try:
-                if path.exists():
-                    os.replace(path, before)
-                os.replace(partial, path)
-            finally:
-                if before.exists() and not path.exists():
-                    os.replace(before, path)
-                scratch.remove(before)
+    def _write(self, partial: Path, path: Path) -> None:
+        group = import_zarr(path).create_group(str(partial), zarr_format=2)
+        attributes: dict[str, Any] = {"multiscales": [self._describe(path.name, self._write_levels(group))]}
+        if self.is_result:
+            attributes[LABEL] = {"version": cryoshuffle.__version__, "what": "denoised, J-invariant volume shuffle"}
+        group.attrs.update(attributes)
 
     def _write_levels(self, group: Any) -> list[tuple[int, ...]]:
         import numcodecs
@@ -388,13 +380,3 @@ def _halved(volume: np.ndarray) -> np.ndarray:
     even = np.pad(volume, [(0, n % 2) for n in volume.shape], mode="edge")
     means: np.ndarray = even.reshape(z, 2, y, 2, x, 2).mean(axis=(1, 3, 5))
     return means
-
-
-def register_omezarr() -> None:
-    """Make reader and writer known to MONAI's ``LoadImage`` and ``SaveImage``."""
-    know_writers()
-    SUPPORTED_READERS["omezarrreader"] = OmeZarrReader
-    register_writer("zarr", OmeZarrWriter)
-
-
-register_omezarr()

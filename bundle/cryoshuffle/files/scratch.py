@@ -8,16 +8,12 @@ the pages as memory of the program.
 
 from __future__ import annotations
 
-import glob
 import mmap
 import os
-import platform
-import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,72 +72,6 @@ def empty_volume(
 
 def _is(path: str | os.PathLike[str], size: int) -> bool:
     return Path(path).is_file() and Path(path).stat().st_size == size
-
-
-def real_path(path: str | os.PathLike[str]) -> Path:
-    """What a path stands for: of a link its target, so that writing whole goes through the link and not over it."""
-    path = Path(path)
-    return path.resolve() if path.is_symlink() else path
-
-
-def partial_path(path: str | os.PathLike[str], kind: str = "", ending: str = "") -> Path:
-    """Where a file is written until it is whole; what processes that were killed left there is removed.
-
-    Args:
-        path: it will have.
-        kind: to tell several partial files of one path from each other.
-        ending: of the name, where it matters.
-    """
-    path, host = Path(path), platform.node()
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial{glob.escape(ending)}"):
-        found = re.search(rf"\.{re.escape(host)}\.(\d+)\.partial{re.escape(ending)}$", left.name)
-        if found and not _lives(int(found[1])):
-            remove(left)
-    return path.with_name(f".{path.name}.{kind}{host}.{os.getpid()}.partial{ending}")
-
-
-def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def written_whole(path: Path, *partial: Path, needed: int | None = None) -> Iterator[None]:
-    """What writes a result under other names: where it fails it is said so, and in any case they are removed.
-
-    Args:
-        path: of the result, for the message.
-        partial: paths of what is written until it is whole.
-        needed: bytes, for the message; None if that is not known.
-
-    Raises:
-        FileError: if it cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        why = str(error.strerror or error) + ("" if needed is None else f", {needed / 2**20:.0f} MiB needed")
-        raise FileError(
-            f"{path}: cannot be written ({why}), make room or choose another folder; nothing was left behind"
-        ) from error
-    finally:
-        for left in partial:
-            remove(left)
-
-
-def _lives(process: int) -> bool:
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def take_room(file: Any, size: int) -> None:

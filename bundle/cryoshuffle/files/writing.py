@@ -1,129 +1,206 @@
-"""Where results go, whole or not at all."""
+"""Files appear under their name when they are whole, or not at all; and what the state of a file tells."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
+import glob
 import hashlib
 import json
-import logging
 import os
+import platform
+import re
+import shutil
 import time
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import torch
-from monai.data import ImageWriter, NibabelWriter
-from monai.data.folder_layout import FolderLayoutBase
 
-import cryoshuffle
-from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.files import omezarr, scratch
-from cryoshuffle.files.mrc import SUFFIXES as MRC_SUFFIXES
-from cryoshuffle.files.mrc import MrcWriter, is_mrc_name
-from cryoshuffle.files.nifti import in_unit
+from cryoshuffle.errors import FileError
 
 # Checksums this process has taken, by the state that the files were in.
 _known: dict[str, str] = {}
 # So long after it was changed, seconds, a file that is changed again has other times, however coarse they are.
 SETTLED_S = 2.0
-# What tells a volume of ours from another, within this many bytes of its beginning.
-LABEL = "cryoshuffle"
-_HEADER_BYTES = 1024
-SUFFIXES = (*MRC_SUFFIXES, *omezarr.SUFFIXES, ".nii", ".nii.gz")
 
 
-def image_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix of a tomogram's name, compression included.
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """What a path stands for: of a link its target, so that writing whole goes through the link and not over it."""
+    path = Path(path)
+    return path.resolve() if path.is_symlink() else path
+
+
+def partial_path(path: str | os.PathLike[str], kind: str = "", ending: str = "") -> Path:
+    """Where a file is written until it is whole; what processes that were killed left there is removed.
+
+    Args:
+        path: it will have.
+        kind: to tell several partial files of one path from each other.
+        ending: of the name, where it matters.
+    """
+    path, host = Path(path), platform.node()
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial{glob.escape(ending)}"):
+        owner = re.search(rf"\.{re.escape(host)}\.(\d+)\.partial{re.escape(ending)}$", other.name)
+        if owner and not _lives(int(owner[1])):
+            remove(other)
+    return path.with_name(f".{path.name}.{kind}{host}.{os.getpid()}.partial{ending}")
+
+
+def _lives(process: int) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_file(path: str | os.PathLike[str], kind: str = "", ending: str = "") -> Iterator[Path]:
+    """A temporary path beside another; what is there at the end is removed.
+
+    Args:
+        path: the other.
+        kind: see :func:`partial_path`.
+        ending: see :func:`partial_path`.
+    """
+    partial = partial_path(path, kind, ending)
+    try:
+        yield partial
+    finally:
+        remove(partial)
+
+
+@contextmanager
+def written_whole(
+    path: str | os.PathLike[str],
+    what: str = "",
+    way_out: str = "make room or choose another folder; nothing was left behind",
+    needed: int | None = None,
+    ending: str = "",
+) -> Iterator[Path]:
+    """A temporary path for a file or folder, which gets its own name when the block ends, whole and on the disk.
+
+    Where the block or the disk fails, nothing is left behind, and what had the name before keeps it.
+
+    Args:
+        path: of the result; a link is written through.
+        what: is written, for the message, with a blank behind it.
+        way_out: for the message.
+        needed: bytes, for the message; None if that is not known.
+        ending: of the temporary name, where it matters.
 
     Raises:
-        InputError: if it is none of MRC, OME-Zarr and NIfTI.
+        FileError: if it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with written_whole(f"{folder}/a.txt") as partial:
+        ...         length = partial.write_text("whole")
+        ...         before = (Path(folder) / "a.txt").exists()
+        ...     before, (Path(folder) / "a.txt").read_text(), len(os.listdir(folder))
+        (False, 'whole', 1)
     """
-    name = Path(path).name.lower()
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.endswith(suffix):
-            return suffix
-    raise InputError(f"{path}: unknown kind of file, use a name that ends in {', '.join(SUFFIXES)}")
+    path = real_path(path)
+    try:
+        with partial_file(path, ending=ending) as partial:
+            yield partial
+            _sync(partial)
+            _replace(path, partial)
+    except FileError:
+        raise
+    except OSError as error:
+        why = str(error.strerror or error) + ("" if needed is None else f", {needed / 2**20:.0f} MiB needed")
+        raise FileError(f"{path}: {what}cannot be written ({why}), {way_out}") from error
 
 
-def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether a volume carries our own label: in an MRC or NIfTI header, or among the attributes of a Zarr.
+def _sync(path: Path) -> None:
+    """Bring a file, or all files of a folder, to the disk, where a power cut does not reach them."""
+    for one in (path, *path.rglob("*")):
+        if one.is_file():
+            with one.open("r+b") as file:
+                os.fsync(file.fileno())
+
+
+def _replace(path: Path, partial: Path) -> None:
+    """Give a path what was written for it; a folder cannot take another's name while that is there."""
+    with partial_file(path, "before.") as before:
+        try:
+            if partial.is_dir() and path.exists():
+                os.replace(path, before)
+            os.replace(partial, path)
+        finally:
+            if before.exists() and not path.exists():
+                os.replace(before, path)
+
+
+def write_text(content: str, path: str | os.PathLike[str]) -> None:
+    """Write text as UTF-8, whole or not at all.
+
+    Raises:
+        FileError: if the file cannot be written; nothing is left behind then.
+    """
+    with written_whole(path, way_out="choose another folder") as partial:
+        partial.write_text(content, encoding="utf-8")
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Raises:
+        FileError: see :func:`write_text`.
+    """
+    write_text(json.dumps(content, indent=2) + "\n", path)
+
+
+def save_whole(content: Any, path: str | os.PathLike[str]) -> None:
+    """Save a checkpoint with torch, whole or not at all.
+
+    Raises:
+        FileError: if it cannot be written; what was there before is kept.
+    """
+    way_out = "make room and continue with --resume"
+    # To a stream: torch writes the name of a file into it.
+    with written_whole(path, "the checkpoint ", way_out) as partial, partial.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
+
+def check_new_file(path: str | os.PathLike[str], overwrite: bool = False, folder: bool = False) -> None:
+    """Refuse a file that exists or whose folder cannot be written.
 
     Args:
-        path: of a file or folder that is there; False for one that cannot be read.
+        path: of the file.
+        overwrite: allow one that exists.
+        folder: whether what is to be written is a folder itself.
+
+    Raises:
+        FileError: in either case.
     """
     path = Path(path)
-    try:
-        if path.is_dir():
-            named = [path / name for name in (".zattrs", "zarr.json") if (path / name).is_file()]
-            read = [json.loads(file.read_text(encoding="utf-8")) for file in named]
-            return any(LABEL in attributes or LABEL in attributes.get("attributes", {}) for attributes in read)
-        opened: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
-        with opened(path, "rb") as file:
-            return LABEL.encode() in file.read(_HEADER_BYTES)
-    except (OSError, EOFError, zlib.error, ValueError):
-        return False
-
-
-class WholeNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer; the file appears under its name only when it is complete, with our label in its header.
-
-    A volume that came from a NIfTI keeps the unit of length it had there. The Å of any other are written as
-    millimetres, number by number (:mod:`cryoshuffle.files.nifti`).
-    """
-
-    unit, unit_angstrom = "mm", 1.0
-
-    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
-        """Take the metadata."""
-        super().set_metadata(meta_dict, resample, **options)
-        meta = meta_dict or {}
-        self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))
-        if self.affine is not None:
-            self.affine = in_unit(self.affine, 1 / self.unit_angstrom)
-
-    @classmethod
-    def create_backend_obj(cls, data_array: Any, affine: Any = None, dtype: Any = None, **kwargs: Any) -> Any:
-        """The image, with its description."""
-        image: Any = super().create_backend_obj(data_array, affine, dtype, **kwargs)
-        image.header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: denoised".encode()[:80]
-        return image
-
-    def write(self, filename: str | os.PathLike[str], verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write under a temporary name and move into place."""
-        header = nibabel.Nifti1Header()
-        header.set_xyzt_units(self.unit)
-        path = scratch.real_path(filename)
-        # nibabel tells the kind of a file by the end of its name.
-        partial = scratch.partial_path(path, ending=f".{path.name}")
-        with scratch.written_whole(path, partial):
-            super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})
-            os.replace(partial, path)
-
-
-def image_writer(path: str | os.PathLike[str]) -> type[ImageWriter]:
-    """The writer for a file name, for MONAI's ``SaveImage``."""
-    if is_mrc_name(path):
-        return MrcWriter
-    return omezarr.OmeZarrWriter if image_suffix(path) in omezarr.SUFFIXES else WholeNiftiWriter
-
-
-class ExactPath(FolderLayoutBase):
-    """The one path the user asked for, instead of a folder of names that MONAI makes up.
-
-    Args:
-        path: of the result.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = str(path)
-
-    def filename(self, **kwargs: Any) -> str:
-        """The path, whatever the subject is called."""
-        return self.path
+    if path.is_dir() and not folder:
+        raise FileError(f"{path}: is a folder, name a file")
+    if path.exists() and not overwrite:
+        raise FileError(f"{path}: exists already, add --overwrite or choose another name")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: there is no folder {path.parent}, make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: the folder {path.parent} cannot be written, choose another")
 
 
 def checksum(path: str | os.PathLike[str]) -> str:
@@ -158,83 +235,9 @@ def _state(whole: Path, files: Sequence[Path]) -> str | None:
     """What the system says of files; None for some that were changed too shortly before for that to be relied on."""
     digest, now = hashlib.sha256(), time.time()
     for one in files:
-        found = os.stat(one)
-        if now - max(found.st_mtime, found.st_ctime) < SETTLED_S:
+        stat = os.stat(one)
+        if now - max(stat.st_mtime, stat.st_ctime) < SETTLED_S:
             return None
         name = one.relative_to(whole).as_posix()
-        digest.update(
-            repr((name, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode()
-        )
+        digest.update(repr((name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)).encode())
     return digest.hexdigest()
-
-
-def write_text(content: str, path: str | os.PathLike[str]) -> None:
-    """Write text as UTF-8 under a temporary name and move it into place.
-
-    Raises:
-        FileError: if the file cannot be written; nothing is left behind then.
-    """
-    path = scratch.real_path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(content, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FileError(f"{path}: cannot be written ({error.strerror or error}), choose another folder") from error
-
-
-def write_json(content: Any, path: str | os.PathLike[str]) -> None:
-    """Write plain values as JSON under a temporary name and move them into place.
-
-    Raises:
-        FileError: see :func:`write_text`.
-    """
-    write_text(json.dumps(content, indent=2) + "\n", path)
-
-
-logger = logging.getLogger("cryoshuffle")
-
-
-def check_new_file(path: str | os.PathLike[str], overwrite: bool = False, folder: bool = False) -> None:
-    """Refuse a file that exists or whose folder cannot be written.
-
-    Args:
-        path: of the file.
-        overwrite: allow one that exists.
-        folder: whether what is to be written is a folder itself, an OME-Zarr.
-
-    Raises:
-        FileError: in either case.
-    """
-    path = Path(path)
-    if path.is_dir() and not (folder and any((path / name).exists() for name in (".zattrs", ".zgroup", "zarr.json"))):
-        raise FileError(f"{path}: is a folder, name a file" if not folder else f"{path}: is a folder, but no Zarr")
-    if path.exists() and not overwrite:
-        raise FileError(f"{path}: exists already, add --overwrite or choose another name")
-    if not path.parent.is_dir():
-        raise FileError(f"{path}: there is no folder {path.parent}, make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise FileError(f"{path}: the folder {path.parent} cannot be written, choose another")
-
-
-def save_whole(content: Any, path: str | os.PathLike[str]) -> None:
-    """Save with torch under a temporary name, then move into place.
-
-    Raises:
-        FileError: if it cannot be written; what was there before is kept.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        raise FileError(
-            f"{path}: the checkpoint cannot be written ({error}), make room and continue with --resume"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

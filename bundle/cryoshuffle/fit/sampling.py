@@ -22,7 +22,7 @@ from cryoshuffle.boxes import Box, box_between, box_seen_from, draw_box
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.masks import BLOCK, mask_region, mask_weights, mean_by_block
-from cryoshuffle.files.reading import file_of
+from cryoshuffle.files.volumes import file_of
 from cryoshuffle.inference.windows import Window
 from cryoshuffle.lattice import Triple
 

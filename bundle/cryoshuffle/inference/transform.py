@@ -15,8 +15,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.files.intensity import StandardiseIntensityd
-from cryoshuffle.files.mrc import AXIS_CODES
-from cryoshuffle.files.reading import refuse_masked, tells_axes
+from cryoshuffle.files.volumes import AXIS_CODES, refuse_masked, tells_axes
 from cryoshuffle.inference.checkpoints import load_network, read_model_settings
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.whitening import WhitenNoised

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
+from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.files.masks import mask_region, mask_weights
-from cryoshuffle.files.reading import load_beside
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.noise.estimate import LARGEST
 
@@ -69,14 +69,14 @@ def load_volume(
         folder: where a volume too large for memory is kept; None for memory.
         fill_nan: put the mean of the others where voxels are not finite.
         mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
-        beside: path of the tomogram that this is a half of (:func:`cryoshuffle.files.reading.load_beside`); None for
+        beside: path of the tomogram that this is a half of (:func:`cryoshuffle.files.formats.load_tomogram`); None for
             none.
 
     Raises:
         FileError: if the file is missing or cannot be read.
         InputError: if it is no tomogram, or has voxels that are not finite and are not filled.
     """
-    volume: Any = load_beside(path, beside, permissive, folder, None if mask is not None else largest)
+    volume: Any = load_tomogram(path, permissive, folder, None if mask is not None else largest, beside=beside)
     if mask is not None:
         inside = mask_weights(mask, folder, beside or path)
         volume = volume[(slice(None), *mask_region(inside, tuple(volume.shape[1:])))]

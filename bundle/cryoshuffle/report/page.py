@@ -22,8 +22,8 @@ from torch import Tensor
 
 from cryoshuffle.boxes import middle
 from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files.formats import load_tomogram, tomogram_shape
 from cryoshuffle.files.intensity import FillNotFinite
-from cryoshuffle.files.reading import load_beside, load_tomogram, tomogram_shape
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.inference.checkpoints import read_model_settings
@@ -294,7 +294,7 @@ def measure(
             numbers.update(_seams(after, window, strides, start))
     if halves is not None:
         try:
-            even, odd = (crop(load_beside(path, noisy, permissive, largest=_SIDE)) for path in halves)
+            even, odd = (crop(load_tomogram(path, permissive, largest=_SIDE, beside=noisy)) for path in halves)
             numbers["halves"] = halves_agreement(even, odd, _voxel_size(numbers))
         except (FileError, InputError) as error:
             numbers["halves_not_measured"] = str(error)

@@ -21,6 +21,7 @@ from cryoshuffle.devices import is_first_process
 from cryoshuffle.errors import FileError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.writing import written_whole
 from cryoshuffle.noise.whitening import undo_whitening
 
 _MARGIN, _TITLE = 8, 16
@@ -113,17 +114,11 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
 def _save(picture: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Write a picture as a PNG, whole or not at all."""
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial.png")
     notes = PngInfo()
     for name, text in picture.info.items():
         notes.add_text(str(name), str(text))
-    try:
+    with written_whole(path, "the picture ", ending=".png") as partial:
         picture.save(partial, pnginfo=notes)
-        os.replace(partial, path)
-    except OSError as error:
-        raise FileError(f"{path}: the picture cannot be written ({error.strerror or error})") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import nibabel
 from ignite.engine import Engine, Events
-from monai.transforms import SaveImage
 
 from cryoshuffle.files import scratch
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.intensity import FillNotFinite
-from cryoshuffle.files.reading import load_tomogram
-from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
 
 logger = logging.getLogger("cryoshuffle")
 
@@ -58,12 +56,5 @@ class ResidualWriter:
         denoised = load_tomogram(self.output, folder=self.folder, axcodes=axcodes).as_tensor()
         for part in scratch.sections(values.shape):
             values[:, part].sub_(denoised[:, part])
-        saver = SaveImage(
-            writer=image_writer(self.path),
-            output_ext=image_suffix(self.path),
-            folder_layout=ExactPath(self.path),
-            resample=False,
-            print_log=False,
-        )
-        saver(noisy)
+        save_tomogram(noisy, self.path)
         logger.info("residual: %s", self.path)

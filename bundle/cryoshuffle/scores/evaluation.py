@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.files.reading import load_beside
+from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.writing import checksum
 from cryoshuffle.lattice import AXES, Triple, as_triple
 from cryoshuffle.noise.estimate import noise_from_halves
@@ -236,7 +236,7 @@ def evaluate_files(
     voxel_size = None
     for name, path in paths.items():
         if path is not None:
-            image = load_beside(path, None if name == "result" else result, permissive)
+            image = load_tomogram(path, permissive, beside=None if name == "result" else result)
             volumes[name] = image.as_tensor()[0]
             if name == "result":
                 # An anisotropic grid has no one voxel size, and a header may hold 0; a NIfTI does not tell Å.

@@ -7,18 +7,19 @@ signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from torch import Tensor
 
 from cryoshuffle.errors import FileError, SettingError
+from cryoshuffle.files.formats import save_tomogram
+from cryoshuffle.files.volumes import affine_of
 from cryoshuffle.files.writing import check_new_file, write_json
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.simulation.phantoms import TEMPLATE_ANGSTROM, Cell, load_templates, make_cell, make_phantom, scaled
@@ -478,16 +479,9 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
         place.mkdir(exist_ok=True)
         for path in (*paths, place / "simulation.json"):
             check_new_file(path, overwrite)
+        affine = torch.from_numpy(affine_of([simulation.voxel_size_angstrom] * 3, [0.0] * 3))
         for name, path in zip(names, paths, strict=True):
-            partial = place / f".{name}.partial"
-            try:
-                with mrcfile.new(partial, overwrite=True) as mrc:
-                    mrc.set_data(getattr(simulation, name).numpy())
-                    mrc.set_volume()
-                    mrc.voxel_size = simulation.voxel_size_angstrom
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            save_tomogram(MetaTensor(getattr(simulation, name)[None], affine=affine), path, is_result=False)
         settings = {
             name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom", "mtf_at_nyquist")
         }

@@ -23,11 +23,9 @@ from monai.deploy.core import (
     OperatorSpec,
     OutputContext,
 )
-from monai.transforms import SaveImage
 
 from cryoshuffle.errors import InputError, user_error
-from cryoshuffle.files.reading import load_tomogram
-from cryoshuffle.files.writing import SUFFIXES, ExactPath, image_suffix, image_writer
+from cryoshuffle.files.formats import FORMATS, find_format, load_tomogram, save_tomogram, split_suffix
 from cryoshuffle.inference import Denoise
 
 logger = logging.getLogger(__name__)
@@ -35,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 def tomograms(folder: Path) -> list[Path]:
     """The tomograms in a folder, or the one that a path names."""
-    found = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES))
-    if not found:
-        raise InputError(f"{folder}: holds no tomogram, expected names that end in {', '.join(SUFFIXES)}")
-    return found
+    paths = [folder] if folder.is_file() else sorted(path for path in folder.iterdir() if find_format(path) is not None)
+    if not paths:
+        known = ", ".join(suffix for one in FORMATS for suffix in one.suffixes)
+        raise InputError(f"{folder}: holds no tomogram, expected names that end in {known}")
+    return paths
 
 
 def checkpoint(path: Path) -> Path:
@@ -98,11 +97,9 @@ class WriteTomogram(Operator):
     def compute(self, op_input: InputContext, op_output: OutputContext, context: ExecutionContext) -> None:
         """Write what came."""
         data = op_input.receive("image")
-        name, suffix = data["path"].name, image_suffix(data["path"])
-        path = self.folder / f"{name[: -len(suffix)]}_denoised{suffix}"
-        SaveImage(
-            writer=image_writer(path), output_ext=suffix, folder_layout=ExactPath(path), resample=False, print_log=False
-        )(data["image"])
+        name, suffix = split_suffix(data["path"])
+        path = self.folder / f"{name}_denoised{suffix}"
+        save_tomogram(data["image"], path)
         logger.info("denoised: %s", path)
 
 

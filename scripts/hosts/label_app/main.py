@@ -27,12 +27,11 @@ logger = logging.getLogger(__name__)
 
 def result_path(image: str, wanted: str | None) -> Path:
     """A new file for a result, of the kind that is asked for, or of that of the image."""
-    from cryoshuffle.files.omezarr import SUFFIXES as FOLDERS
-    from cryoshuffle.files.writing import SUFFIXES, image_suffix
+    from cryoshuffle.files.formats import FORMATS, image_suffix
 
     suffix = wanted or image_suffix(image)
     # It comes over the network, so it must be one that is known, and one file.
-    if suffix not in set(SUFFIXES) - set(FOLDERS):
+    if not any(suffix in one.suffixes and not one.is_folder for one in FORMATS):
         raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, f"no result of the kind '{suffix}' can be sent")
     return Path(tempfile.mkdtemp(prefix="cryoshuffle_")) / f"denoised{suffix}"
 
@@ -45,15 +44,10 @@ class ApplyTask(BundleInferTask):
 
     def writer(self, data: Mapping[str, Any], extension: str | None = None, dtype: Any = None) -> tuple[str, dict]:
         """Write the prediction under a name of its own."""
-        from monai.transforms import SaveImage
-
-        from cryoshuffle.files.writing import ExactPath, image_suffix, image_writer
+        from cryoshuffle.files.formats import save_tomogram
 
         path = result_path(data["image_path"], extension or data.get("result_extension"))
-        SaveImage(
-            writer=image_writer(path), output_ext=image_suffix(path), folder_layout=ExactPath(path), resample=False,
-            print_log=False,
-        )(data["pred"])  # fmt: skip
+        save_tomogram(data["pred"], path)
         return str(path), {}
 
 
