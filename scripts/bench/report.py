@@ -107,7 +107,7 @@ def case_table(results: Sequence[Result], case: str, rows: Sequence[Row]) -> str
     """All scores of one case, a method a row, as medians over seeds."""
     # Nothing to tell in an ablation.
     tells = any(told for _, _, told in rows)
-    first = ["method", "is also told"] if tells else ["method"]
+    first = ["method", "also knows"] if tells else ["method"]
     lines = _head([*first, "seeds", *(heading for _, heading, _ in COLUMNS)], len(first))
     for key, label, told in rows:
         done, reason = rows_of(results, case, key)

@@ -66,7 +66,7 @@ TOLD = {
     "faster_than_two_cores": "times as fast as two cores is a GPU, at fit and denoising: a range",
     "shared_gib_per_s": "GiB/s of the file system that all nodes share, reading and writing together",
     "link_gib_per_s": "GiB/s at most between it and a run (10 Gbit/s)",
-    "every_nth_fails_once": "one tomogram in so many fails once, at the very end, and is tried again",
+    "every_nth_fails_once": "one tomogram in this number fails once, at its end, and is tried again",
 }
 # What is counted, in sizes of the tomogram.
 COUNTED = {
