@@ -17,7 +17,7 @@ if [ ! -f "$work/.installed" ]; then
     export PIP_CONSTRAINT="$work/constraints.txt" PIP_BUILD_CONSTRAINT="$work/constraints.txt"
     "$work/venv/bin/pip" install --quiet --constraint "$work/constraints.txt" torch
     "$work/venv/bin/pip" install --quiet --constraint "$work/constraints.txt" monailabel==0.8.5 monai \
-        'pydicom<3' 'dicomweb-client<0.60' 'pynetdicom<3' mrcfile nibabel pytorch-ignite filelock fire pyyaml tqdm pillow
+        'pydicom<3' 'dicomweb-client<0.60' 'pynetdicom<3' mrcfile nibabel pytorch-ignite fire pyyaml tqdm pillow
     if ! "$work/venv/bin/python" -c 'import torchvision' 2>"$work/torchvision.log"; then
         # A torchvision built for CUDA knows operators that a torch for CPUs lacks; nothing here uses them.
         cat >"$("$work/venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/sitecustomize.py" <<'PY'

@@ -18,9 +18,9 @@ import torch
 from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
-from cryoshuffle.report import page as pages
+from cryoshuffle.report import findings as judged
 from cryoshuffle.report.log import read_history
-from cryoshuffle.report.page import PAGE_NAME
+from cryoshuffle.report.page import FINDINGS_NAME, PAGE_NAME
 from cryoshuffle.scores.shells import fourier_shell_correlation
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
@@ -74,7 +74,7 @@ def _told(folder: Path) -> tuple[str, dict]:
         copy = shutil.copytree(folder, Path(temporary) / folder.name)
         assert main(["report", str(copy)]) == 0
         text = html.unescape((copy / PAGE_NAME).read_text(encoding="utf-8"))
-        return text, json.loads((copy / pages.FINDINGS_NAME).read_text())["numbers"]
+        return text, json.loads((copy / FINDINGS_NAME).read_text())["numbers"]
 
 
 def _volume(path: Path) -> torch.Tensor:
@@ -97,6 +97,7 @@ def test_the_page_needs_nothing_but_itself_and_can_be_heard(run):
     assert len(page.of("input")) == 3
     assert all(slider["aria-label"] for slider in page.of("input"))
     assert all(chart["aria-label"] for chart in page.of("svg"))
+    assert len({chart["viewbox"] for chart in page.of("svg")}) == 1, "one size for all charts"
     assert page.of("html") == [{"lang": "en"}]
     assert "&lt;b&gt;&amp;out.mrc" in text
     assert not page.of("b")
@@ -151,9 +152,9 @@ def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
 
 def test_halves_are_compared_in_the_middle_the_page_is_of(halved, monkeypatch):
     """As large as the rest of the page's numbers, which bounds its memory; of the whole it is another curve."""
-    monkeypatch.setattr(pages, "_SIDE", 32)
+    monkeypatch.setattr(judged, "_SIDE", 32)
     paths = [str(halved / f"{name}.mrc") for name in ("in", "out", "even", "odd")]
-    found = pages.measure(*paths[:2], [1, 1, 1], halves=paths[2:])["halves"]
+    found = judged.measure(*paths[:2], [1, 1, 1], halves=paths[2:])["halves"]
     even, odd = (_volume(path)[:, 16:48, 16:48] for path in paths[2:])
     assert found["fsc"] == pytest.approx(fourier_shell_correlation(even, odd)[1])
     assert len(found["fsc"]) < len(fourier_shell_correlation(*map(_volume, paths[2:]))[1])
@@ -164,10 +165,10 @@ def test_halves_that_share_nothing_or_are_gone_are_said_so(halved, tmp_path):
     noise = np.random.default_rng(5).standard_normal((2, 24, 64, 64)).astype(np.float32)
     paths = [str(write_mrc(tmp_path / f"{index}.mrc", half)) for index, half in enumerate(noise)]
     files = str(halved / "in.mrc"), str(halved / "out.mrc")
-    numbers = pages.measure(*files, [1, 1, 1], halves=paths)
-    said = {one.words: one.level for one in pages.findings(None, None, numbers)}
+    numbers = judged.measure(*files, [1, 1, 1], halves=paths)
+    said = {one.words: one.level for one in judged.findings(None, None, numbers)}
     assert [level for words, level in said.items() if "agree at no frequency beyond chance" in words] == ["look"]
-    numbers = pages.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
+    numbers = judged.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
     assert "gone.mrc" in numbers["halves_not_measured"]
     assert "halves" not in numbers
     assert "residual" in numbers
@@ -211,10 +212,10 @@ def test_seams_are_looked_for_at_the_borders_of_the_windows(halved, run, tmp_pat
     result[:, 24:48] += 4 * result.std()
     files = str(halved / "in.mrc"), str(write_mrc(tmp_path / "seamed.mrc", result))
     for side in (160, 40):
-        monkeypatch.setattr(pages, "_SIDE", side)
+        monkeypatch.setattr(judged, "_SIDE", side)
         levels = []
         for window in ([24, 24, 64], [24, 20, 64]):
-            found = pages.findings(None, None, pages.measure(*files, [1, 1, 1], window=window))
+            found = judged.findings(None, None, judged.measure(*files, [1, 1, 1], window=window))
             levels += [one.level for one in found if "windows it was" in one.words]
         assert levels == ["look", "ok"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cryoshuffle.report.page import findings
+from cryoshuffle.report.findings import findings
 
 LATTICE = {"stride": 3, "scatter": 0.1}
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
@@ -66,6 +66,23 @@ def test_a_number_is_good_on_one_side_of_its_threshold_only(good, doubtful, leve
         (found,) = findings(**arguments)
         assert found.level == expected
         assert words in found.words
+
+
+def test_a_number_stands_beside_its_limit():
+    """Of both sides the sentence says how much is good, and no word of it is against the number."""
+    for ratio in (0.75, 1.3, 1.4):
+        kept = {"ratio": ratio, "scatter": 0.05, "where": [1, 2, 3]}
+        (one,) = findings(None, None, {"signal_left": kept})
+        assert f"is {ratio:.2f} times as strong where there is structure as elsewhere, good below 1.35" in one.words
+    for content, limit in (
+        ({"residual": {"low_frequency_correlation": 0.1}}, "+0.10, good within ±0.35"),
+        ({"residual": {"low_frequency_correlation": 0.4}}, "+0.40, good within ±0.35"),
+        ({"painted": {**PAINTED, "least": 0.2}}, "+0.20 or more in every region, good above -0.1"),
+        ({"seams": {"borders": 1.1, "halfway": 1.0}}, "1.10 times those nearby, good below 1.4"),
+        ({"lattice": {"y": {**LATTICE, "excess": 1.2}}}, "1.20 times the power nearby, good below 1.30"),
+        ({"halves": {**HALVES, "beyond_chance": True}}, "to 60.0 Å, 30% of the frequencies that the voxels hold"),
+    ):
+        assert limit in findings(None, None, content)[0].words
 
 
 def test_a_result_that_is_mostly_the_filter_says_why():

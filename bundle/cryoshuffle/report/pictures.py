@@ -1,4 +1,4 @@
-"""Pictures: three planes before, after, and what was taken away; bars of the noise; curves of agreement."""
+"""Pictures: three planes before, after, and what was taken away; curves of the noise and of agreement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
@@ -23,11 +23,10 @@ from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.writing import written_whole
 from cryoshuffle.noise.whitening import undo_whitening
+from cryoshuffle.report.charts import TEXT, chart_image, fsc_chart, line_chart
 
 _MARGIN, _TITLE = 8, 16
 _COLUMNS = ("before", "after", "residual")
-# Told apart by the colour-blind too (Okabe & Ito 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000")
 
 
 def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -92,13 +91,13 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     width = 3 * column_width + 4 * _MARGIN
     height = sum(row_heights) + 3 * (_TITLE + _MARGIN) + _MARGIN
     picture = Image.new("L", (width, height), 255)
-    pen = ImageDraw.Draw(picture)
+    pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
     names = (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}")
     boxes = {}
     for index, column in enumerate(tiles):
         left, top = _MARGIN + index * (column_width + _MARGIN), _MARGIN
         for row, tile in enumerate(column):
-            pen.text((left, top), f"{_COLUMNS[index]}, {names[row]}", fill=0)
+            pen.text((left, top + _TITLE - 3), f"{_COLUMNS[index]}, {names[row]}", 0, font, "ls")
             picture.paste(tile, (left, top + _TITLE))
             boxes[f"{_COLUMNS[index]}, {names[row]}"] = [
                 left,
@@ -145,30 +144,19 @@ def picture_planes(path: str | os.PathLike[str]) -> dict[str, Image.Image]:
         raise FileError(f"{path}: is no picture of a run, run it again ({type(error).__name__})") from error
 
 
-def save_noise_plot(rows: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:
-    """Draw the autocorrelation of the noise as bars, a panel an axis, as a PNG.
+def save_noise_plot(correlation: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> Path:
+    """Draw the autocorrelation of the noise, a curve an axis, as a PNG.
 
     Args:
-        rows: for each axis, at lags 1, 2, ...
+        correlation: for each axis, at lags 1, 2, ...
         path: of the picture.
 
     Raises:
         FileError: if the picture cannot be written.
     """
-    panel, height, bar = 220, 200, 30
-    picture = Image.new("L", (len(rows) * panel + _MARGIN, height + 3 * _TITLE), 255)
-    pen = ImageDraw.Draw(picture)
-    middle = _TITLE + height // 2
-    for index, (axis, values) in enumerate(rows.items()):
-        left = _MARGIN + index * panel
-        pen.text((left, 0), f"noise correlation along {axis}, -1 to 1", fill=0)
-        pen.line((left, middle, left + panel - 2 * _MARGIN, middle), fill=0)
-        for lag, value in enumerate(values):
-            x, tip = left + 8 + lag * (bar + 14), middle - round(value * height / 2)
-            pen.rectangle((x, min(middle, tip), x + bar, max(middle, tip)), fill=110)
-            pen.text((x, _TITLE + height), f"lag {lag + 1}", fill=0)
-            pen.text((x, 2 * _TITLE + height), f"{value:+.2f}", fill=0)
-    return _save(picture, path)
+    curves = {f"along {axis}": [(0.0, 1.0), *enumerate(values, 1)] for axis, values in correlation.items()}
+    chart = line_chart("Noise", curves, "lag, voxels", "autocorrelation", reach=(0,))
+    return _save(chart_image(chart), path)
 
 
 def save_fsc_plot(
@@ -183,45 +171,12 @@ def save_fsc_plot(
         curves: frequencies (cycles per voxel) and values of each curve, by its name.
         path: of the picture.
         voxel_size_angstrom: to label frequencies in cycles per Å; None labels them in cycles per voxel.
-        thresholds: each drawn as a dashed line.
+        thresholds: each drawn as a line.
 
     Raises:
         FileError: if the picture cannot be written.
     """
-    width, height, left, top = 480, 300, 48, 2 * _TITLE
-    lowest = min([-0.2, *(min(values) for _, values in curves.values())])
-    picture = Image.new("RGB", (left + width + 5 * _MARGIN, top + height + 3 * _TITLE), "white")
-    pen = ImageDraw.Draw(picture)
-
-    def place(frequency: float, value: float) -> tuple[int, int]:
-        return left + round(2 * frequency * width), top + round((1 - value) / (1 - lowest) * height)
-
-    pen.text((left, 0), "Fourier shell correlation", fill="black")
-    pen.rectangle((*place(0, 1), *place(0.5, lowest)), outline="black")
-    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = place(0, value)
-        pen.line((x - 4, y, x, y), fill="black")
-        pen.text((_MARGIN, y - 6), f"{value:.2f}", fill="black")
-    for frequency in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
-        x, y = place(frequency, lowest)
-        pen.line((x, y, x, y + 4), fill="black")
-        shown = frequency if voxel_size_angstrom is None else frequency / voxel_size_angstrom
-        pen.text((x - 12, y + 6), f"{shown:.1f}" if voxel_size_angstrom is None else f"{shown:.3f}", fill="black")
-    unit = "cycles per voxel" if voxel_size_angstrom is None else "cycles per angstrom"
-    pen.text((left + width // 2 - 100, top + height + 6 + _TITLE), f"spatial frequency, {unit}", fill="black")
-    pen.line((*place(0, 0), *place(0.5, 0)), fill="lightgrey")
-    for threshold in thresholds:
-        x, y = place(0, threshold)
-        for start in range(0, width, 10):
-            pen.line((x + start, y, x + min(start + 5, width), y), fill="grey")
-        pen.text((x + width + 4, y - 6), f"{threshold:g}", fill="grey")
-    for index, (name, (frequencies, values)) in enumerate(curves.items()):
-        colour = _COLOURS[index % len(_COLOURS)]
-        pen.line([place(k, v) for k, v in zip(frequencies, values, strict=True)], fill=colour, width=2)
-        x, y = left + width - 150, top + 6 + index * _TITLE
-        pen.line((x, y + 6, x + 20, y + 6), fill=colour, width=2)
-        pen.text((x + 26, y), name, fill="black")
-    return _save(picture, path)
+    return _save(chart_image(fsc_chart("Fourier shells", curves, thresholds, voxel_size_angstrom)), path)
 
 
 logger = logging.getLogger("cryoshuffle")
