@@ -111,6 +111,7 @@ def test_in_memory_the_axes_are_z_y_x(tmp_path, axes):
     data, meta = MrcReader().get_data(MrcReader().read(tmp_path / "in.mrc"))
     assert np.array_equal(data, volume)
     assert list(meta["spatial_shape"]) == [2, 3, 4]
+    assert tomogram_shape(tmp_path / "in.mrc") == (2, 3, 4)
 
 
 @pytest.mark.parametrize("suffix", [".mrc", ".rec", ".map", ".st", ".mrc.gz", ".rec.bz2"])
