@@ -39,7 +39,7 @@ import mrcfile
 import nibabel
 import numpy as np
 
-from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files import load_tomogram
 
 work = Path(sys.argv[1])
 pairs = {"tomogram_denoised.mrc": "mrc.mrc", "volume_denoised.nii.gz": "nifti.nii.gz"}

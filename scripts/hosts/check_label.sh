@@ -53,7 +53,7 @@ import sys
 
 from monai.transforms import SaveImage
 
-from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files import load_tomogram
 from cryoshuffle.files.writing import ExactPath, WholeNiftiWriter
 
 work = sys.argv[1]
@@ -92,7 +92,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 
-from cryoshuffle.files.reading import load_tomogram
+from cryoshuffle.files import load_tomogram
 
 work = Path(sys.argv[1])
 info = json.loads((work / "info.json").read_text())
