@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from phantoms import REAL_TOMOGRAM, small_tomogram
 from sizes import FULL, VARIABLE, write_tiny_configs
 
 from cryoshuffle import memory
+from cryoshuffle.commands.cli import main
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -102,6 +104,48 @@ def load_script(monkeypatch):
     return importlib.import_module
 
 
+@pytest.fixture(scope="session")
+def fitted(make_once) -> tuple[Path, Path]:
+    """A tomogram and a network for it."""
+
+    def fit(folder: Path) -> None:
+        tomogram = small_tomogram(folder / "in.mrc", (24, 72, 72))
+        assert main(["fit", str(tomogram), "--checkpoint", str(folder / "c.pt"), "--effort", "fast", "--quiet"]) == 0
+
+    folder = make_once("fitted", fit)
+    return folder / "in.mrc", folder / "c.pt"
+
+
+@pytest.fixture(scope="session")
+def real_run(make_once) -> Path:
+    """The folder of the real microtubule tomogram, denoised in a few steps of the network that is shipped."""
+
+    def denoise(folder: Path) -> None:
+        command = [sys.executable, "-m", "cryoshuffle", "denoise", REAL_TOMOGRAM, folder / "out.mrc"]
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        subprocess.run([*command, "--steps", "25", "--quiet"], check=True, env=environment)
+
+    return make_once("real_run", denoise)
+
+
+@pytest.fixture
+def allocator_calls(monkeypatch):
+    """What a C library that is not there is asked for."""
+    words: list[tuple[str, ...]] = []
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> None:
+            words.append(("mallopt", str(parameter), str(value)))
+
+        def malloc_trim(self, pad: int) -> None:
+            words.append(("trim",))
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Libc())
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: 0)
+    return words
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers():
     """A test draws the same numbers whichever tests ran before it."""
@@ -118,7 +162,7 @@ def _usual_memory():
 @pytest.fixture(autouse=True)
 def _one_thread_for_small_work(request):
     """Small tensors on several threads mostly wait for each other; whole runs keep the threads of the machine."""
-    if "golden" in str(request.node.path):
+    if request.node.path.parent.name in ("runs", "docs"):
         yield
         return
     before = torch.get_num_threads()

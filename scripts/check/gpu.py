@@ -213,7 +213,7 @@ def check_machine(check: Check) -> None:
 def check_laws(check: Check) -> None:
     """The tests of devices and of blindness, on this one; convolutions and how a layer is lowered, beside float64."""
     check.need(20)
-    tests = [str(ROOT / "tests" / "laws" / "test_device_laws.py")]
+    tests = [str(ROOT / "tests" / "paper" / "test_device_laws.py")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,

@@ -10,15 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import (
     SHAPES,
     BlindSet,
     Lattice,
+    as_triple,
     merge_sublattices,
     split_sublattices,
     volume_shuffle,
     volume_unshuffle,
 )
+from cryoshuffle.network import ShuffleUNet
 
 strides = st.tuples(*[st.integers(1, 4)] * 3)
 factors = st.tuples(*[st.integers(1, 3)] * 3)
@@ -121,3 +124,29 @@ def test_mask_agrees_with_contains(shape):
     for index in np.ndindex(mask.shape):
         assert mask[index] == blind_set.contains([i - v for i, v in zip(index, (1, 4, 0), strict=True)])
     assert mask[1, 4, 0] == (shape != "none")
+
+
+def test_lattice_messages_quote_the_value():
+    """Sizes that do not divide, triples that are none, names that do not exist."""
+    x = torch.zeros(1, 2, 4, 5, 6)
+    with pytest.raises(ValueError, match=r"\(4, 5, 6\) is not a multiple of the lattice stride \(1, 3, 1\)"):
+        split_sublattices(x, (1, 3, 1))
+    with pytest.raises(ValueError, match="batch of 1 is not a multiple of the 3"):
+        merge_sublattices(x, (1, 3, 1))
+    with pytest.raises(ValueError, match=r"stride \(1, 1, 1\) times factor \(1, 2, 1\)"):
+        volume_unshuffle(x, (1, 2, 1))
+    with pytest.raises(ValueError, match="2 channels"):
+        volume_shuffle(x, (1, 3, 1))
+    with pytest.raises(ValueError, match="three whole numbers"):
+        as_triple([1, 2], "window")
+    for wrong in (
+        {"shape": "ball"},
+        {"axis": "w"},
+        {"shape": "voxel", "radius": 1},
+        {"radius": (0, 1, 0)},
+        {"radius": -1},
+    ):
+        with pytest.raises(SettingError):
+            BlindSet(**wrong)
+    with pytest.raises(SettingError, match="3 levels need 2"):
+        ShuffleUNet(channels=(4, 4, 4), factors=(2,))

@@ -9,11 +9,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.layers.factories import Act, Norm
 from torch import Tensor, nn
 
-from cryoshuffle.lattice import BlindSet, Lattice, volume_shuffle, volume_unshuffle
-from cryoshuffle.layers import DilatedChannelAttention, DilatedChannelAttentionBlock, PointwiseConv3d, SimpleGate
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet, _Up, mean_with_before
+from cryoshuffle.lattice import (
+    BlindSet,
+    Lattice,
+    volume_shuffle,
+    volume_unshuffle,
+)
+from cryoshuffle.layers import (
+    ChannelLayerNorm,
+    DilatedChannelAttention,
+    DilatedChannelAttentionBlock,
+    PointwiseConv3d,
+    SimpleGate,
+    register_layers,
+)
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet, _Up, mean_with_before, unwrap
 
 
 def open_network(lattice: Lattice, channels=(4, 6, 8), factors=(2, (1, 2, 2)), blocks: int = 1) -> BlindSpotNet:
@@ -209,3 +222,28 @@ def test_the_gate_has_the_gradient_of_a_product():
     assert torch.autograd.gradcheck(SimpleGate(), (x,))
     a, b = x.chunk(2, dim=1)
     assert torch.equal(SimpleGate()(x), a * b)
+
+
+def test_layers_are_known_to_monais_factories():
+    """By name, once, and computing what they say."""
+    register_layers()
+    assert Norm["CHANNELLAYER", 3] is ChannelLayerNorm
+    assert Act["simplegate"] is SimpleGate
+    x = torch.randn(2, 6, 3, 4, 5)
+    y = ChannelLayerNorm(6)(x)
+    assert torch.allclose(y, torch.nn.functional.layer_norm(x.movedim(1, -1), (6,)).movedim(-1, 1), atol=1e-6)
+    assert torch.equal(SimpleGate()(x), x[:, :3] * x[:, 3:])
+
+
+def test_unwrap_finds_the_network():
+    """Behind a wrapper with ``module``, or itself."""
+    net = torch.nn.Linear(1, 1)
+    assert unwrap(torch.nn.DataParallel(net)) is net
+    assert unwrap(net) is net
+
+
+def test_a_body_that_does_not_know_itself_says_none():
+    """Reach and config of a foreign body are unknown, and said to be."""
+    net = BlindSpotNet(body=torch.nn.Conv3d(24, 1, 1))
+    assert net.receptive_radius() is None
+    assert net.config() is None
