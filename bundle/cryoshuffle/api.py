@@ -18,8 +18,8 @@ from monai.transforms import Orientation
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from cryoshuffle.commands.cli import build_parser
-from cryoshuffle.commands.runs import as_words, run_denoise
+from cryoshuffle.commands.options import DenoiseCommand
+from cryoshuffle.commands.runs import run_denoise
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
 from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.volumes import AXIS_CODES, affine_of, refuse_masked, tells_axes
@@ -27,16 +27,17 @@ from cryoshuffle.files.volumes import AXIS_CODES, affine_of, refuse_masked, tell
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
 Volume: TypeAlias = "np.ndarray | Tensor | MetaTensor | str | os.PathLike[str]"
-_VOLUMES = ("even", "odd", "empty", "mask")
-# What the files of a run's own folder are in words; what argparse says around a mistake; and an option.
+_OPTIONS = DenoiseCommand.keywords()
+_FLAGS = {option.flag: option for option in _OPTIONS.values()}
+_VOLUMES = [keyword for keyword, option in _OPTIONS.items() if option.file == "volume"]
+# What the files of a run's own folder are in words, and an option in a sentence.
 _IN_MEMORY = {
     "tomogram": "the array",
     **{name: f"the array {name}" for name in _VOLUMES},
     "denoised": "the result",
     "run": "the folder of the run",
 }
-_OF_PARSER = re.compile(r"^cryoshuffle denoise: (argument )?|; see cryoshuffle denoise --help$")
-_OPTION = re.compile(r"--([a-z][a-z-]*)( \w+)?")
+_OPTION = re.compile(r"(--[a-z][a-z-]*)( \w+)?")
 # MONAI undoes a turn by the object that did it.
 _TURN = Orientation(AXIS_CODES, labels=None)
 # Random numbers and their seeds are the process's: runs of several threads take turns.
@@ -46,7 +47,7 @@ _ONE_RUN = threading.RLock()
 class DenoiseOptions(TypedDict, total=False):
     """The options of ``cryoshuffle denoise``, with the names, the meaning and the defaults they have there.
 
-    ``even``, ``odd``, ``empty`` and ``mask`` may be volumes in memory as well. ``refine=False`` is ``--no-refine``.
+    ``even``, ``odd``, ``noise_mask`` and ``mask`` may be volumes in memory. ``refine=False`` is ``--no-refine``.
     """
 
     blind: Literal["auto", "voxel", "plane", "cross", "box"]
@@ -55,7 +56,7 @@ class DenoiseOptions(TypedDict, total=False):
     stride: int | Sequence[int]
     even: Volume
     odd: Volume
-    empty: Volume
+    noise_mask: Volume
     mask: Volume
     preset: Literal["unbiased", "paper"]
     refine: bool
@@ -68,6 +69,7 @@ class DenoiseOptions(TypedDict, total=False):
     seed: int
     resume: bool
     inference_window: int | Sequence[int]
+    force: bool
     dtype: Literal["float32", "float16", "int8", "int16", "uint16"]
     residual: PathLike
     detail: float
@@ -75,13 +77,12 @@ class DenoiseOptions(TypedDict, total=False):
     device: str
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     memory: float
+    quiet: bool
+    json_lines: bool
     overwrite: bool
-    force: bool
     permissive: bool
     fill_nan: bool
     report: PathLike
-    quiet: bool
-    json_lines: bool
 
 
 @overload
@@ -150,8 +151,8 @@ def denoise(
         folder = Path(temporary)
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
-        named: dict[str, Any] = {"quiet": True, **options}
-        unknown = sorted(set(options) - set(DenoiseOptions.__annotations__))
+        named: dict[str, Any] = {"quiet": True, "report": folder / "run", **options}
+        unknown = sorted(set(options) - set(_OPTIONS))
         if unknown:
             raise UsageError(
                 f"{unknown[0]}: cryoshuffle.denoise has no such option, see help(cryoshuffle.api.DenoiseOptions)"
@@ -159,9 +160,9 @@ def denoise(
         for name in _VOLUMES:
             if named.get(name) is not None:
                 named[name] = _on_disk(named[name], folder / f"{name}.mrc", voxel_size_angstrom)
-        named.setdefault("report", folder / "run")
         try:
-            run_denoise(build_parser().parse_args(["denoise", *as_words(named), "--", str(given), str(result)]))
+            values = DenoiseCommand.read_keywords(named)
+            run_denoise(DenoiseCommand(tomogram=str(given), output=str(result), **values))
         except Exception as error:
             mistake = user_error(error)
             if mistake is None:
@@ -178,24 +179,23 @@ def _in_python(mistake: UserError, folder: Path) -> UserError:
         mistake: what was raised.
         folder: that the volumes in memory were written to.
     """
-    text = _OF_PARSER.sub("", str(mistake))
+    text = str(mistake)
     for name, words in _IN_MEMORY.items():
         text = re.sub(rf"{re.escape(str(folder / name))}(\.\w+)?", words, text)
     text = re.sub(rf"{re.escape(str(folder))}\S*", "the temporary folder", text)
     return type(mistake)(_OPTION.sub(_as_keyword, text))
 
 
-def _as_keyword(option: re.Match[str]) -> str:
+def _as_keyword(match: re.Match[str]) -> str:
     """An option of the command line as Python has it, its value perhaps; one that Python has not is left."""
-    name, word = option[1].replace("-", "_"), option[2] or ""
-    if name == "no_refine":
-        return f"refine=False{word}"
-    if name not in DenoiseOptions.__annotations__:
-        return option[0]
-    kind, value = str(DenoiseOptions.__annotations__[name]), word.strip()
-    if "bool" in kind:
-        return f"{name}=True{word}"
-    return f'{name}="{value}"' if f"'{value}'" in kind.replace('"', "'") or option[0] == "--device cpu" else name + word
+    flag, word = match[1], match[2] or ""
+    if flag not in _FLAGS:
+        return match[0]
+    option, value = _FLAGS[flag], word.strip()
+    if option.is_switch:
+        return f"{option.keyword}={not option.default}{word}"
+    is_value = value in option.choices or match[0] == "--device cpu"
+    return f'{option.keyword}="{value}"' if is_value else option.keyword + word
 
 
 def _on_disk(volume: Volume, path: Path, voxel_size: float) -> Path:

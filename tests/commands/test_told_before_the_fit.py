@@ -128,7 +128,7 @@ def test_the_noise_in_an_empty_region_is_that_of_the_region(tmp_path, capsys):
     said = []
     for mask in (str(write_mrc(tmp_path / "empty.mrc", empty)), itk_nifti(tmp_path / "empty.nii", empty)):
         (tmp_path / "noise").mkdir(exist_ok=True)
-        assert main(["noise", path, "--empty", mask, "--report", str(tmp_path / "noise"), "--overwrite"]) == 0
+        assert main(["noise", path, "--noise-mask", mask, "--report", str(tmp_path / "noise"), "--overwrite"]) == 0
         out, err = capsys.readouterr()
         said.append(out)
         assert ("index by index" in err) == mask.endswith(".nii")
@@ -162,7 +162,7 @@ def test_a_damaged_nifti_is_refused_in_one_sentence(tmp_path, raw, capsys, name,
     harm(path)
     for arguments in (
         ["noise", str(path)],
-        ["noise", raw, "--empty", str(path)],
+        ["noise", raw, "--noise-mask", str(path)],
         ["noise", "--even", raw, "--odd", str(path)],
     ):
         assert main([*arguments, "--report", str(tmp_path)]) == 2
@@ -229,9 +229,9 @@ def copies(monkeypatch):
 
     def run(options):
         given.append({name: value and load_tomogram(value) for name, value in vars(options).items() if name in files})
-        save_tomogram(given[-1]["input"], options.output)
+        save_tomogram(given[-1]["tomogram"], options.output)
 
-    files = {"input", "mask", "even", "odd", "empty"}
+    files = {"tomogram", "mask", "even", "odd", "empty"}
     monkeypatch.setattr(api, "run_denoise", run)
     return given
 
@@ -265,20 +265,20 @@ def test_a_channel_may_be_first_or_last(copies):
     """The result is of the same shape; of an image that tells its axes too."""
     for shape in ((1, *SHAPE), (*SHAPE, 1)):
         assert np.array_equal(cryoshuffle.denoise(VOLUME.reshape(shape)), VOLUME.reshape(shape))
-        assert np.array_equal(copies[-1]["input"].numpy()[0], VOLUME)
+        assert np.array_equal(copies[-1]["tomogram"].numpy()[0], VOLUME)
     turned = np.ascontiguousarray(VOLUME.T)
     for shape in (turned.shape, (1, *turned.shape), (*turned.shape, 1)):
         image = MetaTensor(torch.from_numpy(turned.reshape(shape)), affine=torch.diag(torch.tensor([8.0, 8, 8, 1])))
         found = cryoshuffle.denoise(image)
         assert np.array_equal(found.numpy(), turned.reshape(shape))
         assert torch.equal(found.affine, image.affine)
-        assert np.array_equal(copies[-1]["input"].numpy()[0], VOLUME)
+        assert np.array_equal(copies[-1]["tomogram"].numpy()[0], VOLUME)
 
 
 def test_a_volume_in_memory_is_none_of_ours(copies, monkeypatch):
     """So the run does not say that it was denoised before."""
     seen = []
-    monkeypatch.setattr(api, "run_denoise", lambda options: seen.append(is_ours(options.input)) or 1 / 0)
+    monkeypatch.setattr(api, "run_denoise", lambda options: seen.append(is_ours(options.tomogram)) or 1 / 0)
     for volume in (VOLUME, MetaTensor(torch.from_numpy(VOLUME)[None], affine=torch.diag(torch.tensor([8.0, 8, 8, 1])))):
         with pytest.raises(ZeroDivisionError):
             cryoshuffle.denoise(volume)
@@ -289,7 +289,7 @@ def test_an_image_as_mask_keeps_which_way_its_axes_run(copies, tmp_path, monkeyp
     """It was read from what ITK made of the tomogram: beside the tomogram it is not mirrored."""
     found = []
     monkeypatch.setattr(
-        api, "run_denoise", lambda options: found.append(load_mask(options.mask, tomogram=options.input)) or 1 / 0
+        api, "run_denoise", lambda options: found.append(load_mask(options.mask, tomogram=options.tomogram)) or 1 / 0
     )
     mask = load_tomogram(itk_nifti(tmp_path / "mask.nii", MASK), axcodes=None)
     with pytest.warns(UserWarning, match="index by index"), pytest.raises(ZeroDivisionError):
@@ -333,8 +333,8 @@ def test_permissive_is_advised_where_it_helps(tmp_path, harm, helps):
 
 
 @pytest.mark.parametrize(("said", "expected"), [
-    ("{input}: 3 voxels are NaN: add --fill-nan to", "the array: 3 voxels are NaN: add fill_nan=True to"),
-    ("{mask}: is of (2, 2) voxels, {input} is not", "the array mask: is of (2, 2) voxels, the array is not"),
+    ("{tomogram}: 3 voxels are NaN: add --fill-nan to", "the array: 3 voxels are NaN: add fill_nan=True to"),
+    ("{mask}: is of (2, 2) voxels, {tomogram} is not", "the array mask: is of (2, 2) voxels, the array is not"),
     ("{output}: needs 3 MiB in {folder} and", "the result: needs 3 MiB in the temporary folder and"),
     ("{folder}/run: add --resume or --overwrite", "the folder of the run: add resume=True or overwrite=True"),
     ("too little noise: add --no-refine", "too little noise: add refine=False"),
@@ -348,7 +348,7 @@ def test_sentences_are_in_the_words_of_python(monkeypatch, said, expected, kind)
     """Keywords for options, and no file that only the run had."""
 
     def run(options):
-        names = {name: value for name, value in vars(options).items() if name in {"input", "mask", "output"}}
+        names = {name: value for name, value in vars(options).items() if name in {"tomogram", "mask", "output"}}
         raise kind(said.format(folder=Path(options.output).parent, **names))
 
     monkeypatch.setattr(api, "run_denoise", run)

@@ -329,7 +329,7 @@ def test_the_command_prints_table_choice_and_reason(tmp_path, capsys):
     assert "from empty region" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "noise.json").read_text())["axis"] == "y"
     assert main(["noise", *halves, *empty]) == 2
-    assert "--empty goes with one tomogram" in capsys.readouterr().err
+    assert "--noise-mask goes with one tomogram" in capsys.readouterr().err
     assert main(["noise", *one, "--report", str(tmp_path / "report")]) == 2
     assert "noise.json: exists already" in capsys.readouterr().err
     assert main(["noise", *one, *halves]) == 2

@@ -337,7 +337,7 @@ def test_an_empty_region_goes_with_measuring_alone(tmp_path, capsys):
         (["--blind", "voxel"], "--blind voxel measures none"),
         (["--blind", "auto", "--even", source, "--odd", source], "without halves"),
     ):
-        assert main(["denoise", source, str(tmp_path / "out.mrc"), *QUICK, *more, "--empty", source]) == 2
+        assert main(["denoise", source, str(tmp_path / "out.mrc"), *QUICK, *more, "--noise-mask", source]) == 2
         assert words in capsys.readouterr().err
 
 

@@ -52,6 +52,11 @@ class Outcome:
     words: str = ""
     seconds: float = 0.0
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result, new or from before."""
+        return self.status in {"done", "skipped"}
+
 
 def command_of(item: Item, options: Sequence[str], checkpoint: str | None = None) -> list[str]:
     """The words of the command line that denoise one tomogram of a batch.
