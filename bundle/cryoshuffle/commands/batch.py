@@ -273,23 +273,76 @@ def _client(cluster: Cluster, count: int) -> Iterator[Any]:
             yield client
 
 
-def _on_worker(
-    item: Mapping[str, Any],
-    command: Sequence[str],
-    more: Sequence[str],
-    threads: int | None,
-    gpus: int,
-    overwrite: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Share:
+    """What the runs of a batch may take.
+
+    Attributes:
+        workers: runs at once; None where the cluster says.
+        threads: of each run; None likewise.
+        gpus: of this machine, which its workers take turns on.
+        words: for each run, of its memory.
+    """
+
+    workers: int | None
+    threads: int | None = None
+    gpus: int = 0
+    words: tuple[str, ...] = ()
+
+
+def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
+    """What each of some runs may take."""
+    if cluster.scheduler is not None or cluster.slurm is not None:
+        return _Share(cluster.workers)
+    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    workers, threads = share_machine(runs, gpus, cores)
+    if cluster.workers is not None:
+        workers, threads = cluster.workers, max(1, cores // cluster.workers)
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
+    most = memory_gib or memory_bytes(torch.device("cpu")) / 2**31
+    return _Share(workers, threads, gpus, (f"--memory={most / workers:.3f}",))
+
+
+def _on_worker(item: Mapping[str, Any], command: Sequence[str], share: _Share, overwrite: bool) -> dict[str, Any]:
     """:func:`run_item` with the share of the machine that this worker has."""
     surroundings = {}
-    if threads is not None:
-        surroundings = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if gpus > 1:
+    if share.threads is not None:
+        surroundings = {name: str(share.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if share.gpus > 1:
         from distributed import get_worker
 
-        surroundings["CUDA_VISIBLE_DEVICES"] = str(int(get_worker().name) % gpus)
-    return asdict(run_item(item, command, more, surroundings, overwrite))
+        surroundings["CUDA_VISIBLE_DEVICES"] = str(int(get_worker().name) % share.gpus)
+    return asdict(run_item(item, command, share.words, surroundings, overwrite))
+
+
+def _outcomes(
+    client: Any, runs: Mapping[str, tuple[Item, Sequence[str]]], share: _Share, overwrite: bool
+) -> Iterator[Outcome]:
+    """The outcomes of runs on the workers of a client, as they come; what failed is tried once more first."""
+    distributed = _dask()
+
+    def submit(name: str, attempt: int) -> Any:
+        item, command = runs[name]
+        return client.submit(
+            _on_worker, asdict(item), command, share, overwrite and attempt == 0,
+            key=f"{name}, attempt {attempt + 1}", pure=False,
+        )  # fmt: skip
+
+    names = {submit(name, 0): (name, 0) for name in runs}
+    coming = distributed.as_completed(list(names))
+    for future in coming:
+        name, attempt = names.pop(future)
+        try:
+            outcome = Outcome(**future.result())
+        except (distributed.scheduler.KilledWorker, distributed.CancelledError) as error:
+            outcome = Outcome(name, "failed", f"its worker died again and again ({type(error).__name__})")
+        if outcome.status == "failed" and attempt == 0:
+            again = submit(name, 1)
+            names[again] = (name, 1)
+            coming.add(again)
+        else:
+            yield outcome
 
 
 def run_batch(
@@ -322,45 +375,13 @@ def run_batch(
     began = time.monotonic()
     for count, outcome in enumerate(outcomes.values(), 1):
         tell(outcome, count, 0.0)
-    left = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
-    if not left:
-        return [outcomes[item.name] for item in items]
-    here = cluster.scheduler is None and cluster.slurm is None
-    gpus = torch.cuda.device_count() if here else 0
-    workers, threads = share_machine(len(left), gpus, os.cpu_count() or 1)
-    if cluster.workers is not None:
-        workers, threads = cluster.workers, max(1, (os.cpu_count() or 1) // cluster.workers)
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    threads = min(threads, int(allowed)) if allowed.isdigit() and int(allowed) else threads
-    more = []
-    if here:
-        most = memory_gib or memory_bytes(torch.device("cpu")) / 2**31
-        more = [f"--memory={most / workers:.3f}"]
-    with _client(dataclasses.replace(cluster, workers=workers), len(left)) as client:
-        distributed = _dask()
-        if getattr(client, "dashboard_link", None) and importlib.util.find_spec("bokeh"):
-            logging.getLogger("cryoshuffle").info("Dask's dashboard: %s", client.dashboard_link)
-
-        def submit(name: str, attempt: int) -> Any:
-            item, command = left[name]
-            return client.submit(
-                _on_worker, asdict(item), command, more, threads if here else None, gpus, overwrite and attempt == 0,
-                key=f"{name}, attempt {attempt + 1}", pure=False,
-            )  # fmt: skip
-
-        names = {submit(name, 0): (name, 0) for name in left}
-        coming = distributed.as_completed(list(names))
-        for future in coming:
-            name, attempt = names.pop(future)
-            try:
-                outcome = Outcome(**future.result())
-            except (distributed.scheduler.KilledWorker, distributed.CancelledError) as error:
-                outcome = Outcome(name, "failed", f"its worker died again and again ({type(error).__name__})")
-            if outcome.status == "failed" and attempt == 0:
-                again = submit(name, 1)
-                names[again] = (name, 1)
-                coming.add(again)
-                continue
-            outcomes[name] = outcome
-            tell(outcome, len(outcomes), time.monotonic() - began)
+    runs = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
+    if runs:
+        share = _share_of(cluster, len(runs), memory_gib)
+        with _client(dataclasses.replace(cluster, workers=share.workers), len(runs)) as client:
+            if getattr(client, "dashboard_link", None) and importlib.util.find_spec("bokeh"):
+                logging.getLogger("cryoshuffle").info("Dask's dashboard: %s", client.dashboard_link)
+            for outcome in _outcomes(client, runs, share, overwrite):
+                outcomes[outcome.name] = outcome
+                tell(outcome, len(outcomes), time.monotonic() - began)
     return [outcomes[item.name] for item in items]
