@@ -26,10 +26,12 @@ from cryoshuffle.files.writing import write_json
 from cryoshuffle.inference.checkpoints import load_plain
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench import methods, report
-from bench.methods import ROOT, Job, NotRunError, Outcome
-from bench.quality import BY_KEY, SNR, own_versions, prepare, score
-from bench.speed import table
+from bench import methods
+from bench.markdown import documents_of, replace_section, table, wrapped
+from bench.methods import Job, NotRunError, Outcome
+from bench.options import check_settings, name_list
+from bench.provenance import ROOT, commit, machine, own_versions
+from bench.quality import BY_KEY, SNR, prepare, score
 
 BEGIN, END = "<!-- many: begin, written by scripts/bench/many.py -->", "<!-- many: end -->"
 # One thread: the time of the processor is then the time on a machine that does nothing else.
@@ -136,7 +138,7 @@ def many_section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
         name: "; ".join(sorted({r[name] for r in results if r.get(name)})) for name in ("machine", "commit", "version")
     }
     facts["command"] = "`scripts/bench/many.py`"
-    return report.wrapped([*parts, "### Made with", "\n".join(f"- {n}: {f}" for n, f in facts.items()), END])
+    return wrapped([*parts, "### Made with", "\n".join(f"- {n}: {f}" for n, f in facts.items()), END])
 
 
 def run(words: Sequence[str], folder: Path, name: str, job: Job) -> dict[str, Any]:
@@ -165,8 +167,8 @@ def run(words: Sequence[str], folder: Path, name: str, job: Job) -> dict[str, An
         "seconds": spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime,
         "steps": sum(load_plain(path)["iteration"] for path in own.glob("state*.pt")),
         "version": own_versions(),
-        "machine": report.machine(),
-        "commit": report.commit(ROOT),
+        "machine": machine(),
+        "commit": commit(),
     }
 
 
@@ -219,9 +221,9 @@ def load_results(work: Path) -> list[dict[str, Any]]:
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section and the raw numbers, from what is in the work folder."""
     results = load_results(options.work)
-    page, data, _ = report.documents_of(options.docs)
+    page, data, _ = documents_of(options.docs)
     document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    section = report.replace_section(document, many_section(results, settings), BEGIN, END)
+    section = replace_section(document, many_section(results, settings), BEGIN, END)
     page.write_text(section, encoding="utf-8")
     write_json({"settings": dict(settings), "results": results}, data / "benchmarks_many.json")
     print(f"documents: {page}")
@@ -285,14 +287,10 @@ def _fit_options(settings: Mapping[str, Any], whole: bool = True) -> list[str]:
     return ["--window", ",".join(map(str, settings["window"])), "--tilt-axis", "y", *steps]
 
 
-def _names(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
-
-
 def _list_of(kind: type[int] | type[float]) -> Callable[[str], list[int | float]]:
     def parse(text: str) -> list[int | float]:
         try:
-            return [kind(part) for part in _names(text)]
+            return [kind(part) for part in name_list(text)]
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not numbers with commas between") from None
 
@@ -303,9 +301,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ",".join((*REFERENCES, *WAYS))
-    parser.add_argument("--cases", type=_names, default=["wbp", "aligned"], help="sessions (default: wbp,aligned)")
-    parser.add_argument("--only", type=_names, help="the sessions to run now (default: all)")
-    parser.add_argument("--ways", type=_names, default=_names(known), help=f"to run now, of {known} (default: all)")
+    parser.add_argument("--cases", type=name_list, default=["wbp", "aligned"], help="sessions (default: wbp,aligned)")
+    parser.add_argument("--only", type=name_list, help="the sessions to run now (default: all)")
+    parser.add_argument(
+        "--ways", type=name_list, default=name_list(known), help=f"to run now, of {known} (default: all)"
+    )
     parser.add_argument("--ratios", type=_list_of(float), default=[1.0, 1.0, 1.0, 0.5],
                         help="a tomogram each: its SNR over that of the case (default: 1,1,1,0.5)")  # fmt: skip
     parser.add_argument("--fitted", type=int, default=2, help="so many of them make the network (default: 2)")
@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: getattr(options, name) for name in ("cases", "shape", "ratios", "fitted", "window", "steps", "few")
     }
     settings["snr"] = {case: SNR[case] for case in options.cases}
-    report.check_settings(options.work, settings, "many")
+    check_settings(options.work, settings, "many")
     sessions = {case: Session(case, settings, options.work) for case in options.cases}
     try:
         for case in options.only or options.cases:

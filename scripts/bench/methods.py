@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from bench.provenance import ROOT
 from cryoshuffle import starting_network
 from cryoshuffle.boxes import draw_box, fit_window
 from cryoshuffle.fit.handlers import Budget
@@ -33,7 +34,6 @@ from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.scores.metrics import correlation
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOW = 48
 GRADIENT_NORM = 0.3
 # Of our network on the halves: as many as a best effort has behind the blind network.

@@ -34,19 +34,10 @@ from cryoshuffle.memory import keep_memory
 from cryoshuffle.noise.spectrum import GRID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.speed import (
-    CONFIG,
-    LATTICES,
-    MEMORY,
-    PRECISIONS,
-    Subject,
-    _count,
-    _triple,
-    build_network,
-    make_work,
-    table,
-    timed,
-)
+from bench.markdown import table
+from bench.options import count, triple
+from bench.subject import CONFIG, LATTICES, MEMORY, PRECISIONS, Subject, build_network, make_work
+from bench.timing import timed
 
 # The first that matches the name of an operation counts.
 KINDS = {
@@ -151,13 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     window = CONFIG["window"]
     parser.add_argument("--task", choices=["training", "window"], default="training")
     parser.add_argument("--network", choices=list(LATTICES), default="open")
-    parser.add_argument("--shape", type=_triple, default=tuple(window), help="z,y,x, voxels (default: a step's window)")
+    parser.add_argument("--shape", type=triple, default=tuple(window), help="z,y,x, voxels (default: a step's window)")
     parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
     parser.add_argument("--memory", choices=list(MEMORY), default="contiguous")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=_count, help="of the CPU (default: torch's own)")
-    parser.add_argument("--steps", type=_count, default=10)
-    parser.add_argument("--dearest", type=_count, default=15, help="operations listed (default: 15)")
+    parser.add_argument("--threads", type=count, help="of the CPU (default: torch's own)")
+    parser.add_argument("--steps", type=count, default=10)
+    parser.add_argument("--dearest", type=count, default=15, help="operations listed (default: 15)")
     parser.add_argument("--trace", type=Path, help="file for a timeline")
     parser.add_argument("--compile", action="store_true", help="compare with torch.compile, which needs a C++ compiler")
     options = parser.parse_args(arguments)

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,10 @@ from cryoshuffle.simulation.tilt_series import save_simulation, simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods, report
-from bench.methods import ABLATION, METHODS, ROOT, Job, Method, NotRunError, Outcome
+from bench.markdown import documents_of, replace_section
+from bench.methods import ABLATION, METHODS, Job, Method, NotRunError, Outcome
+from bench.options import check_settings, name_list
+from bench.provenance import ROOT, commit, machine, own_versions
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
 COARSE = "insitu20"
@@ -94,15 +95,9 @@ def measure(method: Method, job: Job, voxel_size_angstrom: float) -> dict[str, A
         "strength": outcome.strength,
         "at_end": outcome.at_end,
         "version": versions,
-        "machine": report.machine(),
-        "commit": report.commit(ROOT),
+        "machine": machine(),
+        "commit": commit(),
     }
-
-
-def own_versions() -> str:
-    """Python and what our own methods stand on."""
-    names = ("cryoshuffle", "torch", "monai")
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
 
 
 def load_results(work: Path) -> list[dict[str, Any]]:
@@ -158,7 +153,7 @@ def draw(work: Path, pictures: Path, results: Sequence[Mapping[str, Any]]) -> di
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section, the raw numbers and the pictures, from what is in the work folder."""
     results = load_results(options.work)
-    page, data, pictures = report.documents_of(options.docs)
+    page, data, pictures = documents_of(options.docs)
     captions = draw(options.work, pictures, results)
     report.save_effort_plot(results, CASES, pictures / "benchmark_effort.png")
     grids = {
@@ -174,25 +169,21 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
     }
     section = report.quality_section(results, {**settings, "grids": grids}, rows(METHODS), ablated, captions)
     document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    page.write_text(report.replace_section(document, section), encoding="utf-8")
+    page.write_text(replace_section(document, section, report.BEGIN, report.END), encoding="utf-8")
     write_json({"settings": {**settings, "grids": grids}, "results": results}, data / "benchmarks_quality.json")
     print(f"documents: {page}")
 
 
-def _names(text: str) -> list[str]:
-    return [part for part in text.split(",") if part]
-
-
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in _names(text)]
+        return [int(part) for part in name_list(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers with commas between") from None
 
 
 def _ratios(text: str) -> dict[str, float]:
     try:
-        return {name: float(value) for name, value in (part.split("=") for part in _names(text))}
+        return {name: float(value) for name, value in (part.split("=") for part in name_list(text))}
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not like wbp=0.061,white=0.1") from None
 
@@ -201,8 +192,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = ", ".join(f"{name} {value:g}" for name, value in SNR.items())
-    parser.add_argument("--cases", type=_names, default=list(CASES), help=f"of {','.join(CASES)} (default: all)")
-    parser.add_argument("--methods", type=_names, help=f"of {','.join(BY_KEY)} (default: all but the ablation)")
+    parser.add_argument("--cases", type=name_list, default=list(CASES), help=f"of {','.join(CASES)} (default: all)")
+    parser.add_argument("--methods", type=name_list, help=f"of {','.join(BY_KEY)} (default: all but the ablation)")
     parser.add_argument("--ablation", action="store_true", help="also ours with one thing changed, on wbp and aligned")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="medians are over these (default: 0,1,2)")
     parser.add_argument("--shape", type=_numbers, default=[80, 144, 144], help="z,y,x, voxels (default: 80,144,144)")
@@ -254,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": options.device,
     }
     # How long a program may take changes no number.
-    report.check_settings(options.work, settings, "quality", free=("cap_minutes",))
+    check_settings(options.work, settings, "quality", free=("cap_minutes",))
     for case in (name for name in CASES if name in options.cases):
         for seed in options.seeds:
             folder = options.work / f"{case}_{seed}"

@@ -37,9 +37,10 @@ from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
 from cryoshuffle.simulation.tilt_series import reconstruct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.report import documents_of, machine, replace_section, save_panel, wrapped
+from bench.markdown import documents_of, replace_section, wrapped
+from bench.provenance import ROOT, commit, machine
+from bench.report import save_panel
 
-ROOT = Path(__file__).resolve().parents[2]
 SERIES = "00254"
 BEGIN = "<!-- real: begin, written by scripts/bench/real.py -->"
 END = "<!-- real: end -->"
@@ -235,8 +236,8 @@ def section(findings: Mapping[str, Any]) -> str:
         for row in one["rows"]:
             title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
             cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
-            more = ["" if row.get(name) is None else str(row[name]) for name in ("trust", "seconds")]
-            lines.append("| " + " | ".join([*cells, *more]) + " |")
+            facts = ["" if row.get(name) is None else str(row[name]) for name in ("trust", "seconds")]
+            lines.append("| " + " | ".join([*cells, *facts]) + " |")
         if not any("slopes" in row for row in one["rows"]):
             continue
         lines += [
@@ -315,9 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page, data, pictures = documents_of(options.docs)
     path = data / "benchmarks_real.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     known[title] = {
-        "machine": machine(), "commit": commit.strip(), "bands_voxels": BANDS,
+        "machine": machine(), "commit": commit(), "bands_voxels": BANDS,
         "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
     }  # fmt: skip
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

@@ -7,15 +7,8 @@ a dictionary with ``case``, ``seed``, ``method`` and either ``scores`` and ``sec
 from __future__ import annotations
 
 import io
-import json
 import math
-import os
-import platform
-import re
 import statistics
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from cryoshuffle.files.writing import write_json
+from bench.markdown import wrapped
 
 BEGIN, END = "<!-- quality: begin, written by scripts/bench/quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000
@@ -268,84 +261,6 @@ def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
 
 
-def documents_of(docs: Path) -> tuple[Path, Path, Path]:
-    """The page of benchmarks, the folder of raw numbers and the folder of pictures; their folders are made.
-
-    Args:
-        docs: folder of the documents.
-    """
-    page, data, pictures = docs / "explain" / "benchmarks.md", docs / "data", docs / "pictures"
-    for folder in (page.parent, data, pictures):
-        folder.mkdir(parents=True, exist_ok=True)
-    return page, data, pictures
-
-
-def wrapped(parts: Iterable[str]) -> str:
-    """Blocks of Markdown as text of at most 120 columns; tables keep their lines and inline code stays on one line.
-
-    Args:
-        parts: paragraphs, lists of one line an item, headings, tables and markers.
-    """
-    blocks = []
-    for block in "\n\n".join(parts).split("\n\n"):
-        lines = block.split("\n") if block.startswith(("|", "#", "<!--", "- ")) else [" ".join(block.split("\n"))]
-        blocks.append("\n".join(line if line.startswith(("|", "#", "<!--")) else _fold(line) for line in lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _fold(line: str) -> str:
-    """A paragraph or an item of a list, wrapped."""
-    kept = re.sub("`[^`]*`", lambda code: code[0].replace(" ", "\0"), line)
-    indent = "  " if line.startswith("- ") else ""
-    folded = textwrap.fill(kept, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return folded.replace("\0", " ")
-
-
-def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:
-    """Keep what the results of a work folder have in common, and refuse to mix.
-
-    Args:
-        work: the folder; made if it is not there.
-        settings: of this run, plain values.
-        program: name of the benchmark, for the message.
-        free: names of settings that may differ, because they change no number.
-
-    Raises:
-        SystemExit: if the folder was begun with other settings; the message names them.
-    """
-    path = work / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        fixed = [name for name in settings if name not in set(free)]
-        other = [f"{name} {before.get(name)}" for name in fixed if before.get(name) != settings[name]]
-        if other:
-            sys.exit(f"{program}: {work} was begun with {', '.join(other)}: choose another --work, or the same")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(dict(settings), path)
-
-
-def replace_section(document: str, section: str, begin: str = BEGIN, end: str = END) -> str:
-    """A document with its own section exchanged, or added at the end; all else stays.
-
-    Args:
-        document: as it is.
-        section: with its markers.
-        begin: marker in front of the section.
-        end: marker behind it.
-
-    Raises:
-        ValueError: if only one of the markers is there, or they are in the wrong order.
-    """
-    if begin not in document and end not in document:
-        start = document.rstrip("\n") or "# Benchmarks"
-        return f"{start}\n\n{section}"
-    before, first, rest = document.partition(begin)
-    _, last, after = rest.partition(end)
-    if not first or not last:
-        raise ValueError(f"the document must hold '{begin}' and behind it '{end}', or neither: mend or remove them")
-    return before + section.rstrip("\n") + after
-
-
 def _plane(plane: np.ndarray, zoom: int, greys: int) -> Image.Image:
     """A plane stretched over its grey scale, of few greys if that saves room."""
     levels = (plane * (greys - 1)).round() * (255 / (greys - 1))
@@ -396,35 +311,3 @@ def save_panel(volumes: Mapping[str, torch.Tensor], path: Path) -> None:
         if buffer.tell() <= LARGEST_PICTURE:
             break
     path.write_bytes(buffer.getvalue())
-
-
-def machine() -> str:
-    """Processor, cores and memory, in one line."""
-    model = platform.processor() or platform.machine()
-    cpus = Path("/proc/cpuinfo")
-    if cpus.is_file():
-        named = [s.partition(":")[2].strip() for s in cpus.read_text().splitlines() if s.startswith("model name")]
-        model = named[0] if named else model
-    text = f"{model}, {os.cpu_count()} cores"
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        text += f", {os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-    if torch.cuda.is_available():
-        text += f", {torch.cuda.get_device_name()}"
-    return text
-
-
-def commit(root: Path) -> str:
-    """The commit of a checkout, and whether the code differs from it; empty outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-        return found.stdout.strip() if found.returncode == 0 else ""
-
-    try:
-        name, changes = (
-            git("rev-parse", "--short", "HEAD"),
-            git("status", "--porcelain", "bundle", "configs", "scripts"),
-        )
-    except OSError:
-        return ""
-    return f"{name} + changes" if name and changes else name

@@ -43,9 +43,9 @@ from cryoshuffle.files.writing import SETTLED_S, checksum, write_json, write_tex
 from cryoshuffle.memory import limit_memory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.report import commit, machine, replace_section, wrapped
+from bench.markdown import replace_section, wrapped
+from bench.provenance import ROOT, commit, machine
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 BEGIN, END = "<!-- plan: begin, written by scripts/bench/scaling.py -->", "<!-- plan: end -->"
 GIB = 2**30
@@ -640,7 +640,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.measure or measured is None:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             measured = {**count_passes(Path(folder)), **measure_rates(Path(folder), options.mib)}
-        measured |= {"machine": machine(), "commit": commit(ROOT)}
+        measured |= {"machine": machine(), "commit": commit()}
         print(json.dumps(measured, indent=2))
     known = from_benchmarks()
     content = {
@@ -651,7 +651,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "scenarios": plan(known, measured, ASSUMED),
         "dask": distributed.__version__,
         "machine": machine(),
-        "commit": commit(ROOT),
+        "commit": commit(),
     }
     write_json(content, path)
     page = DOCS / "explain" / "scaling.md"

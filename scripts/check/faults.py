@@ -32,9 +32,8 @@ from cryoshuffle.inference.mergers import JOURNAL
 from cryoshuffle.simulation.tilt_series import simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.report import commit, machine
+from bench.provenance import ROOT, commit, machine
 
-ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "docs" / "data" / "robustness.json"
 COMMAND = [sys.executable, "-m", "cryoshuffle", "denoise"]
 # The same program, which takes all windows for done once so many are, and says in a file how many that were.
@@ -149,7 +148,7 @@ def check_kills(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def write_finding(name: str, found: dict[str, Any]) -> int:
     """Put a finding, with machine and commit, among the others; the exit code is 1 if it says a promise is broken."""
-    found |= {"machine": machine(), "commit": commit(ROOT)}
+    found |= {"machine": machine(), "commit": commit()}
     known = json.loads(FINDINGS.read_text(encoding="utf-8")) if FINDINGS.is_file() else {}
     write_json({**known, name: found}, FINDINGS)
     print(json.dumps(found, indent=2))

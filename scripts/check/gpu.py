@@ -54,11 +54,11 @@ from cryoshuffle.scores.metrics import correlation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.methods import read
+from bench.provenance import ROOT, commit
 from bench.quality import SNR, prepare
-from bench.report import commit
-from bench.speed import CONFIG, Subject, build_network, make_work, peak_mib, timed, training_step
+from bench.subject import CONFIG, Subject, build_network, make_work, training_step
+from bench.timing import peak_mib, timed
 
-ROOT = Path(__file__).resolve().parents[2]
 SHAPE, SMALL_SHAPE = (80, 144, 144), (24, 40, 40)
 SHIPPED = ROOT / "tests" / "data" / "cylindra_13pf_MT.mrc"
 VOLUMES = ((256, 256, 256), (512, 512, 512), (300, 1024, 1024))
@@ -196,7 +196,7 @@ def check_machine(check: Check) -> None:
         cudnn=torch.backends.cudnn.version() if cuda else None,
         python=platform.python_version(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        commit=commit(ROOT),
+        commit=commit(),
     )
     side = 256 if check.small else 8192
     work = make_work(Subject("matmul", (side, side), precision="bf16"), device)

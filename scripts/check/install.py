@@ -28,9 +28,8 @@ from typing import Any
 from cryoshuffle.files.writing import write_json, write_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.report import commit, machine
+from bench.provenance import ROOT, commit, machine
 
-ROOT = Path(__file__).resolve().parents[2]
 FINDINGS = ROOT / "docs" / "data" / "install.json"
 PAGE = ROOT / "docs" / "howto" / "install.md"
 BEGIN, END = "<!-- install: begin, written by scripts/check/install.py -->\n", "<!-- install: end -->\n"
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             version_of(interpreter)
     except FailedError as error:
         parser.error(f"{error}; name a Python that runs")
-    made_at, lines, failed = {"machine": machine(), "commit": commit(ROOT)}, [], False
+    made_at, lines, failed = {"machine": machine(), "commit": commit()}, [], False
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         work = Path(folder)
         wheel, sdist = build(work)

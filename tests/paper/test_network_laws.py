@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from itertools import product
 
 import numpy as np
@@ -10,18 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Act, Norm
-from torch import Tensor, nn
+from torch import nn
 
 from cryoshuffle.lattice import (
     BlindSet,
     Lattice,
     volume_shuffle,
-    volume_unshuffle,
 )
 from cryoshuffle.layers import (
     ChannelLayerNorm,
     DilatedChannelAttention,
-    DilatedChannelAttentionBlock,
     PointwiseConv3d,
     SimpleGate,
     register_layers,
@@ -54,75 +53,65 @@ def test_a_pointwise_convolution_scales_its_weights_as_if_it_scaled_the_features
     assert not torch.allclose(layer(x, before.roll(1), behind), scaled)
 
 
-class Dilated:
-    """The paper's formulation on the full grid: dilated convolution, residue-preserving unshuffle, dilated pooling."""
+@pytest.fixture
+def with_the_same_weights(load_script):
+    """Makes the paper's formulation of a network, as the benchmark times it."""
+    formulations = load_script("bench.formulations").FORMULATIONS
 
-    def __init__(self, net: BlindSpotNet) -> None:
-        self.net, self.d = net, net.stride
+    def formulate(net: BlindSpotNet, formulation: str = "dilated") -> BlindSpotNet:
+        other = formulations[formulation](net.lattice, deepcopy(net.body), stem_channels=4).double()
+        other.load_state_dict(net.state_dict())
+        return other.train(net.training)
 
-    def pool(self, x: Tensor) -> Tensor:
-        mean = torch.empty_like(x)
-        for a, b, c in product(*map(range, self.d)):
-            part = (slice(None), slice(None), *(slice(r, None, s) for r, s in zip((a, b, c), self.d, strict=True)))
-            mean[part] = x[part].mean(dim=(2, 3, 4), keepdim=True)
-        return mean
-
-    def attention(self, layer: DilatedChannelAttention, x: Tensor) -> Tensor:
-        mean = self.pool(x) if layer.training else layer.running_mean[None, :, None, None, None].expand_as(x)
-        weights = F.conv3d(mean, layer.weight.weight[:, :, None, None, None], layer.weight.bias)
-        return x * 2 * torch.sigmoid(weights)
-
-    def block(self, b: DilatedChannelAttentionBlock, x: Tensor) -> Tensor:
-        y = F.conv3d(b.norm_conv(x), b.conv.weight, b.conv.bias, padding=self.d, dilation=self.d)
-        y = b.conv_out(self.attention(b.attention, b.gate(y)))
-        x = x + y * b.conv_scale[None, :, None, None, None]
-        y = b.feed_forward_out(b.gate(b.feed_forward(b.norm_feed_forward(x))))
-        return x + y * b.feed_forward_scale[None, :, None, None, None]
-
-    def box(self, x: Tensor, factor: tuple[int, int, int]) -> Tensor:
-        for dim, (f, d) in enumerate(zip(factor, self.d, strict=True), start=2):
-            n = x.shape[dim]
-            padded = torch.cat([x.narrow(dim, 0, d)] * (f - 1) + [x], dim)
-            x = torch.stack([padded.narrow(dim, k * d, n) for k in range(f)]).mean(dim=0)
-        return x
-
-    def __call__(self, x: Tensor) -> Tensor:
-        body = self.net.body
-        x, skips = body.enter(self.net.stem(x)), []
-        for level, down in zip(body.encoder, body.down, strict=True):
-            for block in level:
-                x = self.block(block, x)
-            skips.append(x)
-            x = down.project(volume_unshuffle(x, down.factor, self.d))
-        for block in body.bottom:
-            x = self.block(block, x)
-        for up, level in zip(body.up, body.decoder, strict=True):
-            x = self.box(volume_shuffle(up.project(x), up.factor, self.d), up.factor) + skips.pop()
-            for block in level:
-                x = self.block(block, x)
-        return body.leave(x)
+    return formulate
 
 
+@pytest.mark.parametrize("formulation", ["dilated", "plain"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "lattice",
     [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))],
     ids=["voxel", "plane"],
 )
-def test_the_papers_dilated_network_equals_ours(lattice, training):
-    """Dilated layers on the full grid give what dense layers on the sub-lattices give, to 1e-10."""
-    net = open_network(lattice).train(training)
-    x = torch.randn(2, 1, *net.period, dtype=torch.float64)
+def test_the_papers_dilated_network_equals_ours(with_the_same_weights, lattice, training, formulation):
+    """Dilated layers on the full grid give what dense layers on the sub-lattices give, to 1e-10: output, gradients and
+    statistics, on sizes that do not divide too."""
+    ours = open_network(lattice).train(training)
+    dilated = with_the_same_weights(ours, formulation)
+    x = torch.randn(2, 1, *(p + 3 for p in ours.period), dtype=torch.float64)
+    outputs = [network(x) for network in (ours, dilated)]
+    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
+    assert float(outputs[0].detach().std()) > 1e-2
+    for output in outputs:
+        output.square().mean().backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), dilated.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-9), name
+    for (name, mine), theirs in zip(ours.named_buffers(), dilated.buffers(), strict=True):
+        assert torch.allclose(mine, theirs), name
+
+
+def test_the_pooling_of_the_dilated_network_is_that_of_an_index_loop(with_the_same_weights):
+    """Residue by residue, so that the formulation above is the paper's and not ours in other words."""
+    lattice = Lattice((1, 3, 2), BlindSet("none"))
+    dilated = with_the_same_weights(open_network(lattice).train())
+    layer = dilated.body.bottom[0].attention
+    nn.init.normal_(layer.weight.weight)
+    x = torch.randn(2, layer.weight.in_features, 4, 6, 8, dtype=torch.float64)
+    expected = torch.empty_like(x)
+    for a, b, c in product(*map(range, dilated.stride)):
+        part = (..., *(slice(r, None, s) for r, s in zip((a, b, c), dilated.stride, strict=True)))
+        weight = 2 * torch.sigmoid(layer.weight(x[part].mean(dim=(2, 3, 4))))
+        expected[part] = x[part] * weight[:, :, None, None, None]
     with torch.no_grad():
-        assert (Dilated(net)(x) - net(x)).abs().max() < 1e-10
+        assert torch.allclose(dilated._attention(layer, x), expected)
 
 
-def test_the_comparison_notices_a_wrong_dilation():
+def test_the_comparison_notices_a_wrong_dilation(with_the_same_weights):
     """Negative control: the same comparison with dilation 1 fails by far more than 1e-10."""
     net = open_network(Lattice((2, 2, 2), BlindSet("voxel"))).eval()
-    dilated = Dilated(net)
+    dilated = with_the_same_weights(net)
     x = torch.randn(1, 1, *net.period, dtype=torch.float64)
-    dilated.d = (1, 1, 1)
+    dilated.dilation = (1, 1, 1)
     with torch.no_grad():
         assert (dilated(x) - net(x)).abs().max() > 1e-3
 

@@ -237,7 +237,7 @@ def test_programs_get_a_line_an_epoch(tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr()
     *lines, last = [json.loads(line) for line in said.out.splitlines()]
-    assert "fitting:" not in said.err
+    assert "fitting" not in said.err
     assert lines == read_history(tmp_path / "out_run")
     assert lines
     assert [line["step"] for line in lines][-1] == lines[-1]["steps"] == 4

@@ -12,14 +12,11 @@ import torch
 from ignite.handlers import EMAHandler
 from torch import nn
 
-from cryoshuffle.lattice import BlindSet, Lattice
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.lattice import Lattice
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = ["--window", "12", "--inference-window", "8,24,8", "--volume", "16,24,24", "--matmul", "32", "--largest", "16"]
 TINY += ["--repeats", "1", "--process-repeats", "1", "--least-seconds", "0", "--precisions", "fp32", "--device", "cpu"]
-LATTICES = [Lattice((2, 2, 2), BlindSet("voxel")), Lattice((1, 3, 1), BlindSet("plane", "y"))]
-FACTORS = (2, (1, 2, 2))
 
 
 @pytest.fixture
@@ -27,64 +24,57 @@ def speed(load_script):
     return load_script("bench.speed")
 
 
-def _both(speed, lattice, formulation="dilated", channels=(4, 6, 8)):
-    """Ours and a dilated formulation with the same weights, whose residual paths are open."""
-    torch.manual_seed(1)
-    ours, dilated = (
-        kind(lattice, ShuffleUNet(24, 1, channels, 1, FACTORS)).double()
-        for kind in (BlindSpotNet, speed.FORMULATIONS[formulation])
-    )
-    for name, parameter in ours.named_parameters():
-        if name.endswith("_scale"):
-            nn.init.normal_(parameter)
-    dilated.load_state_dict(ours.state_dict())
-    return ours, dilated
+@pytest.fixture
+def subjects(load_script):
+    return load_script("bench.subject")
 
 
-@pytest.mark.parametrize("formulation", ["dilated", "plain"])
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("lattice", LATTICES, ids=["voxel", "plane"])
-def test_the_dilated_formulations_are_the_same_network(speed, lattice, training, formulation):
-    """With the same weights the same output, statistics and gradients, on sizes that do not divide too."""
-    ours, dilated = (network.train(training) for network in _both(speed, lattice, formulation))
-    x = torch.randn(2, 1, *(p + 3 for p in ours.period), dtype=torch.float64)
-    outputs = [network(x) for network in (ours, dilated)]
-    assert torch.allclose(*outputs, rtol=0, atol=1e-10)
-    assert float(outputs[0].detach().std()) > 1e-2
-    for output in outputs:
-        output.square().mean().backward()
-    for (name, mine), theirs in zip(ours.named_parameters(), dilated.parameters(), strict=True):
-        assert torch.allclose(mine.grad, theirs.grad, atol=1e-9), name
-    for (name, mine), theirs in zip(ours.named_buffers(), dilated.buffers(), strict=True):
-        assert torch.allclose(mine, theirs), name
+@pytest.fixture
+def tables(load_script):
+    return load_script("bench.speed_tables")
 
 
-@pytest.mark.parametrize("lattice", LATTICES, ids=["voxel", "plane"])
-def test_the_comparison_notices_a_dilation_of_1(speed, lattice):
-    """Negative control: without dilation it is another network."""
-    ours, dilated = (network.eval() for network in _both(speed, lattice))
-    dilated.dilation = (1, 1, 1)
-    x = torch.randn(1, 1, *ours.period, dtype=torch.float64)
-    with torch.no_grad():
-        assert float((ours(x) - dilated(x)).abs().max()) > 1e-3
+@pytest.fixture
+def markdown(load_script):
+    return load_script("bench.markdown")
 
 
-def test_networks_are_those_of_the_config(speed):
+@pytest.fixture
+def measures(load_script):
+    return load_script("bench.speed_measures")
+
+
+@pytest.fixture
+def beside_peers(load_script):
+    return load_script("bench.speed_peers")
+
+
+@pytest.fixture
+def workers(load_script):
+    return load_script("bench.worker")
+
+
+@pytest.fixture
+def turns(load_script):
+    return load_script("bench.turns")
+
+
+def test_networks_are_those_of_the_config(subjects):
     """The default subject is what train.json declares; the dilated one has weights of the same shapes."""
-    subject = speed.Subject("training", (12, 12, 12))
-    ours = speed.build_network(subject)
-    assert ours.body.config()["channels"] == speed.CONFIG["network_def"]["body"]["channels"]
+    subject = subjects.Subject("training", (12, 12, 12))
+    ours = subjects.build_network(subject)
+    assert ours.body.config()["channels"] == subjects.CONFIG["network_def"]["body"]["channels"]
     assert ours.lattice == Lattice()
-    for channels in (speed.CHANNELS, speed.PAPER_CHANNELS):
+    for channels in (subjects.CHANNELS, subjects.PAPER_CHANNELS):
         pair = [
-            speed.Subject("training", (12, 12, 12), formulation=f, channels=channels)
+            subjects.Subject("training", (12, 12, 12), formulation=f, channels=channels)
             for f in ("sub-lattices", "dilated")
         ]
-        shapes = [{n: p.shape for n, p in speed.build_network(s).state_dict().items()} for s in pair]
+        shapes = [{n: p.shape for n, p in subjects.build_network(s).state_dict().items()} for s in pair]
         assert shapes[0] == shapes[1]
 
 
-def test_a_step_moves_weights_and_averages(speed, monkeypatch):
+def test_a_step_moves_weights_and_averages(subjects, monkeypatch):
     """One step of the benchmark is a whole step: every weight behind an open path moves, the average follows."""
     kept = []
 
@@ -92,10 +82,10 @@ def test_a_step_moves_weights_and_averages(speed, monkeypatch):
         kept.append(EMAHandler(*arguments, **more))
         return kept[0]
 
-    monkeypatch.setattr(speed, "EMAHandler", averaging)
-    network = speed.build_network(speed.Subject("training", (12, 12, 12)))
+    monkeypatch.setattr(subjects, "EMAHandler", averaging)
+    network = subjects.build_network(subjects.Subject("training", (12, 12, 12)))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    step = speed.training_step(network, torch.randn(1, 1, 12, 12, 12), "fp32")
+    step = subjects.training_step(network, torch.randn(1, 1, 12, 12, 12), "fp32")
     for _ in range(2):
         step()
     assert all(not torch.equal(p, before[name]) for name, p in network.named_parameters())
@@ -104,19 +94,19 @@ def test_a_step_moves_weights_and_averages(speed, monkeypatch):
     assert all(not torch.equal(p, averaged[name]) for name, p in network.named_parameters())
 
 
-def test_operations_are_counted_without_the_padding(speed):
+def test_operations_are_counted_without_the_padding(subjects):
     """Against the direct count: pairs of an output voxel and a tap whose input voxel exists."""
-    convolution = speed.Subject("convolution", (2, 4, 1, 5), channels=(16, 32), kernel=3)
+    convolution = subjects.Subject("convolution", (2, 4, 1, 5), channels=(16, 32), kernel=3)
     ones = torch.nn.functional.conv3d(torch.ones(2, 1, 4, 1, 5), torch.ones(1, 1, 3, 3, 3), padding=1)
     assert convolution.work == 2 * 16 * 32 * int(ones.sum())
-    assert speed.Subject("matmul", (8, 8)).work == 2 * 8**3
-    assert speed.Subject("volume", (3, 4, 5)).work == 60
+    assert subjects.Subject("matmul", (8, 8)).work == 2 * 8**3
+    assert subjects.Subject("volume", (3, 4, 5)).work == 60
 
 
-def test_each_convolution_of_the_body_is_found_as_often_as_it_is_there(speed):
+def test_each_convolution_of_the_body_is_found_as_often_as_it_is_there(subjects):
     """Those with at least 16 channels, on the grid of the sub-lattices."""
-    found = speed.convolutions((12, 12, 12), "fp32")
-    body = speed.build_network(speed.Subject("training", (12, 12, 12))).body
+    found = subjects.convolutions((12, 12, 12), "fp32")
+    body = subjects.build_network(subjects.Subject("training", (12, 12, 12))).body
     assert sum(c.count for c in found) == sum(isinstance(m, nn.Conv3d) for m in body.modules())
     blocks = [c for c in found if c.kernel == 3]
     assert {c.channels: c.shape for c in blocks} == {
@@ -172,7 +162,7 @@ class _Steady:
 
 
 @pytest.fixture
-def beside(speed, monkeypatch, tmp_path):
+def beside(workers, turns, monkeypatch, tmp_path):
     """A bench whose peers are there and take known times: 5 s, half a second a step, 10 s a patch."""
     methods, shape = sys.modules["bench.methods"], (128, 16, 100)
     calls = []
@@ -187,19 +177,19 @@ def beside(speed, monkeypatch, tmp_path):
     monkeypatch.setattr(methods, "call", call)
     monkeypatch.setattr(methods, "peer_python", lambda method, peers: Path("python"))
     monkeypatch.setattr(methods, "peer_version", lambda method, peers: f"{method.package} 1.0")
-    monkeypatch.setattr(speed, "prepare", lambda folder, *rest: folder.mkdir(exist_ok=True))
+    monkeypatch.setattr(turns, "prepare", lambda folder, *rest: folder.mkdir(exist_ok=True))
     monkeypatch.setattr(methods, "read", lambda path: torch.zeros(shape))
     settings = {"volume": shape, "window": (48,) * 3, "inference_window": (96, 192, 96)}
     settings |= {"peer_epochs": 3, "process_repeats": 2}
-    places = [speed.Place("cpu", 1), speed.Place("cpu", 2)]
-    bench = speed.Bench(settings, places, [_Steady(p) for p in places], tmp_path, tmp_path, 30, 64)
+    places = [workers.Place("cpu", 1), workers.Place("cpu", 2)]
+    bench = turns.Bench(settings, places, [_Steady(p) for p in places], tmp_path, tmp_path, 30, 64)
     return bench, calls
 
 
-def test_the_start_of_a_peer_does_not_count(speed, beside):
+def test_the_start_of_a_peer_does_not_count(speed, tables, beside_peers, beside):
     """Noise2Void: seconds and voxels of the steps between two runs; Topaz: those of all patches; threads as asked."""
     bench, calls = beside
-    unit = speed.measure(bench, "peers", "n2v", lambda: speed.beside_noise2void(bench))
+    unit = speed.measure(bench, "peers", "n2v", lambda: beside_peers.beside_noise2void(bench))
     mine, _, theirs, other = unit["rows"]
     assert mine["work"] == 48**3
     # 128 x 16 x 100 voxels are 50 patches of 16 x 8 x 32, two are kept for validation; batches of 8.
@@ -210,48 +200,50 @@ def test_the_start_of_a_peer_does_not_count(speed, beside):
     assert [command[1] for command in counted[::2]] == ["OMP_NUM_THREADS=1", "OMP_NUM_THREADS=2"] * 2
     assert other["place"] == "2 threads"
     assert "careamics 1.0" in unit["version"]
-    assert speed.beside_topaz(bench)[2]["seconds"] == [40.0, 40.0]
-    results = speed.Results([unit], ["1 thread"])
+    assert beside_peers.beside_topaz(bench)[2]["seconds"] == [40.0, 40.0]
+    results = tables.Results([unit], ["1 thread"])
     faster = (48**3 / 2) / (3 * 48 * 16 * 8 * 32 / 9)
     assert results.ratio(("n2v", {"task": "training"}), ("n2v", {"task": "n2v"}), "1 thread") == f"{faster:.2f}"
 
 
-def test_a_peer_that_counts_otherwise_is_told_and_tried_again(speed, beside, monkeypatch, tmp_path):
+def test_a_peer_that_counts_otherwise_is_told_and_tried_again(
+    speed, tables, beside_peers, beside, monkeypatch, tmp_path
+):
     """If Noise2Void takes other steps an epoch than counted on, there is a reason in the place of a number."""
     bench, _ = beside
-    monkeypatch.setattr(speed, "noise2void_epoch", lambda shape: (7, 1000))
-    unit = speed.measure(bench, "peers", "n2v", lambda: speed.beside_noise2void(bench))
+    monkeypatch.setattr(beside_peers, "noise2void_epoch", lambda shape: (7, 1000))
+    unit = speed.measure(bench, "peers", "n2v", lambda: beside_peers.beside_noise2void(bench))
     path = tmp_path / "n2v.json"
     path.write_text(json.dumps(unit), encoding="utf-8")
     assert unit["rows"][2]["reason"] == "an epoch has 6 steps where 7 were counted on"
     assert not speed.finished(path)
-    results = speed.Results([unit], ["1 thread"])
+    results = tables.Results([unit], ["1 thread"])
     assert results.best("n2v", task="n2v", place="1 thread") == f"not run: {unit['rows'][2]['reason']}"
 
 
-def test_a_process_that_ends_is_a_reason(speed, monkeypatch, tmp_path):
+def test_a_process_that_ends_is_a_reason(subjects, measures, workers, monkeypatch, tmp_path):
     """A worker that dies, and a program that ends before it says what it was started for."""
     methods = sys.modules["bench.methods"]
     failing = [sys.executable, "-c", "import sys; sys.exit('OSError: no /some/where/file')"]
     with pytest.raises(methods.NotRunError, match=r"^OSError: no file$"):
-        speed.until_said(failing, b"fitting:")
+        measures.until_said(failing, b"fitting:")
     saying = [sys.executable, "-c", "import sys, time; print('fitting: 0', file=sys.stderr); time.sleep(60)"]
-    assert speed.until_said(saying, b"fitting:") > 0
+    assert measures.until_said(saying, b"fitting:") > 0
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with (
-        speed.Worker(speed.Place("cpu", 1), tmp_path / "log", 0.0) as worker,
+        workers.Worker(workers.Place("cpu", 1), tmp_path / "log", 0.0) as worker,
         pytest.raises(methods.NotRunError, match="ended with code 1"),
     ):
-        worker.ask(speed.Subject("matmul", (8, 8)))
+        worker.ask(subjects.Subject("matmul", (8, 8)))
 
 
-def test_numbers_and_reasons_fit_into_a_table(speed):
+def test_numbers_and_reasons_fit_into_a_table(markdown, measures):
     """Three digits without an exponent; a bar in a reason does not end its cell."""
-    assert [speed.number(v) for v in (1234.5, 98.76, 0.01234)] == ["1,234", "98.8", "0.0123"]
-    lines = speed.table(["a", "b"], [["x", "not run: 1 | 2"]], 1).splitlines()
+    assert [markdown.number(v) for v in (1234.5, 98.76, 0.01234)] == ["1,234", "98.8", "0.0123"]
+    lines = markdown.table(["a", "b"], [["x", "not run: 1 | 2"]], 1).splitlines()
     assert lines == ["| a | b |", "| --- | ---: |", "| x | not run: 1 / 2 |"]
-    assert speed.cube_sides(300) == [64, 128, 256, 300]
-    assert speed.cube_sides(16) == [16]
+    assert measures.cube_sides(300) == [64, 128, 256, 300]
+    assert measures.cube_sides(16) == [16]
 
 
 def test_what_does_not_exist_is_refused(speed, capsys):

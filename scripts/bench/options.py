@@ -1,0 +1,66 @@
+"""Options that benchmarks have in common, and the settings that a work folder was begun with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cryoshuffle.errors import SettingError
+from cryoshuffle.files.writing import write_json
+from cryoshuffle.lattice import Triple, as_triple
+
+
+def name_list(text: str) -> list[str]:
+    """Names with commas between."""
+    return [part for part in text.split(",") if part]
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers above 0 with commas between."""
+    numbers = [int(part) if part.isdigit() else 0 for part in name_list(text)]
+    if not numbers or min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers above 0 with commas between")
+    return numbers
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def triple(text: str) -> Triple:
+    """A size along (Z, Y, X), voxels; one number is that of all three."""
+    numbers = counts(text)
+    try:
+        return as_triple(numbers[0] if len(numbers) == 1 else numbers, "size", smallest=1)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:
+    """Keep what the results of a work folder have in common, and refuse to mix.
+
+    Args:
+        work: the folder; made if it is not there.
+        settings: of this run, plain values.
+        program: name of the benchmark, for the message.
+        free: names of settings that may differ, because they change no number.
+
+    Raises:
+        SystemExit: if the folder was begun with other settings; the message names them.
+    """
+    path = work / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        fixed = [name for name in settings if name not in set(free)]
+        other = [f"{name} {before.get(name)}" for name in fixed if before.get(name) != settings[name]]
+        if other:
+            sys.exit(f"{program}: {work} was begun with {', '.join(other)}: choose another --work, or the same")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(dict(settings), path)
