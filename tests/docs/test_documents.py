@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+
+from cryoshuffle.commands.options import DenoiseCommand
 
 ROOT = Path(__file__).parent.parent.parent
 # All but the pages that Sphinx is given by docs/conf.py.
@@ -62,3 +65,15 @@ def test_the_method_table_names_modules_keys_and_tests_that_exist():
                 node = node[part]
         for test in re.findall(r"(test_\w+\.py)", proof):
             assert list((ROOT / "tests").rglob(test)), test
+
+
+def test_the_page_of_options_is_what_the_options_say():
+    """It is written from their fields; every option of the help has its row."""
+    path = ROOT / "scripts" / "bundle" / "options_page.py"
+    specification = importlib.util.spec_from_file_location("options_page", path)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    written = (ROOT / "docs" / "howto" / "options.md").read_text(encoding="utf-8")
+    assert script.page() == written
+    for one in DenoiseCommand.options().values():
+        assert one.is_positional or f"| `{one.flag}" in written
