@@ -109,10 +109,10 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         return _looking_obliquely(BlindChoice(BlindSet("plane", axis), whitening, reason, clean=True), estimate)
     radii = [r for r in range(LAGS) if estimate.leftover(axis, r) <= CLEAN]
     radius = radii[0] if radii else min(range(LAGS), key=lambda r: estimate.leftover(axis, r))
-    left = estimate.leftover(axis, radius)
+    leftover = estimate.leftover(axis, radius)
     reason = (
         f"the noise is correlated by {seen:.3f} along {axis} and its spectrum vanishes, so it cannot be whitened; "
-        f"a half-width of {radius} leaves {left:.3f}"
+        f"a half-width of {radius} leaves {leftover:.3f}"
     )
     return BlindChoice(BlindSet("plane", axis, radius), None, reason, clean=bool(radii))
 
@@ -120,17 +120,19 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
 def _looking_obliquely(choice: BlindChoice, estimate: NoiseEstimate) -> BlindChoice:
     """The choice, wider where the tilt axis is off the grid, with what it leaves visible off the axis in its reason."""
     axis = choice.blind_set.axis
-    left, skew = estimate.oblique.get(axis, 0.0), estimate.skew.get(axis, 0.0)
+    leftover, skew = estimate.oblique.get(axis, 0.0), estimate.skew.get(axis, 0.0)
     if skew > SKEW and estimate.leftover(axis, 1) <= 2 * CLEAN:
         reason = (
             f"{choice.reason}; the noise leans by {skew:.3f}, the tilt axis is some degrees off {axis}: a half-width "
             "of 1 hides most of that, in place of whitening"
         )
         return BlindChoice(BlindSet("plane", axis, 1), None, reason, clean=choice.clean)
-    if left <= CLEAN:
+    if leftover <= CLEAN:
         return choice
-    reason = f"{choice.reason}; off the axis {left:.3f} stays visible, as when each tilt image was shifted by itself"
-    return replace(choice, reason=reason, clean=left <= 2 * CLEAN)
+    reason = (
+        f"{choice.reason}; off the axis {leftover:.3f} stays visible, as when each tilt image was shifted by itself"
+    )
+    return replace(choice, reason=reason, clean=leftover <= 2 * CLEAN)
 
 
 def find_tilt_axis(estimate: NoiseEstimate) -> str:
@@ -280,6 +282,6 @@ def choose_blind_set(
     blind_set = BlindSet("plane", axis, radius or 0)
     if blind_set.half_width >= LAGS:
         return BlindPlan(BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=True), estimate)
-    left = estimate.leftover(axis, blind_set.half_width)
-    reason = f"plane across {axis}, as asked for; it leaves a correlation of {left:.3f}"
-    return BlindPlan(BlindChoice(blind_set, None, reason, clean=left <= CLEAN), estimate)
+    leftover = estimate.leftover(axis, blind_set.half_width)
+    reason = f"plane across {axis}, as asked for; it leaves a correlation of {leftover:.3f}"
+    return BlindPlan(BlindChoice(blind_set, None, reason, clean=leftover <= CLEAN), estimate)

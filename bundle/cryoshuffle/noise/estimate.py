@@ -127,7 +127,7 @@ def _autocorrelation(
 
     order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))
     parts = torch.stack([correlate(lines[chunk]) for chunk in order.chunk(_GROUPS)])
-    # Lines at k and -k are equal, and a taper makes neighbouring lines alike: so many are one.
+    # Lines at k and -k are equal, and a taper makes neighbouring lines alike: this many count as one.
     alike = 2.0
     for other, across in enumerate(tapers):
         if other != axis:
@@ -185,11 +185,11 @@ def noise_from_halves(even: Tensor, odd: Tensor) -> NoiseEstimate:
         raise InputError("the halves are equal, so they tell nothing of the noise: give even and odd")
     difference, _ = without_outliers(difference)
     power, tapers = _power(difference)
-    found = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
-    off = {axis: _oblique(power, tapers, a, found[axis][0]) for a, axis in enumerate(AXES)}
+    correlations = {AXES[a]: _autocorrelation(power, tapers, a, None) for a in range(3)}
+    off = {axis: _oblique(power, tapers, a, correlations[axis][0]) for a, axis in enumerate(AXES)}
     return NoiseEstimate(
-        {a: f[0] for a, f in found.items()},
-        {a: f[1] for a, f in found.items()},
+        {a: c[0] for a, c in correlations.items()},
+        {a: c[1] for a, c in correlations.items()},
         "halves",
         {axis: value[0] for axis, value in off.items()},
         skew={axis: value[1] for axis, value in off.items()},
@@ -205,7 +205,7 @@ def without_outliers(volume: Tensor) -> tuple[Tensor, int]:
         volume: (Z, Y, X).
 
     Returns:
-        The same volume where there are none, or so many that they are no outliers.
+        The same volume where there are none, or too many of them to be outliers.
     """
     step = max(1, math.ceil((volume.numel() / _SAMPLED) ** (1 / 3)))
     sample = volume[::step, ::step, ::step].flatten().double()
@@ -253,7 +253,7 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
 
     first = {a: along(a, [b for b in range(3) if b != a]) for a in range(3)}
     cleanest = min(range(3), key=lambda a: correlation_score(first[a][0]))
-    found = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
+    correlations = {AXES[a]: first[a] if a == cleanest else along(a, [cleanest]) for a in range(3)}
     off = {}
     for a, axis in enumerate(AXES):
         others = [b for b in range(3) if b != a] if a == cleanest else [cleanest]
@@ -261,11 +261,11 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
         for b in others:
             band += high[b].reshape([-1 if c == b else 1 for c in range(3)])
         inside = band > 0
-        off[axis] = _oblique(power * inside, tapers, a, found[axis][0], float(inside.double().mean()))
+        off[axis] = _oblique(power * inside, tapers, a, correlations[axis][0], float(inside.double().mean()))
     shares = sorted(float(power.movedim(a, 0)[high[a]].mean() / power.mean()) for a in range(3))
     return NoiseEstimate(
-        {a: f[0] for a, f in found.items()},
-        {a: f[1] for a, f in found.items()},
+        {a: c[0] for a, c in correlations.items()},
+        {a: c[1] for a, c in correlations.items()},
         "one volume",
         {axis: value[0] for axis, value in off.items()},
         filtered=shares[1] < LEAST_POWER,
@@ -304,10 +304,10 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
     near = torch.arange(-LAGS, LAGS + 1)
 
     def lags(field: Tensor) -> Tensor:
-        found = torch.fft.irfftn(torch.fft.rfftn(field, s=sides).abs().square(), s=sides)
+        products = torch.fft.irfftn(torch.fft.rfftn(field, s=sides).abs().square(), s=sides)
         for axis, side in enumerate(sides):
-            found = found.index_select(axis, near % side)
-        return found
+            products = products.index_select(axis, near % side)
+        return products
 
     pairs = lags(inside).round().abs()
     for a, name in enumerate(AXES):

@@ -211,7 +211,7 @@ def choose_filter(
         SettingError: if a width is not positive.
     """
     count = sum(volume.numel() for volume in volumes)
-    found: list[FilterChoice] = []
+    choices: list[FilterChoice] = []
     for width in sorted(widths):
         sigma = as_widths([width * factor for factor in shape])
         with_itself = with_noisy = 0.0
@@ -221,9 +221,9 @@ def choose_filter(
             with_noisy += float((smooth * volume.double()).sum()) / count
         with_signal = with_noisy - (1 + error) * _noise_seen(spectrum, sigma)
         gain = min(1.0, max(0.0, with_signal / with_itself)) if with_itself > 0 else 0.0
-        found.append(FilterChoice(sigma, gain, 2 * gain * with_signal - gain**2 * with_itself))
+        choices.append(FilterChoice(sigma, gain, 2 * gain * with_signal - gain**2 * with_itself))
     # Where no filter explains anything the widest does the least harm.
-    return max(reversed(found), key=lambda choice: choice.explained)
+    return max(reversed(choices), key=lambda choice: choice.explained)
 
 
 def _mirrored_mean(spectrum: Tensor) -> Tensor:

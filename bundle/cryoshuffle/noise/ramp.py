@@ -275,6 +275,6 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     overlap = (1 - modulation / _MODULATION).clamp(0, 1).cummin(dim=0).values
     radius = _radius(grid).float().flatten()
     step = ((radius - radii[0]) / (radii[1] - radii[0])).clamp(0, len(radii) - 1.001)
-    left = step.long()
-    found = overlap[left] * (1 - step + left) + overlap[left + 1] * (step - left)
-    return found.reshape(grid, grid).double()
+    lower = step.long()
+    shares = overlap[lower] * (1 - step + lower) + overlap[lower + 1] * (step - lower)
+    return shares.reshape(grid, grid).double()

@@ -192,13 +192,13 @@ def noise_spectrum(
     Raises:
         InputError: if the volume is too small.
     """
-    left = smooth_spectrum(residual)
+    remaining = smooth_spectrum(residual)
     frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
     if blind_set.shape == "voxel":
         high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
-        return torch.full_like(left, min(float(smooth_spectrum(volume)[high].mean()), float(left.mean())))
+        return torch.full_like(remaining, min(float(smooth_spectrum(volume)[high].mean()), float(remaining.mean())))
     if blind_set.shape != "plane":
-        return left
+        return remaining
     normal = AXES.index(blind_set.axis)
     passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
     was_filtered = float(passed.min()) < 1
@@ -206,13 +206,13 @@ def noise_spectrum(
     # have learnt, so its residual tells nothing.
     shape = passed if was_filtered else _profile_along_tilt_axis(volume, normal)
     unexplained = smooth_cross_spectrum(volume, volume if denoised is None else volume - denoised)
-    total, left = unexplained.movedim(normal, 0) / passed, left.movedim(normal, 0)
+    total, remaining = unexplained.movedim(normal, 0) / passed, remaining.movedim(normal, 0)
 
     def across(above: float) -> Tensor:
         high = frequency > above
         return (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
 
-    known = [_unfiltered_power(total)] if was_filtered else [across(BAND), across(HIGHEST), left.mean(dim=0)]
+    known = [_unfiltered_power(total)] if was_filtered else [across(BAND), across(HIGHEST), remaining.mean(dim=0)]
     power = _lesser(known, min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
@@ -320,5 +320,5 @@ def _most_signal(around: Tensor, normal: int) -> Tensor:
         return torch.full_like(whole, math.inf)
     step = ((whole - known[0]) / (known[-1] - known[0]) * (len(known) - 1)).clamp(0, len(known) - 1.001)
     lower = step.long()
-    found = most[lower] * (1 - step + lower) + most[lower + 1] * (step - lower)
-    return torch.where(whole < known[0], math.inf, found)
+    signal = most[lower] * (1 - step + lower) + most[lower + 1] * (step - lower)
+    return torch.where(whole < known[0], math.inf, signal)

@@ -30,7 +30,7 @@ _COARSE = (1.5, 1.5, 1.5)
 _FINEST = 0.8
 # Between Gaussians of these widths, voxels, fine to coarse.
 DETAIL_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6))
-# A region has so many voxels along y and x, and there are at most so many along each.
+# Voxels of a region along y and along x, and the most regions along each.
 _REGION, _REGIONS = 32, 3
 
 
@@ -110,8 +110,8 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
     least, most = flat[ranked[: len(ranked) // 2]], flat[ranked[-(len(ranked) // 4) :]]
     ratio = float(most.mean() / least.mean())
     spread = sum(float(part.var() / (len(part) * part.mean().square())) for part in (least, most))
-    found = int(ranked[-(len(ranked) // 4) :][most.argmax()])
-    place = torch.unravel_index(torch.tensor(found), residual.shape)
+    strongest = int(ranked[-(len(ranked) // 4) :][most.argmax()])
+    place = torch.unravel_index(torch.tensor(strongest), residual.shape)
     where = [p.start + int(i) * side + side // 2 for p, i, side in zip(inner, place, sides, strict=True)]
     return {"ratio": ratio, "scatter": ratio * math.sqrt(spread), "where": where}
 
@@ -321,7 +321,7 @@ def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]
     offsets = torch.tensor([-d for d in reach] + reach, dtype=torch.float64)
     # The first row of this turns logarithms of the neighbours into the parabola's value at the centre.
     weights = torch.linalg.pinv(torch.stack([offsets**p for p in range(3)], dim=1))[0]
-    found = []
+    excesses = []
     for harmonic in range(1, stride // 2 + 1):
         centre = torch.tensor([harmonic / stride], dtype=torch.float64)
         power = _line_power(result, dim, torch.cat([centre, centre + offsets]))
@@ -333,8 +333,8 @@ def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]
         log_ratios = logs[:, 0] - logs[:, 1:] @ weights
         rest = log_ratios[1:] - log_ratios[1:].mean()
         error = float(rest.square().sum() * (len(rest) - 1) / len(rest)) ** 0.5
-        found.append((math.exp(float(log_ratios[0])), error))
-    return found
+        excesses.append((math.exp(float(log_ratios[0])), error))
+    return excesses
 
 
 def _line_power(volume: Tensor, dim: int, frequencies: Tensor) -> Tensor:

@@ -37,16 +37,16 @@ HALF_THRESHOLD = 0.143
 def _agreement(a: Tensor, b: Tensor, threshold: float, voxel_size_angstrom: float | None) -> dict[str, Any]:
     """Correlation of two volumes, in all and by shell."""
     frequency, values = fourier_shell_correlation(a, b)
-    found = crossing(frequency, values, threshold)
+    limit = crossing(frequency, values, threshold)
     scores: dict[str, Any] = {
         "correlation": correlation(a, b),
         "frequency": frequency,
         "fsc": values,
         "threshold": threshold,
-        "crossing": found,
+        "crossing": limit,
     }
     if voxel_size_angstrom is not None:
-        scores["resolution_angstrom"] = None if found is None else voxel_size_angstrom / found
+        scores["resolution_angstrom"] = None if limit is None else voxel_size_angstrom / limit
     return scores
 
 
@@ -77,16 +77,16 @@ def halves_agreement(even: Tensor, odd: Tensor, voxel_size_angstrom: float | Non
         Rosenthal & Henderson 2003, "Optimal determination of particle orientation, absolute hand, and contrast loss
         in single-particle electron cryomicroscopy".
     """
-    found = _agreement(even, odd, HALF_THRESHOLD, voxel_size_angstrom)
-    shared = [max(r, 0.0) for r in found["fsc"]]
+    agreement = _agreement(even, odd, HALF_THRESHOLD, voxel_size_angstrom)
+    shared = [max(r, 0.0) for r in agreement["fsc"]]
     # Coefficients of a shell in cycles per voxel, half of them, as the others mirror them.
     longest = max(even.shape)
-    counts = [2 * math.pi * (k * longest) ** 2 * even.numel() / longest**3 for k in found["frequency"]]
-    reach = 0.5 if found["crossing"] is None else found["crossing"]
-    held = [(n, r) for n, k, r in zip(counts, found["frequency"], found["fsc"], strict=True) if k <= reach]
+    counts = [2 * math.pi * (k * longest) ** 2 * even.numel() / longest**3 for k in agreement["frequency"]]
+    reach = 0.5 if agreement["crossing"] is None else agreement["crossing"]
+    held = [(n, r) for n, k, r in zip(counts, agreement["frequency"], agreement["fsc"], strict=True) if k <= reach]
     total = sum(n for n, _ in held)
     return {
-        **found,
+        **agreement,
         "mean_fsc": [math.sqrt(2 * r / (1 + r)) for r in shared],
         "beyond_chance": sum(n * r for n, r in held) > 3 * math.sqrt(total),
     }
@@ -102,18 +102,18 @@ def _against_truth(volume: Tensor, truth: Tensor, voxel_size_angstrom: float | N
 
 def _lattice(result: Tensor, truth: Tensor | None, strides: Triple) -> dict[str, Any]:
     """Stripes along each axis that has a lattice and is long enough to tell."""
-    found: dict[str, Any] = {}
+    stripes: dict[str, Any] = {}
     for axis, step, side in zip(AXES, strides, result.shape, strict=True):
         if step > 1 and side >= FEWEST_PERIODS * step:
-            found[axis] = {
+            stripes[axis] = {
                 "stride": step,
                 "excess": lattice_excess(result, axis, step),
                 "scatter": lattice_scatter(result, axis, step),
                 "imbalance": residue_imbalance(result, axis, step),
             }
             if truth is not None:
-                found[axis]["truth_excess"] = lattice_excess(truth, axis, step)
-    return found
+                stripes[axis]["truth_excess"] = lattice_excess(truth, axis, step)
+    return stripes
 
 
 def _strides(stride: int | Sequence[int] | None, axis: str | None) -> Triple:
@@ -270,12 +270,12 @@ def resolution(scores: Mapping[str, Any]) -> str:
     Args:
         scores: of one comparison, see :func:`evaluate`.
     """
-    found = scores["crossing"]
-    if found is None:
+    limit = scores["crossing"]
+    if limit is None:
         above = scores["fsc"][-1] >= scores["threshold"]
         return "to the finest detail the voxels hold" if above else "at no frequency"
     if scores.get("resolution_angstrom") is None:
-        return f"to {found:.3f} cycles/voxel"
+        return f"to {limit:.3f} cycles/voxel"
     return f"to {scores['resolution_angstrom']:.1f} Å"
 
 
@@ -288,7 +288,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     Raises:
         InputError: if there is nothing in it but the result itself.
     """
-    found: list[tuple[str, str]] = []
+    lines: list[tuple[str, str]] = []
 
     def compare(key: str, label: str, show: str, unit: str = "") -> None:
         """A score of the result, and beside it that of the noisy tomogram."""
@@ -297,7 +297,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             text = f"{report[name][score]:{show}}{unit}"
             if f"noisy_{name}" in report:
                 text += f"   (noisy: {report[f'noisy_{name}'][score]:{show}}{unit})"
-            found.append((label, text))
+            lines.append((label, text))
 
     compare("truth.correlation", "correlation with the truth", ".3f")
     compare("truth.psnr_db", "peak signal-to-noise ratio", ".1f", " dB")
@@ -308,33 +308,33 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             text = resolution(report[name])
             if f"noisy_{name}" in report:
                 text += f"   (noisy: {resolution(report[f'noisy_{name}'])})"
-            found.append((f"agrees with the {label} (FSC {report[name]['threshold']:g})", text))
+            lines.append((f"agrees with the {label} (FSC {report[name]['threshold']:g})", text))
     if "residual" in report:
         residual = report["residual"]
-        found.append(("residual: correlation with result", f"{residual['correlation_with_result']:+.3f}"))
-        found.append(("residual: the same, coarse detail", f"{residual['low_frequency_correlation']:+.3f}"))
+        lines.append(("residual: correlation with result", f"{residual['correlation_with_result']:+.3f}"))
+        lines.append(("residual: the same, coarse detail", f"{residual['low_frequency_correlation']:+.3f}"))
         for name in AXES:
             text = " ".join(f"{r:+.2f}" for r in residual["autocorrelation"][name])
             if "noise" in report:
                 text += f"   (noise: {' '.join(f'{r:+.2f}' for r in report['noise'][name])})"
-            found.append((f"residual: along {name}, 1 to 4 voxels", text))
+            lines.append((f"residual: along {name}, 1 to 4 voxels", text))
     if "seams" in report:
         seams = report["seams"]
         text = f"{seams['borders']:.2f} times those nearby   (halfway between borders: {seams['halfway']:.2f})"
-        found.append(("jumps at window borders", text))
+        lines.append(("jumps at window borders", text))
     for name, lattice in report.get("lattice", {}).items():
         chance = f"±{100 * lattice['scatter']:.0f} % by chance"
         if "truth_excess" in lattice:
             chance += f", truth: {lattice['truth_excess']:.2f}"
         text = f"{lattice['excess']:.2f} times the power nearby   ({chance})"
-        found.append((f"stripes along {name}, period {lattice['stride']}", text))
+        lines.append((f"stripes along {name}, period {lattice['stride']}", text))
         text = f"{lattice['imbalance']:.2f} times the mean in the strongest planes"
-        found.append((f"fine detail along {name}", text))
-    if not found:
+        lines.append((f"fine detail along {name}", text))
+    if not lines:
         raise InputError(
             "there is nothing to score the result with: give the truth, the other half or the noisy tomogram"
         )
-    return found
+    return lines
 
 
 def table(report: Mapping[str, Any]) -> str:

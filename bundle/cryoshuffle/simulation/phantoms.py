@@ -168,16 +168,16 @@ def make_cell(
         volume += 0.7 * torch.exp(-((outside + leaflet + side) ** 2) / (2 * max(0.5, width) ** 2))
     inside = outside < -3 * leaflet
     places = inside.nonzero()
-    left = _OCCUPIED * len(places)
+    remaining = _OCCUPIED * len(places)
     sizes = [float((template > 0.3).sum()) for template in templates]
-    while left > 0 and len(places):
+    while remaining > 0 and len(places):
         number = int(torch.randint(len(templates), (1,), generator=random))
         # More of them are small than there are templates for.
         factor = uniform(0.8, 1.0) if uniform(0, 1) < 0.4 else uniform(0.35, 0.7)
         molecule = _rotated(scaled(templates[number], factor), random)
         place = places[int(torch.randint(len(places), (1,), generator=random))].tolist()
         _add_inside(volume, molecule, [p - n // 2 for p, n in zip(place, molecule.shape, strict=True)])
-        left -= max(20.0, sizes[number] * factor**3)
+        remaining -= max(20.0, sizes[number] * factor**3)
     volume = volume.clamp(max=1.5)
     thickness = torch.maximum(2 * half, torch.tensor(ice))
     bead = _GOLD_RADIUS_ANGSTROM / voxel_size_angstrom
@@ -203,5 +203,5 @@ def _rotated(molecule: Tensor, random: torch.Generator) -> Tensor:
 def _add_inside(volume: Tensor, part: Tensor, corner: Sequence[int]) -> None:
     """Add a part at a corner that may lie outside; what does not fit is cut off."""
     here = tuple(slice(max(0, c), min(s, c + n)) for c, n, s in zip(corner, part.shape, volume.shape, strict=True))
-    there = tuple(slice(h.start - c, h.stop - c) for h, c in zip(here, corner, strict=True))
-    volume[here] += part[there]
+    source = tuple(slice(h.start - c, h.stop - c) for h, c in zip(here, corner, strict=True))
+    volume[here] += part[source]

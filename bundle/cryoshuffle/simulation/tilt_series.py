@@ -44,7 +44,7 @@ class TiltScheme:
         amplitude_contrast: share of amplitude contrast.
         shift_voxels: images are recorded with random sub-pixel shifts up to this size and aligned again by linear
             interpolation, which correlates neighbouring pixels; 0 for none.
-        sirt_iterations: weight of a SIRT-like filter of so many iterations; 0 for the plain ramp.
+        sirt_iterations: weight of a SIRT-like filter, as a number of iterations; 0 for the plain ramp.
         mtf_at_nyquist: what the detector leaves of the signal's amplitude at 0.5 cycles per voxel, a Gaussian in
             between; its noise stays white, as that of counting detectors is. 1 for an ideal one.
         rotation_deg: images are recorded turned by so much, and turned back by cubic interpolation with the shifts; 0
@@ -210,8 +210,8 @@ def apply_damage(images: Tensor, scheme: TiltScheme, voxel_size_angstrom: float)
     )
     k = _frequencies(images.shape).clamp(min=1e-4) / voxel_size_angstrom
     critical = 0.245 * k**-1.665 + 2.81
-    left = torch.exp(-(before[:, None, None] + scheme.dose / 2) / (2 * critical))
-    return torch.fft.irfft2(torch.fft.rfft2(images) * left, s=images.shape[-2:])
+    weights = torch.exp(-(before[:, None, None] + scheme.dose / 2) / (2 * critical))
+    return torch.fft.irfft2(torch.fft.rfft2(images) * weights, s=images.shape[-2:])
 
 
 def turn(images: Tensor, degrees: float, shifts: Tensor, back: bool = False) -> Tensor:
@@ -255,8 +255,8 @@ def brightness(thickness: Tensor, angles_deg: Tensor, voxel_size_angstrom: float
     place = torch.arange(x) - (x - 1) / 2
     through = []
     for cos in torch.cos(torch.deg2rad(angles_deg)).tolist():
-        there = (place / cos + (x - 1) / 2).round().long().clamp(0, x - 1)
-        through.append(torch.exp(-thickness[:, there] / cos * voxel_size_angstrom / _FREE_PATH_ANGSTROM))
+        pixels = (place / cos + (x - 1) / 2).round().long().clamp(0, x - 1)
+        through.append(torch.exp(-thickness[:, pixels] / cos * voxel_size_angstrom / _FREE_PATH_ANGSTROM))
     return torch.stack(through)
 
 

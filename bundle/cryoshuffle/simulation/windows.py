@@ -164,8 +164,8 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
             self._look_ahead(oldest)
         if chosen not in self._volumes:
             ahead = self._ahead.pop(chosen, None)
-            made = self.simulate(chosen) if ahead is None else ahead.get()
-            self._volumes[chosen] = torch.as_tensor(made[0]), torch.as_tensor(made[1])
+            volumes = self.simulate(chosen) if ahead is None else ahead.get()
+            self._volumes[chosen] = torch.as_tensor(volumes[0]), torch.as_tensor(volumes[1])
         tomogram, truth = self._volumes[chosen]
         box = draw_box(self.shape, self.window, random)
         turned = [axis for axis in range(3) if random.randint(2)]
@@ -213,8 +213,8 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
             rotation_deg=float(random.uniform(*v.rotation_deg)) if cell else 0.0,
             dose=float(random.choice(list(v.dose))) if cell else 0.0,
         )
-        made = simulate(case, self.shape, snr, int(seeds.generate_state(1)[0]), parts, size, scheme)
-        tomogram, truth = made.tomogram, made.truth - made.truth.mean()
+        simulation = simulate(case, self.shape, snr, int(seeds.generate_state(1)[0]), parts, size, scheme)
+        tomogram, truth = simulation.tomogram, simulation.truth - simulation.truth.mean()
         if random.random() < v.turned:
             angle = float(random.uniform(-v.turned_deg, v.turned_deg))
             tomogram, truth = _turned(tomogram, angle), _turned(truth, angle)
