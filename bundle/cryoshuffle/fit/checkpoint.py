@@ -130,9 +130,9 @@ class FitCheckpoint:
                 "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
             )
         elif self.state_path.exists() and not self.overwrite:
-            there = load_plain(self.state_path)
+            own_state = load_plain(self.state_path)
             states = [
-                there,
+                own_state,
                 *(load_plain(path) for path in self.later if path.name.startswith("state") and path.exists()),
             ]
             if not all(state["finished"] for state in states):
@@ -140,7 +140,7 @@ class FitCheckpoint:
                     f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
                     "or --overwrite to start again"
                 )
-            if there["settings"] != self.settings:
+            if own_state["settings"] != self.settings:
                 raise SettingError(
                     f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
                     "or choose another folder"

@@ -104,8 +104,8 @@ class FilterComparison:
         The finest detail holds the least signal, so there chance and an error of the noise have most to say: the
         network gets no more of it than of what is next to it.
         """
-        found = [band.share for band in self.bands]
-        return [min(found[:2]), *found[1:]] if found else []
+        shares = [band.share for band in self.bands]
+        return [min(shares[:2]), *shares[1:]] if shares else []
 
     @property
     def trust(self) -> float:
@@ -151,9 +151,9 @@ class _Comparison:
         self._products: list[Tensor] = []
         self._squares: list[Tensor] = []
 
-    def add(self, apart: Sequence[Tensor], left: Sequence[Tensor]) -> None:
+    def add(self, apart: Sequence[Tensor], residuals: Sequence[Tensor]) -> None:
         """Add one place: network less filter, and target less filter, for each field of noise."""
-        product = torch.stack([(a.double() * b) for a, b in zip(apart, left, strict=True)]).sum(dim=0)
+        product = torch.stack([(a.double() * b) for a, b in zip(apart, residuals, strict=True)]).sum(dim=0)
         square = torch.stack([a.double().square() for a in apart]).sum(dim=0)
         side = [min(_BLOCK, n) for n in product.shape]
         self._products.append(F.avg_pool3d(product[None], side).flatten())
@@ -182,7 +182,7 @@ def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[
 
 
 def _where_to_compare(device: torch.device, drawn: int) -> torch.device:
-    """The GPU, if so many voxels of all draws fit there and it knows double precision; else the CPU."""
+    """The GPU, if the compared voxels of all draws fit there and it knows double precision; else the CPU."""
     fits = device.type == "cuda" and _COMPARED * drawn < window_bytes(device)
     return device if fits else torch.device("cpu")
 
@@ -191,7 +191,7 @@ def compare_with_filter(
     volumes: Sequence[Mapping[str, Any]],
     network: nn.Module,
     checkpoint: str,
-    found: NoiseModel,
+    noise: NoiseModel,
     inferer: Callable[..., Tensor],
     held_out: HeldOutSlab | None,
     output: str,
@@ -212,7 +212,7 @@ def compare_with_filter(
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)``, not whitened.
         network: that the weights belong to; it is not changed.
         checkpoint: model to be judged.
-        found: the noise, and the filter.
+        noise: of the volumes, and the filter.
         inferer: that runs the network over a volume.
         held_out: slab of each volume that no step of the fit was trained on; None for a network that was not fitted to
             the volumes at all: it is settled on them (:func:`cryoshuffle.fit.starting.update_attention_means`), judged
@@ -231,29 +231,29 @@ def compare_with_filter(
         update_attention_means(judged, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
-    by_band = found.linear.kernel is not None
+    by_band = noise.linear.kernel is not None
     whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
     for item in volumes:
         image = torch.as_tensor(item["image"]).as_subclass(Tensor)
         for number, (part, core) in enumerate(_places(image, held_out, by_band)):
-            level = noise_level(part, found.spectrum) if found.levels else 1.0
+            level = noise_level(part, noise.spectrum) if noise.levels else 1.0
             where = _where_to_compare(torch.device(device), draws * part.numel())
             here = part.to(where)
-            apart, left = [], []
+            apart, residuals = [], []
             for _ in range(draws):
-                noise = level * lay_noise(draw_noise(found.spectrum, random), part.shape)
-                for signed in (noise, -noise):
+                field = level * lay_noise(draw_noise(noise.spectrum, random), part.shape)
+                for signed in (field, -field):
                     given = (part + strength * signed).to(where)
                     with torch.no_grad():
                         net = inferer(given[None, None].to(device), judged)[0, 0].to(where)
-                    linear = found.linear(given)
+                    linear = noise.linear(given)
                     apart.append(net - linear)
-                    left.append(here - signed.to(where) / strength - linear)
+                    residuals.append(here - signed.to(where) / strength - linear)
             if number == 0:
-                whole.add([one[core] for one in apart], [one[core] for one in left])
+                whole.add([one[core] for one in apart], [one[core] for one in residuals])
             if by_band:
                 # A list of bands for each field, turned into a list of fields for each band.
-                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, left)]
+                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, residuals)]
                 for comparison, *band in zip(places[number], *split, strict=True):
                     comparison.add(*([one[core] for one in ones] for ones in band))
     least: tuple[Weight, ...] = ()
@@ -261,20 +261,20 @@ def compare_with_filter(
         compared = places if held_out is not None else places[:1]
         per_place = [[comparison.weight() for comparison in place] for place in compared]
         least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
-    verdict = FilterComparison(found.linear, whole.weight(), least, held_out is not None, found.doubt)
+    verdict = FilterComparison(noise.linear, whole.weight(), least, held_out is not None, noise.doubt)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
     write_json(
         {
             "trust": verdict.trust,
-            "sigma": list(found.linear.sigma),
-            "gain": found.linear.gain,
-            "filter": found.linear.describe(),
+            "sigma": list(noise.linear.sigma),
+            "gain": noise.linear.gain,
+            "filter": noise.linear.describe(),
             "weight": verdict.weight.value,
             "error": verdict.weight.error,
             "excessive": verdict.is_excessive,
-            "levels": found.levels,
+            "levels": noise.levels,
             "bands": [
                 {"weight": band.value, "error": band.error, "trust": share}
                 for band, share in zip(verdict.bands, verdict.shares, strict=True)

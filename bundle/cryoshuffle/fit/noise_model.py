@@ -122,13 +122,13 @@ def measure_noise_model(
         before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
         before, _ = without_outliers(before)
         crops.append(before)
-        told = None
+        half_spectrum = None
         if halves is not None:
             both = load_halves(halves, permissive, mask, tomogram)
             even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in both))
-            told = smooth_spectrum(even - odd)
+            half_spectrum = smooth_spectrum(even - odd)
             if lattice.blind_set.shape != "plane" or before.numel() < ENOUGH:
-                spectra.append(told)
+                spectra.append(half_spectrum)
                 continue
         denoised = None
         if settled is not None:
@@ -139,9 +139,9 @@ def measure_noise_model(
         around, outliers = without_outliers(around)
         beads, seen = beads + outliers, seen + around.numel()
         spectrum = noise_spectrum(before, before - after, lattice.blind_set, denoised, around)
-        if told is not None:
+        if half_spectrum is not None:
             # Halves of tilts differ in signal too, where their planes lie apart.
-            spectra.append(torch.where(spectrum < _LESS * told, spectrum, told))
+            spectra.append(torch.where(spectrum < _LESS * half_spectrum, spectrum, half_spectrum))
             continue
         spectra.append(spectrum)
         if lattice.blind_set.shape == "plane":

@@ -54,8 +54,8 @@ def robust_weights(volume: Tensor) -> Tensor:
         slab = volume[0, start : start + BLOCK, : whole[1], : whole[2]].float()
         variance[row] = (mean_by_block(slab.square()) - mean_by_block(slab).square()).clamp_(min=0)
         scratch.release()
-    left = [-(-n // BLOCK) - found for n, found in zip(volume.shape[1:], variance.shape, strict=True)]
-    variance = F.pad(variance[None], [0, left[2], 0, left[1], 0, left[0]], mode="replicate")[0]
+    missing = [-(-n // BLOCK) - blocks for n, blocks in zip(volume.shape[1:], variance.shape, strict=True)]
+    variance = F.pad(variance[None], [0, missing[2], 0, missing[1], 0, missing[0]], mode="replicate")[0]
     sizes = variance.flatten().sort().values
     counted = sizes.sqrt().cumsum(0)
     usual = sizes[int(torch.searchsorted(counted, counted[-1] / 2).clamp_(max=len(sizes) - 1))]

@@ -379,7 +379,7 @@ class RefinedFit:
 
     def _compare(self, noise: NoiseModel, model: str, held_out: HeldOutSlab | None) -> FilterComparison:
         return self.compare(
-            volumes=self._plain_volumes, network=self.network, checkpoint=model, found=noise, held_out=held_out
+            volumes=self._plain_volumes, network=self.network, checkpoint=model, noise=noise, held_out=held_out
         )
 
     def _recorrupted_stage(self, noise: NoiseModel, distils: bool) -> FitStage:

@@ -118,8 +118,8 @@ class RandLatticeWindowd(_AlikeForAllKeys):
     Args:
         keys: of the images.
         window: see :class:`RandLatticeWindow`.
-        period: likewise.
-        held_out: likewise.
+        period: of the lattice.
+        held_out: slab without windows.
         allow_missing_keys: do not complain about a missing key.
         weights_key: of what blocks are worth, as :class:`cryoshuffle.fit.sampling.FitRegiond` leaves it; it is taken
             out. All are worth the same where there is nothing under it.
@@ -201,7 +201,7 @@ class RandLatticeFlipd(_AlikeForAllKeys):
     Args:
         keys: of the images.
         stride: see :class:`RandLatticeFlip`.
-        prob: likewise.
+        prob: of each flip.
         allow_missing_keys: do not complain about a missing key.
     """
 

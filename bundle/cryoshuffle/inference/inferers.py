@@ -34,7 +34,7 @@ logger = logging.getLogger("cryoshuffle")
 # 1850, and 2450 behind a thousand planes, for what the layers free leaves gaps); planes that the layers of a streamed
 # window hold, and that leave them with its last piece.
 BYTES_PER_VOXEL, STREAMED_BYTES, HELD = 1900, 2600, 16
-# A volume in memory is there so many times before its result is written.
+# Copies of a volume that memory holds before its result is written.
 COPIES = 4
 # A volume with more voxels is faster when it is streamed, even if it is not too large.
 WHOLE = 2_500_000
@@ -302,17 +302,17 @@ class HaloWindowInferer(PrecisionInferer):
         thick, done = thickness or max(1, shape[0]), 0
         for cut in cut_windows(shape, window, halo, period):
             rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
-            left = merger is None or not merger.is_done(cut.keep)
-            if left and merger is not None:
+            remaining = merger is None or not merger.is_done(cut.keep)
+            if remaining and merger is not None:
                 merger.begin(cut.keep)
             crop = volume[(slice(None), slice(None), *cut.read)]
-            made = [
+            summands = [
                 (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * network_share),
                 (self._filtered(crop, thick, device), (1 - self.detail) * filter_share),
                 (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
             ]
-            for number, (parts, share) in enumerate(made):
-                for planes, part in parts if share and left else ():
+            for number, (parts, share) in enumerate(summands):
+                for planes, part in parts if share and remaining else ():
                     first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
                     kept = part[
                         (slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])
@@ -323,7 +323,7 @@ class HaloWindowInferer(PrecisionInferer):
                     merger.aggregate(share * kept, (start, cut.keep[1].start, cut.keep[2].start))
                     if thickness and number == 0:
                         bar.update((last - first) * area / (len(MIRRORED) if self.mirrors else 1))
-            if left and merger is not None:
+            if remaining and merger is not None:
                 merger.mark(cut.keep)
                 if done + (rows.stop - rows.start) * area < math.prod(shape):
                     trim_memory()

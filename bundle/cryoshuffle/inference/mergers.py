@@ -38,7 +38,7 @@ class WindowMerger(Merger):
         dtype: of the result; in a file always float32.
         folder: for values and journal; None for memory.
         identity: what the result is made of, by name, as plain values; an unfinished result of something else is not
-            gone on with.
+            resumed.
         files: paths, by name, of what it is made of; their checksums become part of the identity where there is a
             folder.
         resume: go on with an unfinished result in the folder, if there is one.
@@ -83,8 +83,8 @@ class WindowMerger(Merger):
 
     def _take_up(self, resume: bool) -> None:
         try:
-            there = json.loads(self._journal.read_text(encoding="utf-8"))
-            before, done = dict(there["identity"]), {tuple(int(n) for n in box) for box in there["done"]}
+            journal = json.loads(self._journal.read_text(encoding="utf-8"))
+            before, done = dict(journal["identity"]), {tuple(int(n) for n in box) for box in journal["done"]}
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self._journal}: is damaged, add --overwrite to begin again") from error
         if not resume:
@@ -111,8 +111,8 @@ class WindowMerger(Merger):
             values: ``(B, C, z, y, x)``.
             location: of their first voxel, (Z, Y, X).
         """
-        there = self._values[(slice(None), slice(None), *_box(values.shape[2:], location))]
-        there.add_(values.to(there.device))
+        target = self._values[(slice(None), slice(None), *_box(values.shape[2:], location))]
+        target.add_(values.to(target.device))
         scratch.release()
 
     def is_done(self, box: Box) -> bool:

@@ -193,8 +193,8 @@ def with_context(
         low, high = (max(low, last), high) if upwards else (low, min(high, first))
         if low < high:
             before, behind = max(start, low - reach), min(stop, high + reach)
-            made = function(held[:, :, before - start : behind - start])
-            yield slice(low, high), made[:, :, low - before : high - before]
+            result = function(held[:, :, before - start : behind - start])
+            yield slice(low, high), result[:, :, low - before : high - before]
             first, last = low, high
         # Only what the next planes look back to is kept.
         before, behind = (max(start, last - reach), stop) if upwards else (start, min(stop, first + reach))

@@ -30,10 +30,10 @@ class Denoise(Transform):
         checkpoint: path of the network.
         device: ``auto``, ``cpu``, ``cuda``, ``mps``; computes, the image stays where it is.
         window: see :class:`cryoshuffle.inference.inferers.HaloWindowInferer`.
-        precision: likewise.
-        detail: likewise.
-        mirrors: likewise.
-        progress: likewise.
+        precision: of the computation.
+        detail: share of input.
+        mirrors: averages mirror images.
+        progress: shows a bar.
 
     Shape:
         ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. The axes of an image with an affine may be in any order that it
@@ -80,8 +80,8 @@ class Denoise(Transform):
         with torch.no_grad(), no_autocast(), plainly():
             given: Any = chain({_KEY: image})[_KEY]
             denoised = self.inferer(given.as_tensor()[None], self.network)[0]
-            made = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)
-            result: MetaTensor = chain.inverse({_KEY: made})[_KEY]
+            output = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)
+            result: MetaTensor = chain.inverse({_KEY: output})[_KEY]
         return result
 
 

@@ -11,7 +11,7 @@ from cryoshuffle.boxes import Box, box_between, box_seen_from, round_up
 from cryoshuffle.lattice import Triple, as_triple
 
 _MOST_CUTS = 64
-# Pieces of so many voxels go through the network fastest on a CPU (measured: 0.25 to 1.3 million; twice that takes a
+# Pieces of this many voxels go through the network fastest on a CPU (measured: 0.25 to 1.3 million; twice that takes a
 # fifth longer), and GPUs are busy with them.
 _PIECE = 1_300_000
 
@@ -58,7 +58,7 @@ def cut_windows(
 
 
 def choose_window(shape: Sequence[int], halo: Sequence[int] | int, period: Triple, most: int) -> Triple:
-    """The window with which a volume takes the least work, of those that read no more than so many voxels.
+    """The window with which a volume takes the least work, of those that read no more than ``most`` voxels.
 
     Args:
         shape: of the volume (Z, Y, X).

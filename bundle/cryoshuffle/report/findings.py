@@ -252,13 +252,13 @@ def measure(
     start = [part.start for part in middle(full, _SIDE)]
     try:
         numbers.update(evaluate(after, noisy=before, stride=list(strides)))
-        left = signal_left(before, after)
+        signal = signal_left(before, after)
         numbers["slopes"] = detail_slopes(before, after)
         painted = painted_noise(*(crop(image, _AROUND) for image in images))
     except InputError as error:
         numbers["not_measured"] = str(error)
     else:
-        numbers["signal_left"] = {**left, "where": [a + b for a, b in zip(start, left["where"], strict=True)]}
+        numbers["signal_left"] = {**signal, "where": [a + b for a, b in zip(start, signal["where"], strict=True)]}
         around = [part.start for part in middle(full, _AROUND)[1:]]
         numbers["painted"] = {**painted, "where": [a + b for a, b in zip(around, painted["where"], strict=True)]}
         if window is not None:

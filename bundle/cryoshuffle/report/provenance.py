@@ -28,12 +28,12 @@ def checksums(paths: Sequence[str | os.PathLike[str]], mask: str | os.PathLike[s
 
 def _state(path: str | os.PathLike[str]) -> tuple[int, ...]:
     try:
-        found, within = os.stat(path), Path(path)
+        status, within = os.stat(path), Path(path)
         files = [one.stat() for one in within.rglob("*")] if within.is_dir() else []
     except OSError as error:
         raise FileError(f"{path}: is gone, it was there when the run began; start again") from error
     sizes, newest = sum(one.st_size for one in files), max((one.st_mtime_ns for one in files), default=0)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, len(files), sizes, newest
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, len(files), sizes, newest
 
 
 class InputSnapshot:
