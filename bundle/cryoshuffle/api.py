@@ -253,8 +253,8 @@ def _like(given: Volume, denoised: MetaTensor) -> np.ndarray | Tensor | MetaTens
     if tells_axes(given):
         one = given.as_tensor().reshape(1, *_sides(given.shape))
         turned: Any = _TURN(MetaTensor(one, meta=given.meta, applied_operations=given.applied_operations))
-        made = MetaTensor(plain.to(given.device), meta=turned.meta, applied_operations=turned.applied_operations)
-        back: Any = _TURN.inverse(made)
+        volume = MetaTensor(plain.to(given.device), meta=turned.meta, applied_operations=turned.applied_operations)
+        back: Any = _TURN.inverse(volume)
         result: MetaTensor = back.reshape(given.shape)
         return result
     if isinstance(given, Tensor):

@@ -18,7 +18,7 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def middle(shape: Sequence[int], largest: int | None) -> Box:
-    """The middle of a volume (Z, Y, X), at most so many voxels along each axis; None for all of it."""
+    """The middle of a volume (Z, Y, X), at most ``largest`` voxels along each axis; None for all of it."""
     z, y, x = (0 if largest is None else max(0, n - largest) // 2 for n in shape)
     sides = [n if largest is None else min(n, largest) for n in shape]
     return slice(z, z + sides[0]), slice(y, y + sides[1]), slice(x, x + sides[2])

@@ -37,12 +37,12 @@ def choose_device(name: str | int | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise SettingError(f"device '{name}' is unknown: use auto, cpu, cuda, cuda:1 or mps") from error
-    there = {
+    availability = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
-    if not there.get(device.type, False):
+    if not availability.get(device.type, False):
         raise SettingError(f"device '{name}' is not available on this machine: use --device auto")
     if device.type == "cuda":
         _warn_of_slow_torch()
@@ -148,14 +148,14 @@ def rounding_kept() -> Iterator[None]:
     torch refuses to read an older setting where a newer one says more than it can; such a one is left out.
     """
 
-    def told(read: Callable[[], Any]) -> Any:
+    def setting(read: Callable[[], Any]) -> Any:
         try:
             return read()
         except RuntimeError:
             return None
 
     cudnn: Any = torch.backends.cudnn
-    products, convolutions = told(torch.get_float32_matmul_precision), told(lambda: cudnn.allow_tf32)
+    products, convolutions = setting(torch.get_float32_matmul_precision), setting(lambda: cudnn.allow_tf32)
     newer: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     rounds = [one.fp32_precision for one in newer]
     try:

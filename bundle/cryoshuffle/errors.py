@@ -78,8 +78,8 @@ def user_error(error: BaseException | None) -> UserError | None:
     for one in behind(error):
         if isinstance(one, UserError):
             return one
-        told = re.findall(r"^cryoshuffle\.errors\.(\w+): (.+)$", str(one), flags=re.MULTILINE)
-        for name, sentence in told:
+        matches = re.findall(r"^cryoshuffle\.errors\.(\w+): (.+)$", str(one), flags=re.MULTILINE)
+        for name, sentence in matches:
             kind = {c.__name__: c for c in (SettingError, InputError, FileError)}.get(name)
             if kind is not None:
                 return kind(sentence)

@@ -22,7 +22,7 @@ class Leak:
     Attributes:
         gradient: largest ``|d f(v) / d x(v + b)|`` summed over the predictions v of a sub-lattice with random signs
             and weights of about 1, b hidden; exactly 0 for a blind network.
-        bump: largest change of a prediction when every voxel hidden from it is bumped; exactly 0 likewise.
+        bump: largest change of a prediction when every voxel hidden from it is bumped; exactly 0 for a blind network.
         voxel: v of the worst pair, (Z, Y, X).
         offset: b of the worst pair, (Z, Y, X).
         sees: largest gradient with respect to a voxel that is not hidden; 0 means that the network sees nothing.
@@ -114,11 +114,11 @@ def measure_leak(
         with torch.no_grad():
             kick = 1e3 * torch.randn(volume.shape, generator=generator, dtype=torch.float64) * hidden
             change = ((predict(volume + kick) - prediction).abs() * predicted).max()
-        found = (float((slope * hidden).max()), float(change))
-        if not (math.isfinite(sum(found)) and bool(torch.isfinite(slope).all())):
+        leaks = (float((slope * hidden).max()), float(change))
+        if not (math.isfinite(sum(leaks)) and bool(torch.isfinite(slope).all())):
             raise InputError("a gradient of the network is NaN or Inf, so it cannot be judged: check its body")
-        if max(found) > max(gradient, bump):
-            gradient, bump = found
+        if max(leaks) > max(gradient, bump):
+            gradient, bump = leaks
             worst = _worst_pair(predict, volume.detach(), predicted, hidden, slope, claimed)
     return Leak(gradient=gradient, bump=bump, voxel=worst[0], offset=worst[1], sees=sees, pairs=pairs)
 

@@ -82,8 +82,8 @@ def limit_memory(gib: float | None = None) -> float | None:
 
 def most_memory_bytes() -> int:
     """How much memory the program may take on the CPU, as :func:`limit_memory` has it."""
-    there = memory_bytes(torch.device("cpu"))
-    return _most[0] if _most else max(there // 4, min(LEAST_MEMORY, there // 2))
+    total = memory_bytes(torch.device("cpu"))
+    return _most[0] if _most else max(total // 4, min(LEAST_MEMORY, total // 2))
 
 
 def window_bytes(device: torch.device, held: int = 0) -> int:

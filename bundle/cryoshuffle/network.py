@@ -321,8 +321,8 @@ class BlindSpotNet(nn.Module):
         beside = next((value for value in nested.values() if isinstance(value, Mapping)), state_dict)
         lattice, stem = beside.get("lattice"), weights.get("stem.weight")
         if isinstance(stem, Tensor) and stem.shape[2:] != self.stem.weight.shape[2:]:
-            told = (" x ".join(str(side) for side in one.shape[2:]) for one in (stem, self.stem.weight))
-            _refuse_lattice(*(f"a stem of {sides} taps" for sides in told))
+            stems = (" x ".join(str(side) for side in one.shape[2:]) for one in (stem, self.stem.weight))
+            _refuse_lattice(*(f"a stem of {sides} taps" for sides in stems))
         if isinstance(lattice, Mapping):
             blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
             fitted = Lattice(lattice["stride"], BlindSet(**blind))

@@ -170,7 +170,7 @@ def share_machine(count: int, gpus: int, cores: int) -> tuple[int, int]:
     Args:
         count: tomograms.
         gpus: of the machine.
-        cores: likewise.
+        cores: of the machine.
     """
     workers = max(1, min(count, gpus or cores // 4 or 1))
     return workers, max(1, cores // workers)
@@ -279,7 +279,7 @@ class _Share:
 
     Attributes:
         workers: runs at once; None where the cluster says.
-        threads: of each run; None likewise.
+        threads: of each run; None where the cluster says.
         gpus: of this machine, which its workers take turns on.
         words: for each run, of its memory.
     """

@@ -106,8 +106,8 @@ def _batch(options: BatchCommand) -> int:
             took = f" in {outcome.seconds:.0f} s" if outcome.status == "done" else ""
             why = f": {outcome.words}" if outcome.words else ""
             pace = seconds / max(1, count - skipped)
-            left = f", about {pace * (len(items) - count) / 60:.0f} min left" if seconds and count < len(items) else ""
-            print(f"[{count}/{len(items)}] {outcome.name}: {outcome.status}{took}{why}{left}", flush=True)
+            rest = f", about {pace * (len(items) - count) / 60:.0f} min left" if seconds and count < len(items) else ""
+            print(f"[{count}/{len(items)}] {outcome.name}: {outcome.status}{took}{why}{rest}", flush=True)
 
     cluster = Cluster(options.scheduler, options.slurm, options.workers)
     outcomes = run_batch(items, commands, cluster, options.overwrite, options.memory_gib, tell)
@@ -258,8 +258,8 @@ def _check(options: CheckCommand) -> int:
     for training in (True, False):
         leak = measure_leak(network.train(training))
         blind = blind and leak.is_blind and leak.sees > 0
-        found = leak.describe() if leak.sees > 0 else "sees no voxel at all, so it cannot denoise"
-        print(f"{'training' if training else 'evaluation'} mode: the network {found}")
+        verdict = leak.describe() if leak.sees > 0 else "sees no voxel at all, so it cannot denoise"
+        print(f"{'training' if training else 'evaluation'} mode: the network {verdict}")
     print(f"blind set: {network.lattice.describe()}, stride {network.lattice.stride_zyx}")
     return 0 if blind else 1
 
@@ -294,16 +294,16 @@ def _network_of(path: str) -> Any:
 
 def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
     residual = {} if options.residual is None else {"residual": options.residual}
-    made = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
-    _say(options.json_lines, result=options.output, **residual, **made)
+    extras = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
+    _say(options.json_lines, result=options.output, **residual, **extras)
 
 
 def _say(as_json: bool = False, /, **paths: Any) -> None:
-    there = {name: str(path) for name, path in paths.items() if Path(path).exists()}
+    outputs = {name: str(path) for name, path in paths.items() if Path(path).exists()}
     if as_json:
-        print(json.dumps(there))
+        print(json.dumps(outputs))
         return
-    for name, path in there.items():
+    for name, path in outputs.items():
         print(f"{name + ':':12}{path}")
 
 

@@ -30,7 +30,7 @@ class Item:
         tomogram: path.
         output: path of the result.
         even: path of one half; None where there is none.
-        odd: likewise.
+        odd: path of the other half; None where there is none.
     """
 
     name: str
@@ -72,18 +72,18 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
         InputError: if nothing is named, two results would have one name, a name leads out of the folder, or a star
             file has no tomograms.
     """
-    found: list[_Named] = []
+    entries: list[_Named] = []
     for source in sources:
         if source.lower().endswith(".star"):
-            found += _read_star(Path(source))
+            entries += _read_star(Path(source))
         else:
-            found += [(path, None, None, None) for path in _paths(source)]
-    if not found:
+            entries += [(path, None, None, None) for path in _paths(source)]
+    if not entries:
         raise InputError(f"{', '.join(sources)}: names no tomogram, give files, a pattern, a text file or a star file")
     items: dict[str, Item] = {}
     # Workers may have another working directory.
     for path, name, even, odd in (
-        (_absolute(path), name, _absolute(even), _absolute(odd)) for path, name, even, odd in found
+        (_absolute(path), name, _absolute(even), _absolute(odd)) for path, name, even, odd in entries
     ):
         assert path is not None
         stem, known = name or split_suffix(path)[0], find_format(path)
@@ -194,12 +194,12 @@ def _beside(star: Path, name: Any) -> str:
     path = Path(str(name))
     if path.is_absolute():
         return str(path)
-    there = {(folder / path).resolve() for folder in star.resolve().parents if (folder / path).exists()}
-    if len(there) > 1:
+    matches = {(folder / path).resolve() for folder in star.resolve().parents if (folder / path).exists()}
+    if len(matches) > 1:
         raise InputError(
-            f"{star}: {path} is there {len(there)} times ({', '.join(map(str, sorted(there)))}): name it whole"
+            f"{star}: {path} is there {len(matches)} times ({', '.join(map(str, sorted(matches)))}): name it whole"
         )
-    return str(next(iter(there), path))
+    return str(next(iter(matches), path))
 
 
 def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:

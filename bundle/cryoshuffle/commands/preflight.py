@@ -93,11 +93,11 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
     for one, other in ((halves[0], halves[1]), (halves[0], tomogram), (halves[1], tomogram)):
         if Path(one).samefile(other):
             raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
-    found = _correlation_of_halves(halves, tomogram, permissive)
-    if found < _BELONG:
+    correlation = _correlation_of_halves(halves, tomogram, permissive)
+    if correlation < _BELONG:
         raise InputError(
-            f"{halves[0]}: its mean with {halves[1]} correlates with {tomogram} by {found:.2f}, halves do by more than "
-            f"{_BELONG}: name the two that the tomogram was made from"
+            f"{halves[0]}: its mean with {halves[1]} correlates with {tomogram} by {correlation:.2f}, halves do by "
+            f"more than {_BELONG}: name the two that the tomogram was made from"
         )
 
 

@@ -54,11 +54,11 @@ class FillNotFinite(Transform):
         first, last = [*values.shape[1:]], [0, 0, 0]
         for part in scratch.sections(values.shape):
             bad = ~torch.isfinite(values[:, part])
-            found = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0])
-            if len(found):
-                first = [min(a, int(b)) for a, b in zip(first, found.amin(dim=0), strict=True)]
-                last = [max(a, int(b)) for a, b in zip(last, found.amax(dim=0), strict=True)]
-            count += len(found)
+            voxels = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0])
+            if len(voxels):
+                first = [min(a, int(b)) for a, b in zip(first, voxels.amin(dim=0), strict=True)]
+                last = [max(a, int(b)) for a, b in zip(last, voxels.amax(dim=0), strict=True)]
+            count += len(voxels)
             total += float(values[:, part].double().nan_to_num(0.0, 0.0, 0.0).sum())
         if count in (0, values.numel()):
             return image

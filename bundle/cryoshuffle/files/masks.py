@@ -111,8 +111,8 @@ def mask_region(weights: Tensor, shape: tuple[int, ...]) -> Box:
     """
     sides = []
     for axis, side in enumerate(shape):
-        there = weights.amax(dim=[a for a in range(3) if a != axis]).nonzero().flatten()
-        start, stop, least = int(there[0]) * BLOCK, min(side, (int(there[-1]) + 1) * BLOCK), min(MARGIN, side)
+        blocks = weights.amax(dim=[a for a in range(3) if a != axis]).nonzero().flatten()
+        start, stop, least = int(blocks[0]) * BLOCK, min(side, (int(blocks[-1]) + 1) * BLOCK), min(MARGIN, side)
         if stop - start < least:
             start = min(max(0, (start + stop - least) // 2), side - least) // BLOCK * BLOCK
             stop = min(side, start + least + BLOCK)

@@ -162,9 +162,9 @@ def _unpacked_size(path: Path, permissive: bool) -> int:
     if extended < 0 or min(shape) < 1:
         raise InputError(_why_not_mrc(path, f"its header says shape {shape}, extended header {extended}", permissive))
     size = HEADER_DTYPE.itemsize + extended + item * math.prod(shape)
-    there = path.stat().st_size * _MOST_PACKED.get(path.suffix.lower(), 1)
-    if size > there:
-        raise InputError(_why_not_mrc(path, f"Expected {size} bytes, there are {there} at most", permissive))
+    limit = path.stat().st_size * _MOST_PACKED.get(path.suffix.lower(), 1)
+    if size > limit:
+        raise InputError(_why_not_mrc(path, f"Expected {size} bytes, there are {limit} at most", permissive))
     return size
 
 
@@ -449,8 +449,8 @@ def _compress(source: Path, target: Path, compression: str) -> None:
 
 def _add_label(mrc: MrcObject) -> None:
     # The count of a damaged header may be anything; labels with text are what is there.
-    there = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
+    labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
     own = f"{LABEL} {cryoshuffle.__version__}: denoised, J-invariant volume shuffle".encode()[:80]
     for place in range(_LABELS):
-        mrc.header.label[place] = [*there, own][place] if place <= len(there) else b""
-    mrc.header.nlabl = len(there) + 1
+        mrc.header.label[place] = [*labels, own][place] if place <= len(labels) else b""
+    mrc.header.nlabl = len(labels) + 1

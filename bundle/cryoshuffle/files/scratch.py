@@ -24,7 +24,7 @@ from torch import Tensor
 from cryoshuffle.errors import FileError
 from cryoshuffle.memory import most_memory_bytes
 
-# A volume stays in memory if it takes no more than one part in so many of what the program may use.
+# A volume stays in memory if it takes no more than one part in SHARE of what the program may use.
 SHARE = 16
 # Bytes of a volume that are worked on at a time.
 SECTION = 2**24
