@@ -91,6 +91,16 @@ class BlindSet:
         object.__setattr__(self, "radius", radius)
 
     @property
+    def hides_nothing(self) -> bool:
+        """Whether a prediction sees all there is."""
+        return self.shape == "none"
+
+    @property
+    def tilt_axis(self) -> int | None:
+        """Axis of (Z, Y, X) that a blind plane lies across; None for other shapes."""
+        return AXES.index(self.axis) if self.shape == "plane" else None
+
+    @property
     def half_widths(self) -> tuple[int | None, int | None, int | None]:
         """Half-width along (Z, Y, X), voxels; None where the blind set goes on for ever."""
         if self.shape == "plane":
@@ -114,7 +124,7 @@ class BlindSet:
         Args:
             offset: along (Z, Y, X), voxels.
         """
-        if self.shape == "none":
+        if self.hides_nothing:
             return False
         inside = all(r is None or abs(o) <= r for o, r in zip(offset, self.half_widths, strict=True))
         return inside and (self.shape != "cross" or sum(o != 0 for o in offset) <= 1)

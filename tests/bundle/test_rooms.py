@@ -148,3 +148,15 @@ def test_a_room_has_what_it_says(room):
     assert exported == sorted(set(exported))
     for name in exported:
         assert getattr(importlib.import_module(f"cryoshuffle.{room}"), name) is not None
+
+
+def test_names_are_nouns():
+    """No variable, argument or attribute is called by a participle that says nothing of what it holds.
+
+    What lies to the left in a picture is left.
+    """
+    banned = {"found", "told", "made", "taken", "there"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = getattr(node, "id", None) or getattr(node, "arg", None) or getattr(node, "attr", None)
+            assert name not in banned, f"{path.relative_to(PACKAGE)}:{node.lineno}: {name}"

@@ -251,7 +251,7 @@ def _check(options: CheckCommand) -> int:
     from cryoshuffle.invariance import measure_leak
 
     network = _network_of(options.network)
-    if network.lattice.blind_set.shape == "none":
+    if network.lattice.blind_set.hides_nothing:
         print("the network hides nothing, as all do but that of the first stage: of a run check blind.pt")
         return 1
     blind = True

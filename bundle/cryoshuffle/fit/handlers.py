@@ -78,7 +78,7 @@ class BlindnessGuard:
         """Judge now."""
         network = unwrap(self.network)
         lattice = getattr(network, "lattice", None)
-        if isinstance(lattice, Lattice) and lattice.blind_set.shape == "none":
+        if isinstance(lattice, Lattice) and lattice.blind_set.hides_nothing:
             raise SettingError(
                 "the configured network hides nothing, so its blind risk means nothing and it would learn noise: "
                 "choose a blind set, or the model blind.pt that a refined one came from"

@@ -107,12 +107,12 @@ def measure_noise_model(
     """
     core = unwrap(network)
     lattice = getattr(core, "lattice", None)
-    if not isinstance(lattice, Lattice) or lattice.blind_set.shape == "none":
+    if not isinstance(lattice, Lattice) or lattice.blind_set.hides_nothing:
         raise SettingError("the second stage needs a blind-spot network to measure the noise with")
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
     was_training = core.training
     core.eval()
-    settled = None if start is None or lattice.blind_set.shape != "plane" else copy.deepcopy(unwrap(start)).eval()
+    settled = None if start is None or lattice.blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
     spectra, crops, skews = [], [], []
     beads = seen = 0
     for item in volumes:
@@ -127,7 +127,7 @@ def measure_noise_model(
             both = load_halves(halves, permissive, mask, tomogram)
             even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in both))
             half_spectrum = smooth_spectrum(even - odd)
-            if lattice.blind_set.shape != "plane" or before.numel() < ENOUGH:
+            if lattice.blind_set.tilt_axis is None or before.numel() < ENOUGH:
                 spectra.append(half_spectrum)
                 continue
         denoised = None
@@ -144,7 +144,7 @@ def measure_noise_model(
             spectra.append(torch.where(spectrum < _LESS * half_spectrum, spectrum, half_spectrum))
             continue
         spectra.append(spectrum)
-        if lattice.blind_set.shape == "plane":
+        if lattice.blind_set.tilt_axis is not None:
             skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
     core.train(was_training)
     spectrum = torch.stack(spectra).mean(dim=0).float()

@@ -83,7 +83,7 @@ class StepPlan:
 
     @property
     def least_recorrupted_steps(self) -> int:
-        """Steps of the recorrupted stage from which on it is distilled."""
+        """The fewest steps of the recorrupted stage for which the distilled stage runs."""
         return (300 if self.start is None else 50) if self.distil_after is None else self.distil_after
 
     def recorrupted_steps(self, distils: bool) -> int:
@@ -97,6 +97,7 @@ class StepPlan:
             steps_within: how many steps go into some minutes, by the pace of the blind stage.
         """
         reach = float(self.steps - self.blind_steps - self.distilled_steps)
+        # A little less than the second stage gets: its pace is a guess.
         if self.minutes is not None:
             reach = min(reach, steps_within(0.55 * self.minutes))
         return reach >= self.least_recorrupted_steps
@@ -326,7 +327,7 @@ class RefinedFit:
         flips: mirrors input and target; behind the noise, as a mirrored volume has mirrored noise.
         held_out: slab that no step sees.
         learning_rate: of random weights; trained ones move in steps a quarter as large.
-        strength: of the recorruption.
+        strength: of the recorruption that distilled targets are made with, that of ``recorrupt``.
         draws: of the noise that a distilled target is averaged over.
         only_settle: apply the starting network without fitting it.
     """
@@ -357,8 +358,8 @@ class RefinedFit:
     def run(self) -> FilterComparison:
         """Fit, compare, and write the model.
 
-        Where little effort is wanted, or a network could only learn what is uncertain about the noise, the starting
-        network is compared as it is.
+        The starting network, where there is one, is compared as it is in two cases: only settling is asked for, or the
+        noise model is not reliable, so that a fit would learn its errors.
         """
         self.trainer.run()
         seed_everything(self.common.seed, 0)

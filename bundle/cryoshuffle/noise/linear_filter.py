@@ -179,7 +179,7 @@ def shape_for(blind_set: BlindSet) -> Widths:
     Args:
         blind_set: the tomogram's.
     """
-    if blind_set.shape != "plane":
+    if blind_set.tilt_axis is None:
         return 1.0, 1.0, 1.0
     if blind_set.axis == "z":
         # Which of the others is the beam's is not known.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
-from cryoshuffle.lattice import AXES, BlindSet
+from cryoshuffle.lattice import BlindSet
 from cryoshuffle.noise.ramp import LARGEST_DEG, hold_to_ramp, most_signal, polar, ramp_slope, tilt_overlap
 
 GRID = 64
@@ -197,9 +197,9 @@ def noise_spectrum(
     if blind_set.shape == "voxel":
         high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
         return torch.full_like(remaining, min(float(smooth_spectrum(volume)[high].mean()), float(remaining.mean())))
-    if blind_set.shape != "plane":
+    normal = blind_set.tilt_axis
+    if normal is None:
         return remaining
-    normal = AXES.index(blind_set.axis)
     passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
     was_filtered = float(passed.min()) < 1
     # A filter outweighs what interpolation did along the axis. Noise that it made alike there the blind network may
