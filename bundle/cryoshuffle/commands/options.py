@@ -73,7 +73,8 @@ class Option:
         name: of the field.
         given_flag: where it is not the name with dashes; a flag of what is on by default turns it off.
         former_flag: that it had before; still taken, not in the help.
-        parse: makes the value of a word, or raises ``argparse.ArgumentTypeError`` with the sentence to say.
+        parse: makes the value of a word, or raises ``argparse.ArgumentTypeError`` with the sentence to say;
+            None where the word is the value.
         choices: the words it may be; empty for any.
         metavar: of its value in the help.
         nargs: of a positional argument, as argparse has it.
@@ -90,7 +91,7 @@ class Option:
     name: str = ""
     given_flag: str = ""
     former_flag: str = ""
-    parse: Callable[[str], Any] = str
+    parse: Callable[[str], Any] | None = None
     choices: tuple[str, ...] = ()
     metavar: str | None = None
     nargs: str | None = None
@@ -130,7 +131,9 @@ class Option:
         choices = ("True", "False") if self.is_switch else self.choices or (word,)
         if word not in choices:
             raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, choices))})")
-        return word == "True" if self.is_switch else self.parse(word)
+        if self.is_switch:
+            return word == "True"
+        return word if self.parse is None else self.parse(word)
 
     def convert(self, value: Any) -> Any:
         """The value of the field for one given in Python; None is the default.
