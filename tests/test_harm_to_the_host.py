@@ -120,6 +120,14 @@ def of_the_host():
     }
 
 
+def test_a_rank_in_the_environment_costs_a_run_nothing(tomogram, tmp_path, monkeypatch):
+    """A program that torchrun started for work of its own is alone here: model, state, log and history are left."""
+    monkeypatch.setenv("RANK", "1")
+    cryoshuffle.denoise(mrcfile.read(tomogram), report=tmp_path / "run", **QUICK)
+    kept = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"model.pt", "state.pt", "run.log", "noise.json", "history.jsonl"} <= kept
+
+
 @pytest.mark.parametrize("fails", [False, True], ids=["a run", "a run that fails"])
 @pytest.mark.parametrize("way", ["python", "command line"])
 def test_the_host_is_as_it_was_however_a_run_ends(tomogram, tmp_path, request, way, fails):

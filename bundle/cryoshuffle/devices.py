@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cryoshuffle.errors import SettingError
 
@@ -59,8 +60,8 @@ def _warn_of_slow_torch() -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of those that share a fit; true of one that is alone."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this process is the first of those that share a fit; true of one that is alone, whoever started it."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def process_device() -> torch.device:

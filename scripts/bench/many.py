@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods
 from bench.markdown import documents_of, replace_section, table, wrapped
 from bench.methods import Job, NotRunError, Outcome
-from bench.options import check_settings, name_list
+from bench.options import check_settings, name_list, refuse_unknown
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import BY_KEY, SNR, prepare, score
 
@@ -323,14 +323,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_options(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse what there is not."""
-    for what, given, known in (
-        ("case", options.cases, SNR),
-        ("session", options.only or [], options.cases),
-        ("way", options.ways, (*REFERENCES, *WAYS)),
-    ):
-        for name in given:
-            if name not in known:
-                parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+    refuse_unknown(parser, "case", options.cases, SNR)
+    refuse_unknown(parser, "session", options.only or [], options.cases)
+    refuse_unknown(parser, "way", options.ways, (*REFERENCES, *WAYS))
     if not 1 <= options.fitted <= len(options.ratios):
         parser.error(f"--fitted is {options.fitted}, and there are {len(options.ratios)} tomograms (--ratios)")
 

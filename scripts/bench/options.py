@@ -43,6 +43,21 @@ def triple(text: str) -> Triple:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def refuse_unknown(parser: argparse.ArgumentParser, what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """End with the name that there is not, and those that there are.
+
+    Args:
+        parser: that tells it.
+        what: the names are of.
+        given: on the command line.
+        known: that may be chosen.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+
+
 def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:
     """Keep what the results of a work folder have in common, and refuse to mix.
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods, report
 from bench.markdown import documents_of, replace_section
 from bench.methods import ABLATION, METHODS, Job, Method, NotRunError, Outcome
-from bench.options import check_settings, name_list
+from bench.options import check_settings, name_list, refuse_unknown
 from bench.provenance import ROOT, commit, machine, own_versions
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
@@ -211,14 +211,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def chosen(options: argparse.Namespace, parser: argparse.ArgumentParser) -> list[Method]:
     """The methods asked for, in the order of the tables."""
-    for what, given, known in (
-        ("case", options.cases, CASES),
-        ("case", options.snr, CASES),
-        ("method", options.methods or [], BY_KEY),
-    ):
-        for name in given:
-            if name not in known:
-                parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+    refuse_unknown(parser, "case", options.cases, CASES)
+    refuse_unknown(parser, "case", options.snr, CASES)
+    refuse_unknown(parser, "method", options.methods or [], BY_KEY)
     keys = [method.key for method in METHODS] if options.methods is None else options.methods
     keys = [*keys, *(COMMON if options.ablation else ()), *(m.key for m in ABLATION if options.ablation)]
     return [method for key, method in BY_KEY.items() if key in keys]

@@ -35,7 +35,7 @@ from cryoshuffle.files.writing import write_json
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.markdown import documents_of, replace_section
 from bench.methods import NotRunError
-from bench.options import check_settings, count, counts, name_list, triple
+from bench.options import check_settings, count, counts, name_list, refuse_unknown, triple
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.speed_measures import beside_matmul, beside_paper, cube, cube_sides, memory, rates, start_up
 from bench.speed_peers import beside_noise2void, beside_topaz, check_peer
@@ -139,10 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_names(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse what there is not."""
-    for what, given, known in (("part", options.parts, PARTS), ("precision", options.precisions, PRECISIONS)):
-        for name in given:
-            if name not in known:
-                parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+    refuse_unknown(parser, "part", options.parts, PARTS)
+    refuse_unknown(parser, "precision", options.precisions, PRECISIONS)
     if not options.precisions:
         parser.error("name at least one precision")
 

@@ -142,17 +142,28 @@ def test_expressions_may_choose_but_never_compute(name):
     assert not computes("$@run_folder + '/blind.pt'")
 
 
-def test_no_overlay_drops_what_a_root_does_before_and_after_a_run():
+def dropped(overlay: dict[str, Any]) -> set[str]:
+    """What an overlay takes from a root: a list that it replaces, or of ``run`` the checks, and the lock of a fit."""
+    lost = {"initialize", "finalize", "fit_checks", "result_checks", "handlers"} & set(overlay)
+    if "run" in overlay:
+        steps = " ".join(step if isinstance(step, str) else step["_target_"] for step in overlay["run"])
+        needed = {"@fit_checks"} | ({"lock_run"} if "@fit.run()" in steps else set())
+        needed |= {"@result_checks"} if "$@evaluator.run()" in steps else set()
+        lost |= {step for step in needed if step not in steps}
+    return lost
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda p: p.name)
+def test_no_overlay_drops_what_a_root_does_before_and_after_a_run(path):
     """An overlay adds to the lists of a root; one that replaces ``run`` has the root's checks in it, and the lock."""
-    for path in OVERLAYS:
-        overlay = load(path.name)
-        if path.name in ("start.yaml", "evaluate.yaml"):
-            continue  # one stands alone, the other fits nothing
-        assert not {"initialize", "finalize", "fit_checks", "result_checks", "handlers"} & set(overlay), path.name
-        if "run" in overlay:
-            assert {"@result_checks", "@fit_checks"} <= {item for item in overlay["run"] if isinstance(item, str)}
-            assert any("lock_run" in item.get("_target_", "") for item in overlay["run"] if isinstance(item, dict))
+    assert path.name == "start.yaml" or dropped(load(path.name)) == set()  # that one stands alone
     assert "@fit_checks" in load("train.json")["run"]
+    assert "@result_checks" in load("inference.json")["run"]
+
+
+def test_an_overlay_that_drops_checks_is_noticed():
+    """A list replaced, and a run without checks and lock."""
+    assert dropped({"initialize": [], "run": ["$@fit.run()"]}) == {"initialize", "@fit_checks", "lock_run"}
 
 
 def test_later_stages_are_handled_as_the_reference_stage_declares():

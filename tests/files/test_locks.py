@@ -88,8 +88,12 @@ def test_a_file_system_without_locks_is_left_as_it_is(tmp_path, monkeypatch, num
 
 
 def test_only_the_first_of_several_processes_locks(tmp_path, monkeypatch, other):
-    """The others of one run are not refused."""
+    """The others of one run are not refused; one that only has a rank in its environment is alone (control)."""
     (tmp_path / "run").mkdir()
     other(tmp_path / "run" / ".lock")
     monkeypatch.setenv("RANK", "1")
+    with pytest.raises(FileError, match="another run is at work there"):
+        lock_run(tmp_path / "run")
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
     lock_run(tmp_path / "run")

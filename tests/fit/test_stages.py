@@ -11,7 +11,7 @@ import torch
 from cryoshuffle.errors import SettingError
 from cryoshuffle.fit.data import Effort, choose_effort
 from cryoshuffle.fit.stages import RefinedFit, StepPlan
-from cryoshuffle.fit.starting import starting_checkpoint, trained
+from cryoshuffle.fit.starting import starting_checkpoint
 
 
 @pytest.mark.parametrize("steps", [1, 5, 40, 300, 1500])
@@ -54,9 +54,9 @@ def fit(
         common=SimpleNamespace(seed=0),
         volumes=[{"image": torch.zeros(1, 4, 4, 4)}],
         whitening=None,
-        measure=lambda: ran.append("measured") or SimpleNamespace(reliable=reliable),
+        measure=lambda start: ran.append(f"measured with {start}") or SimpleNamespace(reliable=reliable),
         compare=lambda checkpoint, held_out, **given: ran.append(f"{checkpoint} {held_out}"),
-        network=None, loss=None, distilled_loss=None, windows=[], recorrupt=None, flips=None, held_out="slab",
+        network="network", loss=None, distilled_loss=None, windows=[], recorrupt=None, flips=None, held_out="slab",
         learning_rate=0.004, strength=0.7, draws=2, **more,
     )  # fmt: skip
     whole.run()
@@ -67,14 +67,14 @@ def fit(
 
 def test_a_fit_runs_its_stages_in_order(monkeypatch):
     """Blind, measured, recorrupted, distilled, compared on what no step has seen."""
-    assert fit(monkeypatch) == ["blind", "measured", "recorrupted", "distilled", "distilled.pt slab"]
-    assert fit(monkeypatch, start=None) == ["blind", "measured", "recorrupted", "recorrupted.pt slab"]
+    assert fit(monkeypatch) == ["blind", "measured with network", "recorrupted", "distilled", "distilled.pt slab"]
+    assert fit(monkeypatch, start=None) == ["blind", "measured with None", "recorrupted", "recorrupted.pt slab"]
 
 
 def test_a_network_is_not_fitted_to_noise_that_is_not_known(monkeypatch):
     """Then, and with little effort, the starting network is compared; without one there is nothing to fall back to."""
-    assert fit(monkeypatch, reliable=False) == ["blind", "measured", "start.pt None"]
-    assert fit(monkeypatch, only_settle=True) == ["blind", "measured", "start.pt None"]
+    assert fit(monkeypatch, reliable=False) == ["blind", "measured with network", "start.pt None"]
+    assert fit(monkeypatch, only_settle=True) == ["blind", "measured with network", "start.pt None"]
     assert fit(monkeypatch, reliable=False, start=None)[2] == "recorrupted"
 
 
@@ -91,6 +91,3 @@ def test_the_word_none_is_random_weights():
     """MONAI's command line has no other way to say it."""
     assert starting_checkpoint("none") is starting_checkpoint(None) is None
     assert starting_checkpoint("start.pt") == "start.pt"
-    network = torch.nn.Linear(1, 1)
-    assert trained(network, "start.pt") is network
-    assert trained(network, None) is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cryoshuffle.devices import is_first_process
 from cryoshuffle.errors import FileError
 
 _LOCK = ".lock"
@@ -28,7 +29,7 @@ def lock_run(folder: str | os.PathLike[str], output: str | os.PathLike[str] | No
     Raises:
         FileError: if another run holds one of them.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not is_first_process():
         return
     path = Path(folder).resolve()
     path.mkdir(parents=True, exist_ok=True)

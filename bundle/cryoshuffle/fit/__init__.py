@@ -31,7 +31,7 @@ from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.fit.risk import HeldOutRisk, lower_is_better
 from cryoshuffle.fit.sampling import FitRegiond, HeldOutSlab
 from cryoshuffle.fit.stages import BlindFit, RefinedFit, StageSettings, StepPlan, across_processes, begin_processes
-from cryoshuffle.fit.starting import begin_with, starting_checkpoint, trained
+from cryoshuffle.fit.starting import begin_with, starting_checkpoint
 from cryoshuffle.fit.transforms import CropHeldOutd, RandLatticeFlipd, RandLatticeWindowd
 
 __all__ = [
@@ -72,5 +72,4 @@ __all__ = [
     "measure_noise_model",
     "seed_everything",
     "starting_checkpoint",
-    "trained",
 ]

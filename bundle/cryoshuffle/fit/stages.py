@@ -338,7 +338,7 @@ class RefinedFit:
     common: StageSettings
     volumes: Volumes
     whitening: Mapping[str, Any] | None
-    measure: Callable[[], NoiseModel]
+    measure: Callable[..., NoiseModel]
     compare: Callable[..., FilterComparison]
     network: nn.Module
     loss: EdgeGuidedLoss
@@ -364,8 +364,9 @@ class RefinedFit:
         self.trainer.run()
         seed_everything(self.common.seed, 0)
         self._plain_volumes = without_whitening(self.volumes, self.whitening)
-        noise = self.measure()
         start = self.plan.start
+        # Random weights tell nothing of a volume.
+        noise = self.measure(start=None if start is None else self.network)
         if start is not None and (self.only_settle or not noise.reliable):
             return self._compare(noise, start, None)
         distils = self.plan.distils(self.budget.steps_within)

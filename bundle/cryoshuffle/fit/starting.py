@@ -62,16 +62,6 @@ def starting_checkpoint(name: str | None) -> str | None:
     return None if name in (None, "none") else name
 
 
-def trained(network: nn.Module, start: str | None) -> nn.Module | None:
-    """The network if it began with trained weights; None if with random ones, which tell nothing of a volume.
-
-    Args:
-        network: of the second stage.
-        start: checkpoint that it began with; None for random weights.
-    """
-    return None if start is None else network
-
-
 def fingerprint(start: str | None) -> str | None:
     """What tells one starting network from another, wherever it lies; None for none.
 

@@ -146,16 +146,21 @@ def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
         raise InputError(f"{path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
     _refuse_code(lattice, path)
     blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
+    return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, _blend(checkpoint))
+
+
+def _blend(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mixture of network and linear filter that a model asks for, as plain values; None for the network alone."""
     blend = checkpoint.get("blend")
-    if blend is not None:
-        trust = blend["trust"]
-        blend = {
-            "trust": [float(t) for t in trust] if isinstance(trust, Sequence) else float(trust),
-            "sigma": list(as_widths(blend["sigma"])),
-            "gain": float(blend["gain"]),
-            **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
-        }
-    return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, blend)
+    if blend is None:
+        return None
+    trust = blend["trust"]
+    return {
+        "trust": [float(t) for t in trust] if isinstance(trust, Sequence) else float(trust),
+        "sigma": list(as_widths(blend["sigma"])),
+        "gain": float(blend["gain"]),
+        **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
+    }
 
 
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
@@ -237,7 +242,7 @@ class ModelLoader:
             )
         load_weights(self.network, checkpoint["model"], self.path)
         if self.inferer is not None:
-            self.inferer.use_blend(read_model_settings(self.path).blend)
+            self.inferer.use_blend(_blend(checkpoint))
 
 
 def _plain(lattice: Mapping[str, Any]) -> str:
