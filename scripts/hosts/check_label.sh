@@ -51,16 +51,10 @@ model="$work/app/model/cryoshuffle/models/model.pt"
 .venv/bin/python - "$work" <<'PY'
 import sys
 
-from monai.transforms import SaveImage
-
-from cryoshuffle.files import load_tomogram
-from cryoshuffle.files.writing import ExactPath, WholeNiftiWriter
+from cryoshuffle.files import load_tomogram, save_tomogram
 
 work = sys.argv[1]
-path = f"{work}/studies/volume.nii.gz"
-save = SaveImage(writer=WholeNiftiWriter, output_ext=".nii.gz", folder_layout=ExactPath(path), resample=False,
-                 print_log=False)
-save(load_tomogram(f"{work}/studies/tomogram.mrc"))
+save_tomogram(load_tomogram(f"{work}/studies/tomogram.mrc"), f"{work}/studies/volume.nii.gz", is_result=False)
 PY
 
 export PATH="$work/venv/bin:$PATH" MONAI_LABEL_DATASTORE_FILE_EXT='["*.nii.gz","*.nii","*.mrc"]'
