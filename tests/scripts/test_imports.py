@@ -1,4 +1,4 @@
-"""Python inside shell scripts and pages imports what the package has; the programs themselves run too seldom to tell."""
+"""Python in shell scripts and pages imports what the package has; the scripts themselves run too seldom to tell."""
 
 from __future__ import annotations
 
