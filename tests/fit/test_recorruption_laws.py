@@ -17,13 +17,14 @@ from cryoshuffle.fit.comparison import FilterComparison, Weight, compare_with_fi
 from cryoshuffle.fit.distillation import Distillation
 from cryoshuffle.fit.handlers import BlindnessGuard
 from cryoshuffle.fit.noise_model import NoiseModel, measure_noise_model
-from cryoshuffle.fit.recorruption import RandRecorruptd, draw_noise, lay_noise
+from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.fit.starting import copy_with_weights
 from cryoshuffle.inference.checkpoints import load_network, load_plain
 from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.noise.fields import draw_noise, lay_noise
 from cryoshuffle.noise.linear_filter import (
     WIDTHS,
     FilterChoice,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from phantoms import write_mrc
 
 from cryoshuffle.errors import InputError, SettingError
-from cryoshuffle.fit.recorruption import RandRecorruptd, fine_power, fine_power_of_noise, noise_level
+from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.inference import inferers
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.streaming import with_context
@@ -17,6 +17,7 @@ from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise import linear_filter as filters
 from cryoshuffle.noise import spectrum as recorruption
 from cryoshuffle.noise.choice import choose_blind_set
+from cryoshuffle.noise.fields import fine_power, fine_power_of_noise, noise_level
 from cryoshuffle.noise.linear_filter import (
     BAND_EDGES,
     band_kernel,

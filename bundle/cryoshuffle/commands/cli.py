@@ -293,9 +293,9 @@ def _network_of(path: str) -> Any:
 
 
 def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
-    residual = {} if options.residual is None else {"residual": options.residual}
+    beside = {name: path for name in ("residual", "error") if (path := getattr(options, name)) is not None}
     extras = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
-    _say(options.json_lines, result=options.output, **residual, **extras)
+    _say(options.json_lines, result=options.output, **beside, **extras)
 
 
 def _say(as_json: bool = False, /, **paths: Any) -> None:

@@ -359,6 +359,8 @@ class OutputOptions:
         "of the result (default: float32, MRC mode 2)")
     residual: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
         "also write what was taken away, IN minus OUT, float32")
+    error: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
+        "also write the standard error of each voxel of OUT, float32; takes four more passes of the network")
     detail: float = option(0.0, parse=share, metavar="0..1", help=
         "share of the noisy tomogram mixed back into the result, noise and all (default: 0)")
     mirrors: bool = option(False, _MIRRORS.format("with --effort best"))

@@ -142,6 +142,7 @@ def check_output(
     permissive: bool = False,
     folder: str | None = None,
     residual: str | None = None,
+    error: str | None = None,
     force: bool = False,
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
@@ -155,6 +156,7 @@ def check_output(
         folder: of the run, which takes a volume too large for memory twice while it runs; None for none. It is made
             when the run begins, so the output may lie in it before it is there.
         residual: path of what is taken away, looked at in the same way; None for none.
+        error: path of the error map, looked at in the same way; None for none.
         force: allow one that exists whatever it is.
 
     Raises:
@@ -180,21 +182,26 @@ def check_output(
         check_new_tomogram(path, overwrite or force)
     elif not os.access(_nearest(path.parent), os.W_OK):
         raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
-    if residual is not None:
-        if Path(residual).resolve() == path.resolve():
-            raise FileError(f"{residual}: is named for the result and for the residual, choose two names")
-        check_output(residual, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
+    named = {path.resolve(): "the result"}
+    for beside, content in ((residual, "the residual"), (error, "the error map")):
+        if beside is None:
+            continue
+        other = named.setdefault(Path(beside).resolve(), content)
+        if other != content:
+            raise FileError(f"{beside}: is named for {other} and for {content}, choose two names")
+        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
     check_dtype(dtype, tomogram, permissive)
-    _check_room(path, math.prod(tomogram_shape(tomogram, permissive)), np.dtype(dtype).itemsize, folder)
+    voxels = math.prod(tomogram_shape(tomogram, permissive))
+    _check_room(path, voxels, np.dtype(dtype).itemsize, folder, 2 if error is None else 5)
 
 
-def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None) -> None:
-    """Refuse a result that has no room where it goes, or a run whose volumes on disk have none in its folder."""
+def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None, copies: int) -> None:
+    """Refuse a result that has no room where it goes, or a run whose copies on disk have none in its folder."""
     wanted = {_nearest(path.parent): voxels * itemsize}
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
         near = _nearest(Path(folder))
         place = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
-        wanted[place] = wanted.get(place, 0) + 8 * voxels
+        wanted[place] = wanted.get(place, 0) + 4 * copies * voxels
     for place, needed in wanted.items():
         free = shutil.disk_usage(place).free
         if needed > free:

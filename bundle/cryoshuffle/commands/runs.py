@@ -43,6 +43,8 @@ def _fit_settings(options: DenoiseCommand | FitCommand, folder: Path, checkpoint
     if not options.refine and (options.cold_start or options.warm_start is not None):
         name = "--cold-start" if options.cold_start else "--warm-start"
         raise InputError(f"{name} is for the second network, and --no-refine leaves it out: leave one out")
+    if not options.refine and getattr(options, "error", None) is not None:
+        raise InputError("--error needs the noise, which --no-refine does not measure: leave one out")
     if options.warm_start is not None:
         start = Path(options.warm_start).resolve()
         if folder.resolve() in start.parents or start == Path(checkpoint).resolve():
@@ -169,9 +171,12 @@ def run_apply(options: ApplyCommand) -> Path:
         UserError: see :func:`run_denoise`.
     """
     from cryoshuffle.inference.checkpoints import load_plain, network_config
+    from cryoshuffle.inference.error_map import read_noise
 
     folder = run_dir(options.output_dir, options.output)
     network = network_config(load_plain(options.checkpoint), options.checkpoint)
     check_run_dir(folder)
+    if options.error is not None:
+        read_noise(options.checkpoint)
     _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network})
     return folder

@@ -27,7 +27,16 @@ from monai.transforms.io.array import SUPPORTED_READERS
 
 from cryoshuffle.errors import FileError, InputError, plainly
 from cryoshuffle.files import mrc, nifti, omezarr
-from cryoshuffle.files.volumes import AXIS_CODES, DTYPES, LABEL, VolumeHeader, as_names, is_named, refuse_no_file
+from cryoshuffle.files.volumes import (
+    AXIS_CODES,
+    DENOISED,
+    DTYPES,
+    LABEL,
+    VolumeHeader,
+    as_names,
+    is_named,
+    refuse_no_file,
+)
 from cryoshuffle.files.writing import check_new_file
 from cryoshuffle.lattice import Triple
 
@@ -47,7 +56,7 @@ class VolumeFormat:
         result_suffix: of a result, where the format alone is given.
         reader: MONAI's interface; takes ``permissive``, ``folder`` and ``largest``
             (:class:`cryoshuffle.files.volumes.VolumeReader`).
-        writer: MONAI's interface; takes ``output_dtype`` and ``is_result``
+        writer: MONAI's interface; takes ``output_dtype``, ``is_result`` and ``content``
             (:class:`cryoshuffle.files.volumes.VolumeWriter`).
         read_header: tells what is known before the voxels are read, and refuses what is no tomogram; takes a path and
             ``permissive``.
@@ -298,7 +307,11 @@ def _axes_against(
 
 
 def save_tomogram(
-    image: MetaTensor, path: str | os.PathLike[str], dtype: str = "float32", is_result: bool = True
+    image: MetaTensor,
+    path: str | os.PathLike[str],
+    dtype: str = "float32",
+    is_result: bool = True,
+    content: str = DENOISED,
 ) -> None:
     """Write a volume in the format that its name says, whole or not at all.
 
@@ -308,12 +321,13 @@ def save_tomogram(
         path: of the file.
         dtype: of the voxels.
         is_result: whether it is labelled as a result of ours; False for a volume that was not denoised.
+        content: what the label says it holds.
 
     Raises:
         FileError: if it cannot be written; nothing is left behind then.
         InputError: if the name is of no format, or the type does not hold the grey values.
     """
-    writer: Any = image_writer(path)(output_dtype=np.dtype(dtype), is_result=is_result)
+    writer: Any = image_writer(path)(output_dtype=np.dtype(dtype), is_result=is_result, content=content)
     writer.set_data_array(image, channel_dim=0)
     writer.set_metadata(image.meta, resample=False)
     writer.write(str(path))

@@ -97,6 +97,8 @@ class FillNotFinited(MapTransform):
         return result
 
 
+# Key of the metadata of an image that holds differences of grey values: it has the scale of its tomogram, and no mean.
+IS_SPREAD = "is_spread"
 # Steps of a 32-bit number that the grey values have to be spread over.
 _STEPS = 16
 
@@ -107,6 +109,9 @@ class StandardiseIntensity(InvertibleTransform):
     MONAI's own normalisation cannot be undone; this one keeps mean and standard deviation with the image, computed
     in double precision, so tiny values on a large offset survive. A volume on disk (:mod:`cryoshuffle.files.scratch`)
     is changed in place, forth and back.
+
+    What is undone may hold differences of grey values, an error for instance: metadata that say so under
+    :data:`IS_SPREAD` give it the scale and no mean.
 
     It is for images of grey values only. Labels would be scaled too: undo them with a chain that leaves this transform
     out. Labels that became floating-point numbers on the way cannot be told from grey values.
@@ -150,11 +155,12 @@ class StandardiseIntensity(InvertibleTransform):
                 "StandardiseIntensity"
             )
         info = self.pop_transform(image)["extra_info"]
-        values = image.as_tensor()
+        values, std = image.as_tensor(), float(info["std"])
+        mean = 0.0 if image.meta.get(IS_SPREAD) else float(info["mean"])
         restored = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
         for part in scratch.sections(values.shape):
             for z in range(part.start, part.stop):
-                restored[:, z] = values[:, z].double() * float(info["std"]) + float(info["mean"])
+                restored[:, z] = values[:, z].double() * std + mean
         result: MetaTensor = MetaTensor(restored, meta=image.meta)
         result.applied_operations = image.applied_operations
         return result

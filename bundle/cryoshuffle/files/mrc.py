@@ -380,7 +380,7 @@ class MrcWriter(VolumeWriter):
                 else:
                     _copy_header(source, mrc)
                 if self.is_result:
-                    _add_label(mrc)
+                    _add_label(mrc, self.content)
             if compression is not None:
                 _compress(plain, partial, compression)
 
@@ -447,10 +447,10 @@ def _compress(source: Path, target: Path, compression: str) -> None:
             shutil.copyfileobj(plain, packer, 2**20)
 
 
-def _add_label(mrc: MrcObject) -> None:
+def _add_label(mrc: MrcObject, content: str) -> None:
     # The count of a damaged header may be anything; labels with text are what is there.
     labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
-    own = f"{LABEL} {cryoshuffle.__version__}: denoised, J-invariant volume shuffle".encode()[:80]
+    own = f"{LABEL} {cryoshuffle.__version__}: {content}".encode()[:80]
     for place in range(_LABELS):
         mrc.header.label[place] = [*labels, own][place] if place <= len(labels) else b""
     mrc.header.nlabl = len(labels) + 1

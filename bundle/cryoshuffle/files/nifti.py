@@ -24,7 +24,7 @@ from numpy.linalg import LinAlgError
 
 import cryoshuffle
 from cryoshuffle.errors import InputError
-from cryoshuffle.files.volumes import LABEL, VolumeHeader
+from cryoshuffle.files.volumes import DENOISED, LABEL, VolumeHeader
 from cryoshuffle.files.writing import written_whole
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -157,14 +157,17 @@ class NiftiWriter(NibabelWriter):
     Args:
         output_dtype: as MONAI has it.
         is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        content: what the label says it holds.
         options: other options of MONAI's writer.
     """
 
     unit, unit_angstrom = "mm", 1.0
 
-    def __init__(self, output_dtype: Any = np.float32, is_result: bool = True, **options: Any) -> None:
+    def __init__(
+        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+    ) -> None:
         super().__init__(output_dtype, **options)
-        self.is_result = is_result
+        self.is_result, self.content = is_result, content
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
         """Take the metadata."""
@@ -179,7 +182,7 @@ class NiftiWriter(NibabelWriter):
         header = nibabel.Nifti1Header()
         header.set_xyzt_units(self.unit)
         if self.is_result:
-            header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: denoised".encode()[:80]
+            header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: {self.content}".encode()[:80]
         # nibabel tells the kind of a file by the end of its name.
         with written_whole(filename, ending=f".{Path(filename).name}") as partial:
             super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})

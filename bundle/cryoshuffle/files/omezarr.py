@@ -322,7 +322,7 @@ class OmeZarrWriter(VolumeWriter):
         group = import_zarr(path).create_group(str(partial), zarr_format=2)
         attributes: dict[str, Any] = {"multiscales": [self._describe(path.name, self._write_levels(group))]}
         if self.is_result:
-            attributes[LABEL] = {"version": cryoshuffle.__version__, "what": "denoised, J-invariant volume shuffle"}
+            attributes[LABEL] = {"version": cryoshuffle.__version__, "what": self.content}
         group.attrs.update(attributes)
 
     def _write_levels(self, group: Any) -> list[tuple[int, ...]]:

@@ -26,6 +26,8 @@ logger = logging.getLogger("cryoshuffle")
 AXIS_CODES = "SAR"
 # What tells a result of ours from another volume.
 LABEL = "cryoshuffle"
+# What a result holds, as its label has it.
+DENOISED = "denoised, J-invariant volume shuffle"
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 # Share of a result's voxels that its type may clip.
 _MOST_CLIPPED = 0.001
@@ -229,6 +231,7 @@ class VolumeWriter(ImageWriter):
         output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
             clipped.
         is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        content: what the label says it holds.
         options: other options of MONAI's writers; not needed here.
 
     Raises:
@@ -237,13 +240,15 @@ class VolumeWriter(ImageWriter):
         FileError: if the file cannot be written; nothing is left behind then.
     """
 
-    def __init__(self, output_dtype: Any = np.float32, is_result: bool = True, **options: Any) -> None:
+    def __init__(
+        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+    ) -> None:
         name = np.dtype(np.float32 if output_dtype is None else output_dtype).name
         if name not in DTYPES:
             raise InputError(f"a tomogram cannot be written as {name}: choose one of {', '.join(DTYPES)}")
         super().__init__()
         self.output_dtype = np.dtype(DTYPES[name])
-        self.is_result = is_result
+        self.is_result, self.content = is_result, content
         self.meta: dict[str, Any] = {}
         self._clipped = 0
         self._before, self._after = (np.inf, -np.inf), (np.inf, -np.inf)

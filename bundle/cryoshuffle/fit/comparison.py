@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from cryoshuffle.files.scratch import central_crop, copy_planes
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.noise_model import NoiseModel
-from cryoshuffle.fit.recorruption import draw_noise, lay_noise, noise_level
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.fit.starting import copy_with_weights, update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.memory import window_bytes
+from cryoshuffle.noise.fields import draw_noise, lay_noise, noise_level
 from cryoshuffle.noise.linear_filter import BAND_EDGES, FilterChoice, bands
 from cryoshuffle.report.log import RunLog
 
@@ -264,7 +264,7 @@ def compare_with_filter(
     verdict = FilterComparison(noise.linear, whole.weight(), least, held_out is not None, noise.doubt)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
-    save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend()}, output)
+    save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend(), "noise": noise.config()}, output)
     write_json(
         {
             "trust": verdict.trust,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cryoshuffle.fit.recorruption import draw_noise, lay_noise, noise_level
+from cryoshuffle.noise.fields import draw_noise, lay_noise, noise_level
 
 
 class Distillation:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files.scratch import central_crop
-from cryoshuffle.fit.recorruption import fine_power, fine_power_of_noise
 from cryoshuffle.fit.starting import update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.network import unwrap
 from cryoshuffle.noise.estimate import SKEW, noise_from_volume, without_outliers
+from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
-from cryoshuffle.noise.spectrum import noise_spectrum, smooth_spectrum
+from cryoshuffle.noise.spectrum import half_spectrum, noise_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
 
@@ -67,6 +67,10 @@ class NoiseModel:
     def reliable(self) -> bool:
         """Whether a network may be fitted."""
         return not self.doubt
+
+    def config(self) -> dict[str, Any]:
+        """As plain values for the checkpoint; of the spectrum the half that tells all of it."""
+        return {"spectrum": half_spectrum(self.spectrum), "levels": self.levels}
 
 
 def measure_noise_model(

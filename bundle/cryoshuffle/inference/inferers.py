@@ -144,7 +144,7 @@ class HaloWindowInferer(PrecisionInferer):
         self.window = None if window is None else as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
         self.device = device
-        self.progress = not quiet
+        self.progress, self.title = not quiet, "denoising"
 
     def use_blend(self, blend: Mapping[str, Any] | None) -> None:
         """Mix network and linear filter as a model says from now on; None for the network alone."""
@@ -239,7 +239,7 @@ class HaloWindowInferer(PrecisionInferer):
             merger = self.merger(tuple(volume.shape))
         bar = tqdm(
             total=math.prod(volume.shape[2:]),
-            desc="denoising",
+            desc=self.title,
             unit="voxel",
             unit_scale=True,
             disable=not self.progress or sys.stderr is None,

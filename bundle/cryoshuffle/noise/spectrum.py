@@ -66,6 +66,18 @@ def _positive(spectrum: Tensor, volume: Tensor) -> Tensor:
     return spectrum.clamp(min=1e-6 * float(volume.double().var(correction=0)) + 1e-30)
 
 
+def half_spectrum(spectrum: Tensor) -> Tensor:
+    """The half of a power spectrum that tells all of it, as of a real field: ``(G, G, G) -> (G, G, G // 2 + 1)``."""
+    return spectrum[..., : spectrum.shape[-1] // 2 + 1].clone()
+
+
+def full_spectrum(half: Tensor) -> Tensor:
+    """The power spectrum that :func:`half_spectrum` is of: ``(G, G, G // 2 + 1) -> (G, G, G)``, G even."""
+    side = half.shape[0]
+    opposite = -torch.arange(side) % side
+    return torch.cat([half, half[opposite][:, opposite][..., 1 : side // 2].flip(-1)], -1)
+
+
 def smooth_cross_spectrum(one: Tensor, other: Tensor, reach: int = REACH) -> Tensor:
     """What two volumes have in common at each frequency, as :func:`smooth_spectrum` for one.
 

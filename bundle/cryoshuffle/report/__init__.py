@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cryoshuffle.report.error_map import ErrorMapWriter
 from cryoshuffle.report.log import History, LossTerms, NoiseReport, Progress, RunLog, TensorBoardLog, Timer
 from cryoshuffle.report.page import ReportPage
 from cryoshuffle.report.pictures import FitPreview, ResultPreview
@@ -9,6 +10,7 @@ from cryoshuffle.report.provenance import InputSnapshot, Provenance, checksums
 from cryoshuffle.report.residual import ResidualWriter
 
 __all__ = [
+    "ErrorMapWriter",
     "FitPreview",
     "History",
     "InputSnapshot",

@@ -213,7 +213,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
         score_charts=_score_charts(scores, numbers) if scores is not None else [],
         files=[
             [name, provenance[name]["path"], provenance[name]["sha256"]]
-            for name in ("input", "output", "residual", "network")
+            for name in ("input", "output", "residual", "error", "network")
             if provenance.get(name) is not None
         ],
         machine=[[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],

@@ -74,6 +74,7 @@ class Provenance:
         checkpoint: path of the network.
         device: that computed.
         residual: path of what was taken away; None if it was not asked for.
+        error: path of the error map; None if it was not asked for.
 
     Raises:
         FileError: from the engine, if the input was replaced or changed since the beginning.
@@ -89,8 +90,9 @@ class Provenance:
         checkpoint: str | None = None,
         device: torch.device | str = "cpu",
         residual: str | None = None,
+        error: str | None = None,
     ) -> None:
-        self.residual = residual
+        self.beside = {"residual": residual, "error": error}
         self.path, self.beginning, self.output = Path(path), beginning, output
         self.settings, self.measured, self.checkpoint = dict(settings), measured, checkpoint
         self.device = torch.device(device)
@@ -108,7 +110,7 @@ class Provenance:
         began, ended = (
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) for seconds in (self.beginning.time, time.time())
         )
-        files = {"output": self.output, "residual": self.residual, "network": self.checkpoint}
+        files = {"output": self.output, **self.beside, "network": self.checkpoint}
         window = getattr(getattr(engine, "inferer", None), "used_window", None)
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         write_json(

@@ -1,0 +1,112 @@
+"""Fields of noise with a measured spectrum, as strong from place to place as the noise of a volume is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cryoshuffle.files.scratch import copy_planes
+from cryoshuffle.noise.spectrum import GRID
+
+_LEVEL_BLOCK = 8
+_STRONGEST = 16.0
+# Differences of the level that are none yet, and no longer.
+_ALIKE = (0.06, 0.1)
+# Planes whose level is looked at together.
+_SLAB = 64
+
+
+def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
+    """A field of noise with a given spectrum, periodic, so that it can be laid over any volume.
+
+    Args:
+        spectrum: as of :func:`noise_spectrum`.
+        random: where the numbers come from.
+
+    Shape:
+        that of ``spectrum``, float32.
+    """
+    white = torch.randn(spectrum.shape, generator=random)
+    return torch.fft.ifftn(torch.fft.fftn(white) * spectrum.float().sqrt()).real
+
+
+def lay_noise(tile: Tensor, shape: Sequence[int]) -> Tensor:
+    """A periodic field laid over a window, as often as it takes.
+
+    Args:
+        tile: of :func:`draw_noise`.
+        shape: of the window, (Z, Y, X), voxels.
+    """
+    for axis, side in enumerate(shape):
+        tile = tile.index_select(axis, torch.arange(int(side), device=tile.device) % tile.shape[axis])
+    return tile
+
+
+def fine_power(volume: Tensor) -> Tensor:
+    """How strong the finest detail of a volume is at each place: a voxel less the mean around it, squared.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+
+    Shape:
+        that of ``volume``.
+    """
+    padded = F.pad(volume[None, None].float(), (1,) * 6, mode="replicate")
+    return (volume - F.avg_pool3d(padded, 3, stride=1)[0, 0]).square()
+
+
+def fine_power_of_noise(spectrum: Tensor) -> float:
+    """The mean of :func:`fine_power` over noise of a spectrum."""
+    line = (1 + 2 * torch.cos(2 * math.pi * torch.fft.fftfreq(GRID, dtype=torch.float64))) / 3
+    mean = line[:, None, None] * line[:, None] * line
+    return float((spectrum.double() * (1 - mean).square()).mean())
+
+
+def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
+    """How strong the noise of a volume is from place to place, beside that of its spectrum.
+
+    Noise follows the brightness of the images: it is stronger where the specimen is thick. The finest detail is noise
+    but for little, so its power tells, over some 24 voxels along Y and X and the whole of Z: back-projection lays noise
+    evenly along the beam. A few percent of difference count as none, as dense places have as much more fine detail.
+
+    Args:
+        volume: the tomogram or a window of it, ``(Z, Y, X)``.
+        spectrum: of its noise, as of :func:`noise_spectrum`.
+
+    Returns:
+        Factor of the amplitude, of the shape of ``volume``, between 0.5 and 2.
+    """
+    expected = fine_power_of_noise(spectrum)
+    # A bead of gold is no noise.
+    power = fine_power(volume).clamp(max=_STRONGEST * expected)
+    blocks = [min(_LEVEL_BLOCK, n) for n in power.shape]
+    coarse = F.avg_pool3d(power[None, None], blocks, ceil_mode=True, count_include_pad=False)
+    coarse = F.avg_pool3d(F.pad(coarse, (1,) * 6, mode="replicate"), 3, stride=1)
+    level = (coarse.mean(dim=2, keepdim=True) / expected).sqrt().clamp(0.5, 2)
+    apart = level - 1
+    level = 1 + apart * ((apart.abs() - _ALIKE[0]) / (_ALIKE[1] - _ALIKE[0])).clamp(0, 1)
+    return F.interpolate(level, size=volume.shape, mode="trilinear", align_corners=False)[0, 0].to(volume)
+
+
+def level_plane(volume: Tensor, spectrum: Tensor) -> Tensor:
+    """:func:`noise_level` of a whole volume, which may be on disk: the mean over slabs, as power.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+        spectrum: of its noise.
+
+    Returns:
+        ``(Y, X)``; the level is the same along Z.
+    """
+    depth, power = volume.shape[0], torch.zeros(volume.shape[1:])
+    count = max(1, round(depth / _SLAB))
+    borders = [depth * number // count for number in range(count + 1)]
+    for first, last in pairwise(borders):
+        level = noise_level(copy_planes(volume[first:last]).cpu(), spectrum)[0]
+        power += level.square() * ((last - first) / depth)
+    return power.sqrt()
