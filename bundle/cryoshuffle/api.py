@@ -35,6 +35,7 @@ _IN_MEMORY = {
     "tomogram": "the array",
     **{name: f"the array {name}" for name in _VOLUMES},
     "denoised": "the result",
+    "error": "the error map",
     "run": "the folder of the run",
 }
 _OPTION = re.compile(r"(--[a-z][a-z-]*)( \w+)?")
@@ -91,6 +92,7 @@ def denoise(
     output: PathLike | None = ...,
     *,
     voxel_size_angstrom: float = ...,
+    error: Literal[False] = ...,
     **options: Unpack[DenoiseOptions],
 ) -> Array: ...
 
@@ -101,8 +103,31 @@ def denoise(
     output: PathLike | None = ...,
     *,
     voxel_size_angstrom: float = ...,
+    error: Literal[False] = ...,
     **options: Unpack[DenoiseOptions],
 ) -> MetaTensor: ...
+
+
+@overload
+def denoise(
+    tomogram: Array,
+    output: PathLike | None = ...,
+    *,
+    voxel_size_angstrom: float = ...,
+    error: Literal[True] | PathLike,
+    **options: Unpack[DenoiseOptions],
+) -> tuple[Array, Array]: ...
+
+
+@overload
+def denoise(
+    tomogram: PathLike,
+    output: PathLike | None = ...,
+    *,
+    voxel_size_angstrom: float = ...,
+    error: Literal[True] | PathLike,
+    **options: Unpack[DenoiseOptions],
+) -> tuple[MetaTensor, MetaTensor]: ...
 
 
 def denoise(
@@ -110,8 +135,9 @@ def denoise(
     output: PathLike | None = None,
     *,
     voxel_size_angstrom: float = 1.0,
+    error: bool | PathLike = False,
     **options: Unpack[DenoiseOptions],
-) -> np.ndarray | Tensor | MetaTensor:
+) -> Any:
     """Fit to this tomogram, then denoise it: ``cryoshuffle denoise`` for a volume in memory, or a file.
 
     The same workflow runs, so the same numbers come out. The state of the caller is left as it is, however the run ends
@@ -124,12 +150,13 @@ def denoise(
         output: path to write the result to as well; its suffix says what it becomes. None for none.
         voxel_size_angstrom: of what has no affine of its own; it goes into the header of what is written, the denoising
             does not depend on it.
+        error: whether to return the standard error of each voxel as well, or the path to write it to besides that.
         options: see :class:`DenoiseOptions`. Without ``quiet=False`` no progress is shown. Picture, log, network and
             provenance are kept where ``report`` names a folder.
 
     Returns:
         the denoised volume, of the kind, shape and device it was given as, float32; of a path a ``MetaTensor``
-        ``(1, Z, Y, X)``.
+        ``(1, Z, Y, X)``. With ``error`` a tuple of it and its standard error, which is of the same kind.
 
     Shape:
         ``(Z, Y, X)``, ``(1, Z, Y, X)`` or ``(Z, Y, X, 1)``; the axes of a ``MetaTensor`` may be in any order that
@@ -160,6 +187,9 @@ def denoise(
         for name in _VOLUMES:
             if named.get(name) is not None:
                 named[name] = _on_disk(named[name], folder / f"{name}.mrc", voxel_size_angstrom)
+        wanted = error is not None and error is not False
+        if wanted:
+            named["error"] = folder / "error.mrc" if error is True else error
         try:
             values = DenoiseCommand.read_keywords(named)
             run_denoise(DenoiseCommand(tomogram=str(given), output=str(result), **values))
@@ -168,8 +198,9 @@ def denoise(
             if mistake is None:
                 raise
             raise _in_python(mistake, folder) from error
-        denoised = load_tomogram(result)
-    return _like(tomogram, denoised)
+        written = [load_tomogram(path) for path in (result, named.get("error")) if path is not None]
+    volumes = tuple(_like(tomogram, volume) for volume in written)
+    return volumes if wanted else volumes[0]
 
 
 def _in_python(mistake: UserError, folder: Path) -> UserError:

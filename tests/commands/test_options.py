@@ -36,8 +36,8 @@ OTHER = {
     "blind": "plane", "tilt_axis": "x", "radius": "2", "stride": "1,4,1", "even": "e.mrc", "odd": "o.mrc",
     "empty": "m.mrc", "mask": "m.mrc", "preset": "paper", "warm_start": "a.pt", "effort": "best", "steps": "7",
     "minutes": "1.5", "window": "24", "seed": "3", "inference_window": "32,48,48", "output_dtype": "int16",
-    "residual": "r.mrc", "detail": "0.25", "device_name": "cpu", "precision": "fp32", "memory_gib": "3",
-    "output_dir": "run",
+    "residual": "r.mrc", "error": "e.mrc", "detail": "0.25", "device_name": "cpu", "precision": "fp32",
+    "memory_gib": "3", "output_dir": "run",
 }  # fmt: skip
 # What a record of a run is not told: how it was begun, and where it says how it went. Device and folder have entries
 # of their own; refine and cold_start are told by the start and the measurements.
@@ -103,7 +103,9 @@ def test_type_checkers_know_the_options_of_python():
         named = {"Sequence[int]": "int | Sequence[int]"}
         return {"path": "PathLike", "volume": "Volume"}.get(one.file) or named.get(plain, plain)
 
-    options = {one.keyword: name for name, one in DenoiseCommand.options().items() if not one.is_positional}
+    # Whether an error map is asked for decides what is returned, so the signature itself has it.
+    named = {name: one for name, one in DenoiseCommand.options().items() if not one.is_positional and name != "error"}
+    options = {one.keyword: name for name, one in named.items()}
     known = {keyword: hint.__forward_arg__ for keyword, hint in DenoiseOptions.__annotations__.items()}
     assert known == {keyword: kind(name) for keyword, name in options.items()}
     assert list(known) == list(options), "in the order of the help"
@@ -212,7 +214,9 @@ def test_a_batch_passes_on_what_was_given():
     assert applied.words() == ["--window=24,24,24"]
     with pytest.raises(InputError, match="--no-refine is for a fit, and --checkpoint applies a network without one"):
         dataclasses.replace(applied, refine=False).words()
-    assert not {"even", "odd", "empty", "mask", "resume", "residual", "output_dir"} & set(BatchCommand.options())
+    assert not {"even", "odd", "empty", "mask", "resume", "residual", "error", "output_dir"} & set(
+        BatchCommand.options()
+    )
 
 
 def test_help_needs_no_torch():

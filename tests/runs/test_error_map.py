@@ -1,0 +1,102 @@
+"""The error map as a user asks for it: on the command line, and from Python."""
+
+from __future__ import annotations
+
+import json
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+from phantoms import small_tomogram
+
+import cryoshuffle
+from cryoshuffle.commands.cli import main
+from cryoshuffle.files.formats import is_ours, load_tomogram, save_tomogram
+
+
+def test_apply_writes_the_map_beside_the_result(tmp_path, fitted, capsys):
+    """On the grey scale, with header and label of its own; on disk the same; the result is as without."""
+    tomogram, model = fitted
+    out, error = tmp_path / "out.mrc", tmp_path / "error.mrc"
+    more = ["--window", "24,48,48", "--quiet"]
+    assert main(["apply", str(model), str(tomogram), str(tmp_path / "plain.mrc"), *more]) == 0
+    assert main(["apply", str(model), str(tomogram), str(out), "--error", str(error), *more]) == 0
+    assert f"error:      {error}" in capsys.readouterr().out
+    assert np.array_equal(mrcfile.read(out), mrcfile.read(tmp_path / "plain.mrc"))
+    values, noisy = mrcfile.read(error), mrcfile.read(tomogram)
+    assert values.min() > 0
+    assert 0.01 * noisy.std() < values.mean() < noisy.std()
+    with mrcfile.open(error) as mrc:
+        assert mrc.voxel_size.x == pytest.approx(10)
+        assert any("standard error" in label for label in mrc.get_labels())
+    assert is_ours(error)
+    written = json.loads((tmp_path / "out_run" / "provenance.json").read_text())
+    assert written["error"]["path"] == str(error)
+    again = [str(tmp_path / "b.mrc"), "--error", str(tmp_path / "b_error.mrc"), "--memory", "0.0001"]
+    assert main(["apply", str(model), str(tomogram), *again, *more]) == 0
+    assert np.allclose(mrcfile.read(tmp_path / "b_error.mrc"), values, rtol=1e-3)
+
+
+def test_the_map_has_the_scale_of_the_tomogram_and_not_its_offset(tmp_path, fitted):
+    """Grey values three times as large around another mean: the map is three times as large; axes of a NIfTI kept."""
+    tomogram, model = fitted
+    image = load_tomogram(tomogram)
+    (scaled := image.clone()).mul_(3).add_(500)
+    save_tomogram(scaled, tmp_path / "scaled.nii.gz")
+    maps = []
+    for source, name in ((tomogram, "a.mrc"), (tmp_path / "scaled.nii.gz", "b.nii.gz")):
+        out = tmp_path / f"out_{name}"
+        assert main(["apply", str(model), str(source), str(out), "--error", str(tmp_path / name), "--quiet"]) == 0
+        maps.append(load_tomogram(tmp_path / name).numpy())
+    assert np.allclose(maps[1], 3 * maps[0], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--error", "{out}"], "named for the result and for the error map"),
+        (
+            ["--error", "{folder}/same.mrc", "--residual", "{folder}/same.mrc"],
+            "named for the residual and for the error",
+        ),
+        (["--error", "{folder}/no/error.mrc"], "no folder"),
+        (["--error", "{tomogram}"], "is the input itself"),
+    ],
+)
+def test_maps_that_cannot_be_written_are_refused_first(tmp_path, fitted, capsys, more, words):
+    """Nothing is written."""
+    tomogram, model = fitted
+    out = tmp_path / "out.mrc"
+    named = [word.format(out=out, folder=tmp_path, tomogram=tomogram) for word in more]
+    assert main(["apply", str(model), str(tomogram), str(out), "--quiet", *named]) == 2
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_models_and_fits_without_noise_are_refused_first(tmp_path, fitted, capsys):
+    """A model that keeps no noise; a fit that measures none."""
+    tomogram, model = fitted
+    checkpoint = torch.load(model, weights_only=True)
+    checkpoint["cryoshuffle"].pop("noise") if "cryoshuffle" in checkpoint else checkpoint.pop("noise")
+    torch.save(checkpoint, tmp_path / "old.pt")
+    ending = [str(tmp_path / "out.mrc"), "--error", str(tmp_path / "error.mrc")]
+    assert main(["apply", str(tmp_path / "old.pt"), str(tomogram), *ending]) == 2
+    assert "does not know the noise" in capsys.readouterr().err
+    assert main(["denoise", str(tomogram), *ending, "--no-refine"]) == 2
+    assert "--no-refine does not measure" in capsys.readouterr().err
+    assert not (tmp_path / "out.mrc").exists()
+
+
+def test_python_returns_both(tmp_path):
+    """An array and its errors, of one shape; the file that was asked for; a single volume without."""
+    small_tomogram(tmp_path / "in.mrc", (24, 48, 48))
+    volume = mrcfile.read(tmp_path / "in.mrc")
+    result, error = cryoshuffle.denoise(volume, effort="fast", error=True)
+    assert isinstance(error, np.ndarray)
+    assert result.shape == error.shape == volume.shape
+    assert error.min() > 0
+    alone = cryoshuffle.denoise(volume, effort="fast")
+    assert np.array_equal(alone, result)
+    _, written = cryoshuffle.denoise(volume, effort="fast", error=tmp_path / "error.mrc")
+    assert np.array_equal(written, mrcfile.read(tmp_path / "error.mrc"))
