@@ -15,7 +15,7 @@ def test_device_and_precision_are_chosen_or_refused():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in ("cuda", "mps", "cpu")
     with pytest.raises(SettingError, match="unknown"):
-        choose_device("gpu")
+        choose_device("tpu7")
     with pytest.raises(SettingError, match="not available"):
         choose_device("cuda:77")
     with pytest.raises(SettingError, match="choose one of"):

@@ -24,7 +24,7 @@ def choose_device(name: str | int | torch.device = "auto") -> torch.device:
     """The device to run on: cuda, else mps, else cpu, unless one is named.
 
     Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; or a device, or the number of a GPU.
+        name: ``auto``, ``cpu``, ``gpu``, ``cuda``, ``cuda:1`` or ``mps``; or a device, or the number of a GPU.
 
     Raises:
         SettingError: for a name that is none of these, or a device that is not there.
@@ -35,9 +35,9 @@ def choose_device(name: str | int | torch.device = "auto") -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(_torch_name(name) if isinstance(name, str) else name)
     except RuntimeError as error:
-        raise SettingError(f"device '{name}' is unknown: use auto, cpu, cuda, cuda:1 or mps") from error
+        raise SettingError(f"device '{name}' is unknown: use auto, cpu, gpu, cuda:1 or mps") from error
     availability = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
@@ -48,6 +48,15 @@ def choose_device(name: str | int | torch.device = "auto") -> torch.device:
     if device.type == "cuda":
         _warn_of_slow_torch()
     return device
+
+
+def _torch_name(name: str) -> str:
+    """The name of a device as torch has it; a GPU is that of the Mac where there is no other."""
+    kind, colon, index = name.lower().partition(":")
+    if kind != "gpu":
+        return name.lower()
+    own = not torch.cuda.is_available() and torch.backends.mps.is_available()
+    return f"{'mps' if own else 'cuda'}{colon}{index}"
 
 
 def _warn_of_slow_torch() -> None:

@@ -31,12 +31,9 @@ def _row(one: Option) -> str:
 
 def page() -> str:
     """The page, a table for each group of the help."""
-    groups: dict[str, list[str]] = {}
-    for one in DenoiseCommand.options().values():
-        if not one.is_positional:
-            groups.setdefault(one.group or "result", []).append(_row(one))
     parts = [HEAD]
-    for title, lines in groups.items():
+    for group, members in DenoiseCommand.groups().items():
+        title, lines = group or "result", [_row(one) for one in members if not one.is_positional]
         head = [
             f"## {title[0].upper()}{title[1:]}",
             "",

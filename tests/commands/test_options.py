@@ -108,7 +108,7 @@ def test_type_checkers_know_the_options_of_python():
     options = {one.keyword: name for name, one in named.items()}
     known = {keyword: hint.__forward_arg__ for keyword, hint in DenoiseOptions.__annotations__.items()}
     assert known == {keyword: kind(name) for keyword, name in options.items()}
-    assert list(known) == list(options), "in the order of the help"
+    assert list(known) == list(options), "in the order of the fields"
 
 
 def test_python_and_the_command_line_read_alike():
@@ -169,7 +169,7 @@ def test_an_option_is_a_knob_with_the_same_default(command, names):
         if not one.in_config or one.default is dataclasses.MISSING:
             continue
         assert key in knobs, key
-        if name not in {"steps", "warm_start", "output_dir"}:
+        if name not in {"steps", "warm_start", "output_dir", "output"}:
             assert knobs[key] == one.default, key
 
 

@@ -6,12 +6,16 @@ Heavy imports wait until there is something to do, so that ``--help`` answers at
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import logging
+import re
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,36 +38,96 @@ from cryoshuffle.signals import listening
 if TYPE_CHECKING:
     from cryoshuffle.commands.batch import Outcome
     from cryoshuffle.commands.lists import Item
+    from cryoshuffle.noise.estimate import NoiseEstimate
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one sentence, without the usage before it."""
+    """Says a mistake in one sentence, without the usage before it; its help begins with examples.
+
+    Args:
+        examples: command lines.
+        options: of :class:`argparse.ArgumentParser`.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(**options)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        """The examples, then what argparse says."""
+        lines = "".join(f"  {example}\n" for example in self.examples)
+        return f"examples:\n{lines}\n{super().format_help()}"
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but a command takes what follows its options, and refuses what it does not know.
+
+        Before Python 3.13 argparse takes a last word that may be left out for left out where an option stands before
+        it.
+        """
+        words = sys.argv[1:] if args is None else [*args]
+        if self._subparsers is not None:
+            return super().parse_known_args(words, namespace)
+        for word in words[: words.index("--") if "--" in words else None]:
+            if word.startswith("--") and not any(flag.startswith(word.partition("=")[0]) for flag in self._flags):
+                self._refuse_option(word.partition("=")[0])
+        namespace, rest = super().parse_known_args(words, namespace)
+        rest = rest[1:] if rest[:1] == ["--"] else rest
+        for action in self._actions:
+            free = action.nargs == "?" and getattr(namespace, action.dest) == action.default
+            if free and rest and not rest[0].startswith("-"):
+                setattr(namespace, action.dest, rest.pop(0))
+        if rest and rest[0].startswith("-"):
+            self._refuse_option(rest[0])
+        if rest:
+            self.error(f"{rest[0]} is a word too many; several tomograms go with cryoshuffle batch")
+        return namespace, []
+
+    @property
+    def _flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _refuse_option(self, flag: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings if action.help != argparse.SUPPRESS]
+        nearest = difflib.get_close_matches(flag, known, n=1)
+        self.error(f"there is no option {flag}{f', did you mean {nearest[0]}' if nearest else ''}")
 
     def error(self, message: str) -> NoReturn:
-        several = (
-            "; several tomograms go with cryoshuffle batch" if message.startswith("unrecognized arguments") else ""
-        )
-        raise UsageError(f"{self.prog}: {message}{several}; see {self.prog} --help")
+        wrong = re.match("argument COMMAND: invalid choice: '(.*?)'", message)
+        if wrong is not None:
+            nearest = difflib.get_close_matches(wrong[1], list(_COMMANDS), n=1)
+            # A file in the place of the command.
+            nearest += ["denoise"] if re.search(r"[./]", wrong[1]) else []
+            message = f"there is no command {wrong[1]}{f', did you mean cryoshuffle {nearest[0]}' if nearest else ''}"
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line, without anything heavy imported."""
     parser = _Parser(
         prog="cryoshuffle",
+        usage="cryoshuffle COMMAND ...",
         description="Denoise one cryo-electron tomogram from that tomogram alone.",
-        epilog="Exit codes: 0 done, 2 a mistake that one sentence explains, 3 stopped by a signal, go on with "
-        "--resume, 1 anything else.",
+        epilog="cryoshuffle COMMAND --help says what a command takes. Exit codes: 0 done, 2 a mistake that one "
+        "sentence explains, 3 stopped by a signal, 1 anything else.",
+        examples=(DenoiseCommand.examples[0], BatchCommand.examples[0]),
     )
-    parser.add_argument("--version", action="version", version=f"cryoshuffle {cryoshuffle.__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"cryoshuffle {cryoshuffle.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for name, (command, _) in _COMMANDS.items():
-        command.add_to(commands.add_parser(name, help=command.summary, description=command.description))
+        own: Any = {
+            "prog": f"cryoshuffle {name}",
+            "usage": f"cryoshuffle {name} {command.usage()}",
+            "description": command.description or f"{command.summary[0].upper()}{command.summary[1:]}.",
+            "examples": command.examples,
+        }
+        command.add_to(commands.add_parser(name, help=command.summary, **own))
     return parser
 
 
 def _denoise(options: DenoiseCommand) -> int:
-    from cryoshuffle.commands.runs import run_denoise
+    from cryoshuffle.commands.runs import run_denoise, with_output
 
+    options = with_output(options)
     _say_result(options, run_denoise(options))
     return 0
 
@@ -77,8 +141,9 @@ def _fit(options: FitCommand) -> int:
 
 
 def _apply(options: ApplyCommand) -> int:
-    from cryoshuffle.commands.runs import run_apply
+    from cryoshuffle.commands.runs import run_apply, with_output
 
+    options = with_output(options)
     _say_result(options, run_apply(options))
     return 0
 
@@ -151,55 +216,81 @@ def _write_results(options: BatchCommand, items: Sequence[Item], outcomes: Seque
 
 
 def _noise(options: NoiseCommand) -> int:
-    from cryoshuffle.commands.runs import check_run_dir
-    from cryoshuffle.files.masks import load_mask
-    from cryoshuffle.files.writing import check_new_file, write_json
+    from cryoshuffle.files.writing import write_json
     from cryoshuffle.noise.choice import BlindPlan, choose_blind
-    from cryoshuffle.noise.estimate import LARGEST, noise_from_empty, noise_from_halves, noise_from_volume
-    from cryoshuffle.noise.volumes import load_halves, load_volume
     from cryoshuffle.report.pictures import save_noise_plot
 
-    check_run_dir(Path(options.report))
-    halves = [half for half in (options.even, options.odd) if half is not None]
-    if len(halves) != (2 if options.tomogram is None else 0):
-        raise InputError("name either one tomogram, or its halves with --even and --odd")
-    if options.noise_mask is not None and options.tomogram is None:
-        raise InputError("--noise-mask goes with one tomogram: halves need no empty region")
-    folder = Path(options.report)
-    if options.tomogram is None:
-        estimate = noise_from_halves(*load_halves(halves, options.permissive))
-    elif options.noise_mask is None:
-        estimate = noise_from_volume(load_volume(options.tomogram, options.permissive, LARGEST))
-    else:
-        volume = load_volume(options.tomogram, options.permissive, folder=folder)
-        estimate = noise_from_empty(volume, load_mask(options.noise_mask, folder, options.tomogram))
+    paths = _new_files(options.report, options.overwrite, table="noise.json", picture="noise.png")
+    estimate = _measure_noise(options)
     print(f"noise autocorrelation from {estimate.source}, lags in voxels")
     print(estimate.table())
-    folder.mkdir(exist_ok=True)
-    table, plot = folder / "noise.json", folder / "noise.png"
-    for path in (table, plot):
-        check_new_file(path, options.overwrite)
-    save_noise_plot(estimate.autocorrelation, plot)
-    measured = BlindPlan(choose_blind(estimate, options.tilt_axis), estimate)
-    blind = measured.blind_set
-    if measured.whitening is not None:
+    plan = BlindPlan(choose_blind(estimate, options.tilt_axis), estimate)
+    blind = plan.blind_set
+    if plan.whitening is not None:
         where = "" if options.noise_mask is None else f" --noise-mask {options.noise_mask}"
         chosen = f"auto --tilt-axis {blind.axis}{where} (a plane, whitened along {blind.axis})"
     else:
         chosen = "voxel" if blind.shape == "voxel" else f"plane --tilt-axis {blind.axis} --radius {blind.half_width}"
     print(f"choice:     --blind {chosen}")
-    print(f"reason:     {measured.choice.reason}")
-    write_json(measured.report(), table)
-    _say(table=table, picture=plot)
+    print(f"reason:     {plan.choice.reason}")
+    if paths:
+        paths["table"].parent.mkdir(exist_ok=True)
+        save_noise_plot(estimate.autocorrelation, paths["picture"])
+        write_json(plan.report(), paths["table"])
+    _say(**paths)
     return 0
+
+
+def _measure_noise(options: NoiseCommand) -> NoiseEstimate:
+    """The noise of a tomogram, of its empty region, or of its halves.
+
+    Raises:
+        InputError: if neither one tomogram nor two halves are named, or a mask with halves.
+    """
+    from cryoshuffle.files.masks import load_mask
+    from cryoshuffle.noise.estimate import LARGEST, noise_from_empty, noise_from_halves, noise_from_volume
+    from cryoshuffle.noise.volumes import load_halves, load_volume
+
+    halves = [half for half in (options.even, options.odd) if half is not None]
+    if len(halves) != (2 if options.tomogram is None else 0):
+        raise InputError("name either one tomogram, or its halves with --even and --odd")
+    if options.noise_mask is not None and options.tomogram is None:
+        raise InputError("--noise-mask goes with one tomogram: halves need no empty region")
+    if options.tomogram is None:
+        return noise_from_halves(*load_halves(halves, options.permissive))
+    if options.noise_mask is None:
+        return noise_from_volume(load_volume(options.tomogram, options.permissive, LARGEST))
+    # Volumes too large for memory lie there while they are read.
+    with tempfile.TemporaryDirectory(dir=None if options.report is None else Path(options.report).parent) as folder:
+        volume = load_volume(options.tomogram, options.permissive, folder=folder)
+        return noise_from_empty(volume, load_mask(options.noise_mask, folder, options.tomogram))
+
+
+def _new_files(report: str | None, overwrite: bool, **names: str) -> dict[str, Path]:
+    """The files that a command leaves in the folder of its report; none where no folder is asked for.
+
+    Raises:
+        FileError: if one is there and not to be replaced, or cannot be written.
+    """
+    from cryoshuffle.commands.runs import check_run_dir
+    from cryoshuffle.files.writing import check_new_file
+
+    if report is None:
+        return {}
+    folder = Path(report)
+    check_run_dir(folder)
+    for name in names.values() if folder.exists() else ():
+        check_new_file(folder / name, overwrite)
+    return {what: folder / name for what, name in names.items()}
 
 
 def _simulate(options: SimulateCommand) -> int:
     from cryoshuffle.commands.runs import check_run_dir
     from cryoshuffle.simulation.phantoms import load_templates
-    from cryoshuffle.simulation.tilt_series import save_simulation, simulate
+    from cryoshuffle.simulation.tilt_series import check_simulation, save_simulation, simulate
 
     check_run_dir(Path(options.output))
+    check_simulation(options.output, options.case, options.overwrite)
     templates = None if options.templates is None else load_templates(options.templates)
     simulation = simulate(
         options.case, options.shape, options.snr, options.seed, templates, options.voxel_size,
@@ -210,17 +301,11 @@ def _simulate(options: SimulateCommand) -> int:
 
 
 def _evaluate(options: EvaluateCommand) -> int:
-    from cryoshuffle.commands.runs import check_run_dir
-    from cryoshuffle.files.writing import check_new_file, write_json
+    from cryoshuffle.files.writing import write_json
     from cryoshuffle.report.pictures import save_fsc_plot
     from cryoshuffle.scores.evaluation import evaluate_files, fsc_curves, table
 
-    check_run_dir(Path(options.report))
-    folder = Path(options.report)
-    folder.mkdir(exist_ok=True)
-    scores, plot = folder / "evaluation.json", folder / "fsc.png"
-    for path in (scores, plot):
-        check_new_file(path, options.overwrite)
+    paths = _new_files(options.report, options.overwrite, scores="evaluation.json", picture="fsc.png")
     report = evaluate_files(
         options.result,
         truth=options.truth,
@@ -232,11 +317,15 @@ def _evaluate(options: EvaluateCommand) -> int:
     )
     print(table(report))
     curves = fsc_curves(report)
-    if curves:
+    if not curves:
+        paths.pop("picture", None)
+    if paths:
+        paths["scores"].parent.mkdir(exist_ok=True)
+        write_json(report, paths["scores"])
+    if "picture" in paths:
         thresholds = sorted({report[name]["threshold"] for name in ("truth", "other_half") if name in report})
-        save_fsc_plot(curves, plot, report["voxel_size_angstrom"], thresholds)
-    write_json(report, scores)
-    _say(False, scores=scores, **({"picture": plot} if curves else {}))
+        save_fsc_plot(curves, paths["picture"], report["voxel_size_angstrom"], thresholds)
+    _say(**paths)
     return 0
 
 
@@ -347,8 +436,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 2 for a user's mistake, 1 for anything else.
     """
+    parser = build_parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help()
+        return 0
     try:
-        words = vars(build_parser().parse_args(arguments))
+        words = vars(parser.parse_args(arguments))
     except UsageError as mistake:
         _complain(mistake)
         return 2
@@ -356,15 +449,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_logging()
     # Not Python's own exception for Ctrl-C: it would end the process by a signal, without our exit code, where an
     # expression of a config runs.
-    with listening(_stop):
+    with listening(partial(_stop, command)):
         try:
             return run(command(**words))
         except BaseException as error:
             return _report(error)
 
 
-def _stop(number: int, frame: Any) -> None:
-    raise FitInterruptedError("stopped; no result was written, what is done so far goes on with --resume")
+def _stop(command: type[Command], number: int, frame: Any) -> None:
+    way_on = "start again"
+    if command.of_many:
+        way_on = "the same command goes on"
+    elif "resume" in command.options():
+        way_on = "what is done so far goes on with --resume"
+    raise FitInterruptedError(f"stopped; no result was written, {way_on}")
 
 
 def _report(error: BaseException) -> int:

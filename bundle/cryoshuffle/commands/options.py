@@ -118,17 +118,26 @@ class Option:
         return self.given_flag or "--" + self.name.replace("_", "-")
 
     @property
+    def usage(self) -> str:
+        """How it stands in the first line of the help."""
+        value = self.metavar or self.name.upper()
+        if not self.is_positional:
+            return f"{self.flag} {value}"
+        return {"?": f"[{value}]", "+": f"{value}..."}.get(self.nargs or "", value)
+
+    @property
     def keyword(self) -> str:
         """Its name in Python."""
         return self.name if self.default is True else _as_keyword(self.flag)
 
     def read(self, word: str) -> Any:
-        """The value of a word.
+        """The value of a word; of words to choose from, upper case is lower case.
 
         Raises:
             argparse.ArgumentTypeError: if it has none.
         """
         choices = ("True", "False") if self.is_switch else self.choices or (word,)
+        word = next((choice for choice in choices if choice.lower() == word.lower()), word)
         if word not in choices:
             raise argparse.ArgumentTypeError(f"invalid choice: {word!r} (choose from {', '.join(map(repr, choices))})")
         if self.is_switch:
@@ -160,7 +169,8 @@ class Option:
         else:
             how |= {"type": self.read, "choices": self.choices or None, "metavar": self.metavar, "nargs": self.nargs}
         if self.is_positional:
-            parser.add_argument(self.name, **how)
+            default = {} if self.default is MISSING else {"default": self.default}
+            parser.add_argument(self.name, **how, **default)
             return
         how |= {"dest": self.name} | ({"required": True} if self.default is MISSING else {"default": self.default})
         parser.add_argument(self.flag, **how)
@@ -209,22 +219,31 @@ def config_value(value: Any) -> Any:
     return f"$'{escaped}'"
 
 
+# The groups of the help in their order; what has none comes first.
+_NOISE, _FIT, _CLUSTER, _MACHINE, _FILES = "noise", "fit", "cluster", "machine", "files"
+_BLIND = "for experts, blind spot: what a prediction must not see, to match the noise"
+_EXPERT_FIT, _EXPERT = "for experts, fit", "for experts, the rest"
+_GROUPS = ("", _NOISE, _FIT, _CLUSTER, _MACHINE, _FILES, _BLIND, _EXPERT_FIT, _EXPERT)
+
+
 class Command:
     """A command: its fields are its options.
 
     Attributes:
         summary: of ``cryoshuffle --help``.
-        description: of its own help; None for none.
+        examples: two command lines, the first of its help.
+        description: of its own help; None for the summary.
         of_many: whether it is for many tomograms, and so lacks the options that only one can have.
     """
 
     summary: ClassVar[str]
+    examples: ClassVar[tuple[str, str]]
     description: ClassVar[str | None] = None
     of_many: ClassVar[bool] = False
 
     @classmethod
     def options(cls) -> dict[str, Option]:
-        """The options by the names of their fields, in the order of the help: first the class's own."""
+        """The options by the names of their fields: first the class's own."""
         named: dict[str, Option] = {}
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         for field in sorted(fields, key=lambda field: field.name not in cls.__annotations__):
@@ -241,15 +260,28 @@ class Command:
         return {one.keyword: one for one in options} | former
 
     @classmethod
+    def groups(cls) -> dict[str, list[Option]]:
+        """The options by the titles of their groups, in the order of the help; those without a group first."""
+        options = cls.options().values()
+        groups = {title: [one for one in options if one.group == title] for title in _GROUPS}
+        return {title: members for title, members in groups.items() if members}
+
+    @classmethod
+    def usage(cls) -> str:
+        """What must be given, and what may be by its place."""
+        needed = [one.usage for one in cls.options().values() if one.is_positional or one.default is MISSING]
+        return " ".join([*needed, "[options]"])
+
+    @classmethod
     def add_to(cls, parser: argparse.ArgumentParser) -> None:
         """Add the options to a parser, in their groups."""
-        places: dict[str, argparse._ActionsContainer] = {"": parser}
-        for one in cls.options().values():
-            if one.group not in places:
-                places[one.group] = parser.add_argument_group(one.group)
-            if one.one_of and one.one_of not in places:
-                places[one.one_of] = places[one.group].add_mutually_exclusive_group()
-            one.add_to(places[one.one_of or one.group])
+        places: dict[str, argparse._ActionsContainer] = {}
+        for title, members in cls.groups().items():
+            group = parser.add_argument_group(title) if title else parser
+            for one in members:
+                if one.one_of and one.one_of not in places:
+                    places[one.one_of] = group.add_mutually_exclusive_group()
+                one.add_to(places[one.one_of] if one.one_of else group)
 
     @classmethod
     def read_keywords(cls, keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,14 +327,20 @@ _MIRRORS = "average over eight mirror images, a little better for eight times th
 # What a batch is told itself, and not each of its runs.
 _OF_BATCH = {"overwrite", "memory_gib", "quiet", "json_lines"}
 _TILT_AXES = ("z", "y", "x")
-_in_blind = partial(option, group="blind spot: what a prediction must not see, to match the noise")
-_in_fit = partial(option, group="fit")
-_in_cluster = partial(option, group="cluster", in_config=False)
-_in_machine = partial(option, group="machine")
-_in_files = partial(option, group="files")
-_inference_window = partial(option, None, parse=triple, metavar="Z,Y,X", help=
+_in_noise = partial(option, group=_NOISE)
+_in_blind = partial(option, group=_BLIND)
+_in_fit = partial(option, group=_FIT)
+_in_expert_fit = partial(option, group=_EXPERT_FIT)
+_in_cluster = partial(option, group=_CLUSTER, in_config=False)
+_in_machine = partial(option, group=_MACHINE)
+_in_files = partial(option, group=_FILES)
+_in_expert = partial(option, group=_EXPERT)
+_inference_window = partial(_in_expert, None, parse=triple, metavar="Z,Y,X", help=
     "part of the volume denoised at a time, voxels; smaller needs less memory, the result is the same (default: what "
     "goes into a quarter of the memory)")  # fmt: skip
+
+_output = partial(option, "", nargs="?", metavar="OUT", help=
+    "the denoised tomogram, or a folder for it (default: IN_denoised beside the input)")  # fmt: skip
 
 
 # A table: the value of a field in its first line, what the help says of it in the next. The order is that of the help.
@@ -313,38 +351,38 @@ class FitOptions:
 
     blind: str = _in_blind("auto", choices=("auto", "voxel", "plane", "cross", "box"), help=
         "auto measures the noise and chooses: voxel for white noise, plane for reconstructions (default: auto)")
-    tilt_axis: str | None = _in_blind(None, choices=_TILT_AXES, help=
-        "axis the plane lies across (default: found from the noise)")
+    tilt_axis: str | None = _in_noise(None, choices=_TILT_AXES, help=
+        "the tilt axis, which the blind plane lies across (default: found from the noise)")
     radius: int | None = _in_blind(None, parse=whole, help=
         "half-width of the blind spot, voxels (default: fits the noise)")
     stride: Sequence[int] | None = _in_blind(None, parse=triple, metavar="Z,Y,X", help=
         "lattice stride, voxels (default: fits the blind spot; plane 3)")
-    even: str | None = _in_blind(None, file="volume", part_of="halves", one_tomogram=True, help=
+    even: str | None = _in_noise(None, file="volume", part_of="halves", one_tomogram=True, help=
         "one half of IN; with --odd the noise is measured in their difference")
-    odd: str | None = _in_blind(None, file="volume", part_of="halves", one_tomogram=True, help="the other half")
-    empty: str | None = _in_blind(
+    odd: str | None = _in_noise(None, file="volume", part_of="halves", one_tomogram=True, help="the other half")
+    empty: str | None = _in_noise(
         None, given_flag="--noise-mask", former_flag="--empty", metavar="MASK", file="volume", one_tomogram=True, help=
         "MRC or NIfTI, not 0 where there is no specimen; the noise is measured there")
     mask: str | None = _in_fit(None, file="volume", one_tomogram=True, help=
         "MRC, NIfTI or Zarr, not 0 where the specimen is, a lamella say; the fit looks there, all is denoised")
-    preset: str = _in_fit("unbiased", choices=("unbiased", "paper"), help=
+    preset: str = _in_expert_fit("unbiased", choices=("unbiased", "paper"), help=
         "weights of the loss terms; paper adds a biased guide (default: unbiased)")
-    refine: bool = _in_fit(True, given_flag="--no-refine", in_config=False, help=
+    refine: bool = _in_expert_fit(True, given_flag="--no-refine", in_config=False, help=
         "stop after the blind network, as the paper does; else a second network, which hides nothing, learns from the "
         "noise that the blind one has found")
-    warm_start: str | None = _in_fit(None, file="path", metavar="C", one_of="start", help=
+    warm_start: str | None = _in_expert_fit(None, file="path", metavar="C", one_of="start", help=
         "checkpoint that the second network begins with, one that hides nothing, of an earlier fit for instance "
         "(default: the one of the package, which has seen simulated tomograms)")
-    cold_start: bool = _in_fit(False, in_config=False, one_of="start", help="begin with random weights")
+    cold_start: bool = _in_expert_fit(False, in_config=False, one_of="start", help="begin with random weights")
     effort: str = _in_fit("standard", choices=("fast", "standard", "best"), help=
         "fast: the starting network is not fitted, only the noise is measured; standard: 300 steps; best: 600 steps, "
         "and denoise averages eight mirror images; five times the steps on NVIDIA GPUs (default: standard)")
-    steps: int | None = _in_fit(None, parse=count, help="optimiser steps (default: as many as the effort has)")
+    steps: int | None = _in_expert_fit(None, parse=count, help="optimiser steps (default: as many as the effort has)")
     minutes: float | None = _in_fit(None, parse=positive, help=
         "stop the fit after so many minutes, if steps do not end first")
-    window: Sequence[int] = _in_fit([48, 48, 48], parse=triple, metavar="Z,Y,X", help=
+    window: Sequence[int] = _in_expert_fit([48, 48, 48], parse=triple, metavar="Z,Y,X", help=
         "window of a step, voxels (default: 48)")
-    seed: int = _in_fit(0, parse=whole, help="the same seed gives the same result (default: 0)")
+    seed: int = _in_expert_fit(0, parse=whole, help="the same seed gives the same result (default: 0)")
     resume: bool = _in_fit(False, one_tomogram=True, help="go on with a run that was interrupted")
 
 
@@ -363,7 +401,7 @@ class OutputOptions:
         "also write the standard error of each voxel of OUT, float32; takes four more passes of the network")
     detail: float = option(0.0, parse=share, metavar="0..1", help=
         "share of the noisy tomogram mixed back into the result, noise and all (default: 0)")
-    mirrors: bool = option(False, _MIRRORS.format("with --effort best"))
+    mirrors: bool = _in_expert(False, _MIRRORS.format("with --effort best"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -371,7 +409,7 @@ class ApplyOutputOptions(OutputOptions):
     """The same where there is no fit: no effort chooses mirrors, and no other window has the plain name."""
 
     inference_window: Sequence[int] | None = _inference_window(given_flag="--window")
-    mirrors: bool = option(False, _MIRRORS.format("off"))
+    mirrors: bool = _in_expert(False, _MIRRORS.format("off"))
     resume: bool = option(False, "go on with the last finished window of a run that was interrupted")
 
 
@@ -380,15 +418,15 @@ class MachineOptions:
     """What a run may take of the machine, and how much it says."""
 
     device_name: str = _in_machine("auto", given_flag="--device", metavar="DEVICE", help=
-        "auto, cpu, cuda, cuda:1 or mps (default: the best there is)")
-    precision: str = _in_machine("auto", choices=("auto", "fp32", "tf32", "bf16"), help=
+        "auto, cpu, gpu, or one of several, cuda:1 (default: the best there is)")
+    precision: str = _in_expert("auto", choices=("auto", "fp32", "tf32", "bf16"), help=
         "bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone; tf32 rounds products "
         "on NVIDIA GPUs (default: auto)")
     memory_gib: float | None = _in_machine(None, given_flag="--memory", parse=positive, metavar="GIB", help=
         "the most the program may take on the CPU, GiB; volumes too large for it are worked on from files in --report "
         "(default: a quarter of what there is, at least 2)")
     quiet: bool = _in_machine(False, "no progress bar")
-    json_lines: bool = _in_machine(False,
+    json_lines: bool = _in_expert(False,
         "for programs: no bar, a line of JSON an epoch of the fit, and one at the end that names the files")
 
 
@@ -397,7 +435,7 @@ class FileOptions:
     """How files are treated."""
 
     overwrite: bool = _in_files(False, "replace results of ours, an unfinished fit included")
-    permissive: bool = _in_files(False, _PERMISSIVE)
+    permissive: bool = _in_expert(False, _PERMISSIVE)
     fill_nan: bool = _in_files(False, "put the mean of the others where voxels are NaN or Inf, and say where")
     output_dir: str | None = _in_files(
         None, given_flag="--report", metavar="DIR", file="path", one_tomogram=True, help=
@@ -414,8 +452,11 @@ class DenoiseCommand(RunCommand, OutputOptions, FitOptions):
     """``cryoshuffle denoise``."""
 
     summary = "fit to this tomogram, then denoise it: the daily command"
+    examples = (
+        "cryoshuffle denoise in.mrc out.mrc",
+        "cryoshuffle denoise in.mrc --tilt-axis y --effort fast")
     tomogram: str = required("tomogram: .mrc .rec .map .st, also .gz .bz2, .zarr, or .nii .nii.gz", metavar="IN")
-    output: str = required("the denoised tomogram", metavar="OUT")
+    output: str = _output()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +464,9 @@ class FitCommand(RunCommand, FitOptions):
     """``cryoshuffle fit``."""
 
     summary = "fit a network to one tomogram or several"
+    examples = (
+        "cryoshuffle fit one.mrc two.mrc --checkpoint session.pt",
+        "cryoshuffle fit one.mrc --checkpoint one.pt --minutes 5")
     tomograms: Sequence[str] = required("tomograms", metavar="IN", nargs="+")
     checkpoint: str = required("where the network goes", given_flag="--checkpoint", metavar="C")
 
@@ -432,9 +476,12 @@ class ApplyCommand(RunCommand, ApplyOutputOptions):
     """``cryoshuffle apply``."""
 
     summary = "denoise a tomogram with a network that was fitted before"
+    examples = (
+        "cryoshuffle apply session.pt in.mrc out.mrc",
+        "cryoshuffle apply out_run/model.pt in.mrc more.mrc --detail 0.1")
     checkpoint: str = required("the network", metavar="C")
     tomogram: str = required("tomogram", metavar="IN")
-    output: str = required("the denoised tomogram", metavar="OUT")
+    output: str = _output()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +489,9 @@ class BatchCommand(RunCommand, OutputOptions, FitOptions):
     """``cryoshuffle batch``."""
 
     summary = "denoise many tomograms, side by side"
+    examples = (
+        "cryoshuffle batch session out",
+        "cryoshuffle batch 'tomo/*.mrc' out --checkpoint session.pt")
     description = (
         "Denoise many tomograms, each from itself alone, or with --checkpoint all with one network. What is finished "
         "is skipped, what was interrupted goes on, a failure is tried once more and told at the end.")
@@ -483,6 +533,7 @@ class NoiseCommand(Command):
     """``cryoshuffle noise``."""
 
     summary = "measure the noise of a tomogram and say which blind spot fits it"
+    examples = ("cryoshuffle noise in.mrc", "cryoshuffle noise --even even.mrc --odd odd.mrc --report noise")
     tomogram: str | None = option(None, "tomogram; not needed with --even and --odd", metavar="IN", nargs="?")
     even: str | None = option(None, "one half; with --odd the difference is the noise")
     odd: str | None = option(None, "the other half")
@@ -491,7 +542,7 @@ class NoiseCommand(Command):
     tilt_axis: str | None = option(None, "if known (default: found from the noise)", choices=_TILT_AXES)
     overwrite: bool = option(False, "replace noise.json and noise.png")
     permissive: bool = option(False, _PERMISSIVE)
-    report: str = option(".", "folder for noise.json and noise.png (default: here)", metavar="DIR")
+    report: str | None = option(None, "folder for noise.json and noise.png (default: none is written)", metavar="DIR")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,6 +550,9 @@ class SimulateCommand(Command):
     """``cryoshuffle simulate``."""
 
     summary = "make a tomogram whose truth is known"
+    examples = (
+        "cryoshuffle simulate phantom",
+        "cryoshuffle simulate cell --case insitu --snr 0.05")
     output: str = required("folder for tomogram, halves, truth and phantom", metavar="OUT")
     case: str = option("wbp", None, choices=("white", "wbp", "aligned", "sirt", "binned", "insitu"))
     shape: Sequence[int] = option([80, 144, 144], "voxels", parse=triple, metavar="Z,Y,X")
@@ -516,6 +570,9 @@ class EvaluateCommand(Command):
     """``cryoshuffle evaluate``."""
 
     summary = "score a denoised tomogram, with or without a truth"
+    examples = (
+        "cryoshuffle evaluate out.mrc --noisy in.mrc",
+        "cryoshuffle evaluate out.mrc --truth truth.mrc --report scores")
     result: str = required("the denoised tomogram", metavar="RESULT")
     truth: str | None = option(None, "what it should be; gives correlation, PSNR, SSIM and FSC")
     noisy: str | None = option(None, "what it was denoised from; gives what is left in the residual")
@@ -525,7 +582,8 @@ class EvaluateCommand(Command):
         "lattice stride to look for stripes of, voxels")
     overwrite: bool = option(False, "replace evaluation.json and fsc.png")
     permissive: bool = option(False, _PERMISSIVE)
-    report: str = option(".", "folder for evaluation.json and fsc.png", metavar="DIR")
+    report: str | None = option(None, metavar="DIR", help=
+        "folder for evaluation.json and fsc.png (default: none is written)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -533,6 +591,9 @@ class ReportCommand(Command):
     """``cryoshuffle report``."""
 
     summary = "write the report page of a finished run anew"
+    examples = (
+        "cryoshuffle report out_run",
+        "cryoshuffle report old_run --permissive")
     folder: str = required("folder of the run, <result>_run", metavar="RUN")
     permissive: bool = option(False, _PERMISSIVE)
 
@@ -542,4 +603,7 @@ class CheckCommand(Command):
     """``cryoshuffle check``."""
 
     summary = "prove that a network is blind to what it must not see"
+    examples = (
+        "cryoshuffle check out_run/blind.pt",
+        "cryoshuffle check configs/train.json")
     network: str = required("a checkpoint, or a bundle config (which is code)", metavar="CHECKPOINT_OR_CONFIG")

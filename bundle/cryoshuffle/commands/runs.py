@@ -5,15 +5,18 @@ Heavy imports wait until a run begins.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cryoshuffle
 from cryoshuffle.commands.options import ApplyCommand, DenoiseCommand, FitCommand, FitOptions, RunCommand, config_value
 from cryoshuffle.errors import FileError, InputError
+
+Run = TypeVar("Run", DenoiseCommand, ApplyCommand)
 
 
 def run_dir(report: str | None, result: str) -> Path:
@@ -30,6 +33,28 @@ def run_dir(report: str | None, result: str) -> Path:
     path = Path(result)
     name, suffix = split_suffix(path)
     return path.with_name(f"{name if suffix else path.stem}_run")
+
+
+def with_output(options: Run) -> Run:
+    """A command with the path of its result: beside the input where none is named, in a folder where one is.
+
+    Args:
+        options: of the command.
+
+    Raises:
+        FileError: for the name of a folder that is not there.
+    """
+    from cryoshuffle.files.formats import find_format, split_suffix
+
+    output, tomogram = options.output, Path(options.tomogram)
+    in_folder = output != "" and Path(output).is_dir() and not split_suffix(output)[1]
+    if output and not in_folder:
+        if output.endswith(("/", os.sep)) and not split_suffix(output)[1]:
+            raise FileError(f"{output}: there is no such folder, make it first")
+        return options
+    known = find_format(tomogram)
+    name = f"{split_suffix(tomogram)[0]}_denoised{known.result_suffix if known else '.mrc'}"
+    return dataclasses.replace(options, output=str((Path(output) if in_folder else tomogram.parent) / name))
 
 
 def _settings(options: RunCommand, folder: Path) -> dict[str, Any]:

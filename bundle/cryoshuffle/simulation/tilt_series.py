@@ -25,6 +25,9 @@ from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.simulation.phantoms import TEMPLATE_ANGSTROM, Cell, load_templates, make_cell, make_phantom, scaled
 
 CASES = ("white", "wbp", "aligned", "sirt", "binned", "insitu")
+# Volumes of a simulation by their attributes, those of the case insitu alone, and what it was made with.
+_NAMES, _TILT_NAMES = ("tomogram", "even", "odd", "truth", "phantom"), ("even_tilts", "odd_tilts")
+_RECORD = "simulation.json"
 # Path of electrons through ice after which a third of them is left, and how much of a wave an angstrom of protein
 # turns back, at 300 kV (twice 2.2 V of inner potential beyond the ice's).
 _FREE_PATH_ANGSTROM = 3500.0
@@ -457,6 +460,26 @@ def _simulate_cell(
     )
 
 
+def _paths(folder: str | Path, names: Sequence[str]) -> list[Path]:
+    return [Path(folder) / f"{name}.mrc" for name in names]
+
+
+def check_simulation(folder: str | Path, case: str, overwrite: bool = False) -> None:
+    """Refuse a folder that :func:`save_simulation` would refuse, before the work.
+
+    Args:
+        folder: of the files.
+        case: one of :data:`CASES`.
+        overwrite: replace files that are there.
+
+    Raises:
+        FileError: if they cannot be written, or are there already.
+    """
+    for path in (*_paths(folder, _NAMES if case != "insitu" else (*_NAMES, *_TILT_NAMES)), Path(folder) / _RECORD):
+        if path.parent.exists():
+            check_new_file(path, overwrite)
+
+
 def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool = False) -> list[Path]:
     """Write all volumes of a simulation as MRC files, and what it was made with as ``simulation.json``.
 
@@ -472,20 +495,18 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
         FileError: if they cannot be written, or are there already.
     """
     place = Path(folder)
-    names = ["tomogram", "even", "odd", "truth", "phantom"]
-    names += [name for name in ("even_tilts", "odd_tilts") if getattr(simulation, name) is not None]
-    paths = [place / f"{name}.mrc" for name in names]
+    names = [*_NAMES, *(name for name in _TILT_NAMES if getattr(simulation, name) is not None)]
+    paths = _paths(place, names)
+    check_simulation(place, simulation.case, overwrite)
     try:
         place.mkdir(exist_ok=True)
-        for path in (*paths, place / "simulation.json"):
-            check_new_file(path, overwrite)
         affine = torch.from_numpy(affine_of([simulation.voxel_size_angstrom] * 3, [0.0] * 3))
         for name, path in zip(names, paths, strict=True):
             save_tomogram(MetaTensor(getattr(simulation, name)[None], affine=affine), path, is_result=False)
         settings = {
             name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom", "mtf_at_nyquist")
         }
-        write_json(settings, place / "simulation.json")
+        write_json(settings, place / _RECORD)
     except FileError:
         raise
     except OSError as error:
