@@ -125,7 +125,7 @@ def test_a_rank_in_the_environment_costs_a_run_nothing(tomogram, tmp_path, monke
     monkeypatch.setenv("RANK", "1")
     cryoshuffle.denoise(mrcfile.read(tomogram), report=tmp_path / "run", **QUICK)
     kept = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"model.pt", "state.pt", "run.log", "noise.json", "history.jsonl"} <= kept
+    assert {"model.pt", "fit.json", "run.log", "noise.json", "history.jsonl"} <= kept
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["a run", "a run that fails"])

@@ -23,7 +23,7 @@ from statistics import mean
 from typing import Any
 
 from cryoshuffle.files.writing import write_json
-from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.report.log import read_history
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods
@@ -165,7 +165,7 @@ def run(words: Sequence[str], folder: Path, name: str, job: Job) -> dict[str, An
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "seconds": spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime,
-        "steps": sum(load_plain(path)["iteration"] for path in own.glob("state*.pt")),
+        "steps": sum({line["stage"]: line["step"] for line in read_history(own)}.values()),
         "version": own_versions(),
         "machine": machine(),
         "commit": commit(),

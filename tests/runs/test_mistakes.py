@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from unittest.mock import Mock
 
 import mrcfile
 import nibabel
@@ -20,6 +21,7 @@ from phantoms import is_valid_mrc, small_tomogram, write_mrc
 from scipy.ndimage import gaussian_filter
 
 from cryoshuffle.commands.cli import main
+from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import save_whole
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
@@ -314,9 +316,10 @@ def test_a_finished_fit_of_other_settings_is_not_overwritten(tmp_path, capsys):
     assert "holds a fit with other settings" in capsys.readouterr().err
     (tmp_path / "a_out.mrc").rename(tmp_path / "first.mrc")
     assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report]) == 2
-    assert "holds this fit already, add --resume" in capsys.readouterr().err
+    assert "holds this fit already, and it is finished: denoise with its network" in capsys.readouterr().err
     assert (tmp_path / "r" / "model.pt").read_bytes() == before
-    assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report, "--resume"]) == 0
+    model = str(tmp_path / "r" / "model.pt")
+    assert main(["apply", model, str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), "--quiet"]) == 0
     assert np.array_equal(mrcfile.read(tmp_path / "a_out.mrc"), mrcfile.read(tmp_path / "first.mrc"))
 
 
@@ -407,11 +410,14 @@ def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):
     assert np.allclose(mrcfile.read(tmp_path / "out.mrc")[:, :, ::-1], np.asarray(result.dataobj).T, atol=1e-4)
 
 
-def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, capsys):
+def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, capsys, monkeypatch):
     """An unfinished second stage is named before anything is written; a fresh start removes what it left."""
     source = small_tomogram(tmp_path / "in.mrc")
     arguments = ["denoise", str(source), str(tmp_path / "o.mrc"), "--steps", "4", "--window", "16,24,16", "--quiet"]
-    assert main(arguments) == 0
+    drop = "cryoshuffle.fit.drop_states"
+    with monkeypatch.context() as patch:
+        patch.setattr(drop, lambda output_dir: None)
+        assert main(arguments) == 0
     run = tmp_path / "o_run"
     state = torch.load(run / "state_refine.pt", weights_only=True)
     torch.save({**state, "finished": False}, run / "state_refine.pt")
@@ -423,6 +429,59 @@ def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, cap
     left = {path.name for path in run.iterdir()}
     assert not left & {"state_refine.pt", "state_distil.pt", "blind.pt", "recorrupted.pt", "refinement.json"}
     assert not (run / "state.pt.partial").exists()
+
+
+def test_a_finished_run_keeps_no_states_and_says_what_it_keeps(tmp_path, capsys):
+    """The network and what the report needs stay; --resume has nothing to do, with the result there or gone; the
+    report is written again from what is left."""
+    source, out = str(small_tomogram(tmp_path / "in.mrc")), tmp_path / "o.mrc"
+    words = ["denoise", source, str(out), "--steps", "4", "--window", "16,24,16", "--quiet"]
+    assert main(words) == 0
+    run = tmp_path / "o_run"
+    assert {path.name for path in run.iterdir()} == {
+        "model.pt", "blind.pt", "fit.json", "history.jsonl", "noise.json", "provenance.json",
+        "refinement.json", "report.html", "report.json", "result.png", "run.log",
+    }  # fmt: skip
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(
+        f"folder:     {run} has report, log and checksums, and the network for cryoshuffle apply {run}"
+    )
+    kept = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "run.log"}
+    assert main([*words, "--resume"]) == 2
+    assert f"{out}: is finished, so there is nothing to resume: add --overwrite" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0
+    first = mrcfile.read(out)
+    out.unlink()
+    for more, sentence in (
+        (["--resume"], f"{run}: holds this fit already, and it is finished"),
+        (["--resume", "--minutes", "7"], f"{run}: holds this fit already, and it is finished"),
+        (["--resume", "--seed", "7"], f"{run}: holds a fit with other settings"),
+    ):
+        assert main([*words, *more]) == 2
+        assert sentence in capsys.readouterr().err
+    assert kept == {path.name: path.read_bytes() for path in run.iterdir() if path.name != "run.log"}
+    assert main([*words, "--overwrite"]) == 0
+    assert np.array_equal(mrcfile.read(out), first)
+    (run / "fit.json").write_text("torn")
+    out.unlink()
+    assert main(words) == 2
+    assert "fit.json: cannot be read" in capsys.readouterr().err
+
+
+def test_a_run_that_fails_before_it_begins_leaves_no_empty_folder(tmp_path, monkeypatch):
+    """One that was there before stays. A window that is too small is told before a fit begins."""
+    source, run = small_tomogram(tmp_path / "in.mrc"), tmp_path / "o_run"
+    words = ["denoise", str(source), str(tmp_path / "o.mrc"), *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr("cryoshuffle.report.InputSnapshot", Mock(side_effect=FileError("the disk is gone")))
+        assert main(words) == 2
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mrc"]
+        run.mkdir()
+        assert main(words) == 2
+        assert list(run.iterdir()) == []
+    run.rmdir()
+    assert main([*words, "--window", "5"]) == 2
+    assert not run.exists()
 
 
 def test_evaluate_scores_files_and_says_what_it_lacks(tmp_path, capsys):

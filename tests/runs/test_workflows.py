@@ -187,7 +187,7 @@ def test_command_line_and_bundle_give_the_same_bits(tmp_path, tomogram):
     assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / "b.mrc"))
     for other in ("c.mrc", "d.mrc"):
         assert np.array_equal(data(tmp_path / "a.mrc"), data(tmp_path / other))
-    assert {p.name for p in (tmp_path / "a_run").iterdir()} >= {"blind.pt", "recorrupted.pt", "refinement.json"}
+    assert {p.name for p in (tmp_path / "a_run").iterdir()} >= {"blind.pt", "fit.json", "refinement.json"}
     with pytest.raises((RuntimeError, UserError)) as refused:
         bundle_run(tmp_path, "train.json", "evaluate.yaml", tomogram=tomogram, checkpoint=model)
     assert "hides nothing" in causes(refused.value)
@@ -202,11 +202,11 @@ def test_a_fit_begins_warm_unless_it_is_told_not_to(tmp_path, tomogram):
     for name, options in (
         ("warm", []),
         ("cold", ["--cold-start"]),
-        ("named", ["--warm-start", str(tmp_path / "cold_run" / "recorrupted.pt")]),
+        ("named", ["--warm-start", str(tmp_path / "cold_run" / "model.pt")]),
     ):
         run = ["denoise", str(tomogram), str(tmp_path / f"{name}.mrc"), "--steps", "3", *QUICK, *options]
         assert main(run) == 0
-        weights[name] = load_plain(tmp_path / f"{name}_run" / "recorrupted.pt")["model"]
+        weights[name] = load_plain(tmp_path / f"{name}_run" / "model.pt")["model"]
 
     def apart(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> float:
         return max(float((one[k] - two[k]).abs().max()) for k in one if k.endswith("weight"))
@@ -444,6 +444,12 @@ def test_ctrl_c_stops_cleanly_and_keeps_a_checkpoint(tmp_path, tomogram, monkeyp
     assert (state["epoch"], state["finished"]) == (1, False)
     assert not list(tmp_path.rglob("*.partial*"))
     assert signal.getsignal(number) is before
+    if number == signal.SIGINT:
+        monkeypatch.undo()
+        assert main([*words, "--resume", "--minutes", "7", "--seed", "7"]) == 2
+        assert "seed was 0 and is 7)" in capsys.readouterr().err
+        assert main([*words, "--resume", "--minutes", "7"]) == 0
+        assert load_plain(tmp_path / "c_run" / "state.pt")["finished"]
 
 
 def test_the_real_tomogram_keeps_its_header_and_scale(real_run):

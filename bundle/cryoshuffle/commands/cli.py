@@ -385,6 +385,11 @@ def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
     beside = {name: path for name in ("residual", "error") if (path := getattr(options, name)) is not None}
     extras = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
     _say(options.json_lines, result=options.output, **beside, **extras)
+    if not options.json_lines:
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
+        network = folder / "model.pt"
+        more = f", and the network for cryoshuffle apply {network}" if network.is_file() else ""
+        print(f"{'folder:':12}{folder} has report, log and checksums{more}; {size:.0f} MB")
 
 
 def _say(as_json: bool = False, /, **paths: Any) -> None:

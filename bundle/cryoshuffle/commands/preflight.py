@@ -33,7 +33,11 @@ _BELONG = 0.3
 
 
 def check_inputs(
-    tomograms: Sequence[str], period: Triple, permissive: bool = False, held_out: HeldOutSlab | None = None
+    tomograms: Sequence[str],
+    period: Triple,
+    permissive: bool = False,
+    held_out: HeldOutSlab | None = None,
+    window: int | Sequence[int] | None = None,
 ) -> None:
     """Refuse tomograms that cannot be denoised on a lattice of this period.
 
@@ -42,10 +46,11 @@ def check_inputs(
         period: of the lattice along (Z, Y, X), voxels.
         permissive: also take MRC files whose header breaks the standard.
         held_out: slab that a fit leaves out; what remains must hold a period.
+        window: of a step of the fit along (Z, Y, X), voxels; None for as large as the tomogram.
 
     Raises:
         FileError: for a missing or unreadable file.
-        InputError: for one that is no tomogram, or is shorter than a period.
+        InputError: for one that is no tomogram, or is shorter than a period, or a window that is.
     """
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
@@ -61,6 +66,8 @@ def check_inputs(
             if held_out is not None:
                 shape = [part.stop - part.start for part in held_out.fit_region(shape)]
                 fit_window(2**31 - 1, shape, period)
+            if window is not None:
+                fit_window(window, shape, period)
         except InputError as error:
             text = str(error)
             raise InputError(text if str(tomogram) in text else f"{tomogram}: {text}") from error

@@ -82,14 +82,17 @@ def _refine(options: FitOptions) -> list[str]:
     return ["refine.yaml"] if options.refine else []
 
 
-def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -> None:
-    """Run configs of the bundle with settings in place of their own, and leave the host as it is."""
+def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any], run_folder: Path) -> None:
+    """Run configs of the bundle with settings in place of their own, and leave the host as it is.
+
+    Where the run fails before it writes anything, no empty folder is left.
+    """
     from monai.bundle import ConfigWorkflow
 
     from cryoshuffle.files.locks import unlock_run
     from cryoshuffle.host import undisturbed, unheard
 
-    folder = cryoshuffle.config_dir()
+    folder, is_new = cryoshuffle.config_dir(), not run_folder.exists()
     with unheard("monai.bundle.workflows"), warnings.catch_warnings():
         # MONAI says that it leaves logging alone, and that a config is code: these are ours.
         warnings.filterwarnings("ignore", "parsing config_file")
@@ -105,6 +108,8 @@ def _run(configs: Sequence[str], workflow_type: str, settings: dict[str, Any]) -
             workflow.run()
         finally:
             unlock_run()
+            if is_new and run_folder.is_dir() and not any(run_folder.iterdir()):
+                run_folder.rmdir()
         workflow.finalize()
 
 
@@ -145,11 +150,22 @@ def run_denoise(options: DenoiseCommand) -> Path:
     Raises:
         UserError: for a mistake; MONAI may have wrapped it, see :func:`cryoshuffle.errors.user_error`.
     """
+    from cryoshuffle.fit.checkpoint import FINISHED_NAME
+
     _check_noise_options(options)
     folder = run_dir(options.output_dir, options.output)
     check_run_dir(folder)
+    if (
+        options.resume
+        and not options.overwrite
+        and (folder / FINISHED_NAME).is_file()
+        and Path(options.output).exists()
+    ):
+        raise InputError(
+            f"{options.output}: is finished, so there is nothing to resume: add --overwrite to denoise again"
+        )
     settings = _fit_settings(options, folder, folder / "model.pt")
-    _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings)
+    _run(["train.json", "inference.json", "denoise.yaml", *_refine(options)], "train", settings, folder)
     return folder
 
 
@@ -179,7 +195,7 @@ def run_fit(options: FitCommand) -> Path:
         "tomogram": config_value(options.tomograms[0]),
         **_fit_settings(options, folder, options.checkpoint),
     }
-    _run(["train.json", *_refine(options)], "train", settings)
+    _run(["train.json", *_refine(options)], "train", settings, folder)
     return folder
 
 
@@ -203,5 +219,5 @@ def run_apply(options: ApplyCommand) -> Path:
     check_run_dir(folder)
     if options.error is not None:
         read_noise(options.checkpoint)
-    _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network})
+    _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network}, folder)
     return folder

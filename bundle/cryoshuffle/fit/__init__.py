@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cryoshuffle.fit.checkpoint import FitCheckpoint
+from cryoshuffle.fit.checkpoint import FitCheckpoint, drop_states
 from cryoshuffle.fit.comparison import compare_with_filter
 from cryoshuffle.fit.data import (
     Epochs,
@@ -67,6 +67,7 @@ __all__ = [
     "choose_preset",
     "collate_one",
     "compare_with_filter",
+    "drop_states",
     "image_paths",
     "lower_is_better",
     "measure_noise_model",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,16 +19,22 @@ from torch import nn
 
 import cryoshuffle
 from cryoshuffle.devices import is_first_process
-from cryoshuffle.errors import InputError, SettingError, named_changes
-from cryoshuffle.files.writing import save_whole
+from cryoshuffle.errors import FileError, InputError, SettingError, named_changes
+from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.handlers import Budget
 from cryoshuffle.inference.checkpoints import FORMAT, load_plain
 from cryoshuffle.network import BlindSpotNet, unwrap
 
 logger = logging.getLogger("cryoshuffle")
 STATE_NAME = "state.pt"
-# What the stages behind the first leave in the folder of a run.
-LATER = ("state_refine.pt", "state_distil.pt", "blind.pt", "recorrupted.pt", "distilled.pt", "refinement.json")
+# Settings of a fit that is finished, and whose result is written: it cannot be taken up any more.
+FINISHED_NAME = "fit.json"
+# What only a fit that goes on needs: the states of the stages, and the networks between them.
+_PASSING = (STATE_NAME, "state_refine.pt", "state_distil.pt", "recorrupted.pt", "distilled.pt")
+# What the stages behind the first leave in the folder of a run, and its end.
+LATER = (*_PASSING[1:], "blind.pt", "refinement.json", FINISHED_NAME)
+# Settings that may change between two parts of a fit.
+_FREE = ("minutes",)
 
 
 def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
@@ -45,6 +53,29 @@ def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
     return risks[-1] <= best + min(chance, tolerance * (risks[0] - best))
 
 
+def drop_states(output_dir: str | os.PathLike[str]) -> None:
+    """Remove what a fit goes on from, once its result is written; its settings are kept, in ``fit.json``.
+
+    Of several processes the first does so. Without states nothing happens.
+
+    Args:
+        output_dir: of the run.
+
+    Raises:
+        FileError: if the settings cannot be written.
+    """
+    place = Path(output_dir)
+    if is_first_process() and (place / STATE_NAME).exists():
+        write_json({"settings": load_plain(place / STATE_NAME)["settings"]}, place / FINISHED_NAME)
+        for name in _PASSING:
+            (place / name).unlink(missing_ok=True)
+
+
+def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that have to stay the same while a fit is interrupted."""
+    return {name: value for name, value in settings.items() if name not in _FREE}
+
+
 class FitCheckpoint:
     """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
 
@@ -61,7 +92,7 @@ class FitCheckpoint:
         optimizer: of the fit.
         scheduler: of the learning rate.
         evaluator: whose metric ``risk`` chooses.
-        settings: of the run, plain; a fit is taken up only under the same ones.
+        settings: of the run, plain; a fit is taken up only under the same ones, but for the minutes it may take.
         resume: go on from the state in ``output_dir`` if there is one.
         overwrite: start again although an unfinished fit is there.
         budget: of the fit, which follows its clock and risks and is attached behind it; None for none.
@@ -70,8 +101,9 @@ class FitCheckpoint:
         later: names in ``output_dir`` of what later stages leave; a stage that starts from the beginning removes it.
 
     Raises:
-        SettingError: if there is a fit already and neither resume nor overwrite is asked for, or if the
-            settings differ from those the fit began with; the message names them.
+        SettingError: if there is a fit already and neither resume nor overwrite is asked for, if there is one whose
+            states are gone (:func:`drop_states`), or if the settings differ from those the fit began with; the message
+            names them.
     """
 
     def __init__(
@@ -125,6 +157,8 @@ class FitCheckpoint:
         if self.state_path.exists() and self.resume:
             self._load(engine)
             return
+        if self.state_path.name == STATE_NAME and not self.overwrite:
+            self._refuse_finished()
         if self.resume and self.state_path.name == STATE_NAME:
             logger.warning(
                 "there is nothing to resume in %s, the fit starts from the beginning", self.state_path.parent
@@ -140,11 +174,7 @@ class FitCheckpoint:
                     f"{self.state_path.parent}: holds an unfinished fit, add --resume to go on with it "
                     "or --overwrite to start again"
                 )
-            if own_state["settings"] != self.settings:
-                raise SettingError(
-                    f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
-                    "or choose another folder"
-                )
+            self._refuse_other(own_state["settings"])
             raise SettingError(
                 f"{self.state_path.parent}: holds this fit already, add --resume to use it or --overwrite to fit again"
             )
@@ -155,9 +185,31 @@ class FitCheckpoint:
                 path.unlink(missing_ok=True)
         self._save(engine, finished=False)
 
+    def _refuse_other(self, settings: Mapping[str, Any]) -> None:
+        if _compared(settings) != _compared(self.settings):
+            raise SettingError(
+                f"{self.state_path.parent}: holds a fit with other settings, add --overwrite to replace it "
+                "or choose another folder"
+            )
+
+    def _refuse_finished(self) -> None:
+        """Refuse to take the place of a fit that is finished."""
+        path = self.state_path.with_name(FINISHED_NAME)
+        if not path.is_file():
+            return
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise FileError(f"{path}: cannot be read ({error}), remove it") from error
+        self._refuse_other(settings)
+        raise SettingError(
+            f"{path.parent}: holds this fit already, and it is finished: denoise with its network by cryoshuffle apply "
+            f"{path.with_name('model.pt')}, or add --overwrite to fit again"
+        )
+
     def _load(self, engine: Engine) -> None:
         state = load_plain(self.state_path)
-        changed = named_changes(state["settings"], self.settings)
+        changed = named_changes(_compared(state["settings"]), _compared(self.settings))
         if changed:
             raise SettingError(
                 f"{self.state_path}: the fit began with other settings ({changed}), "
