@@ -3,7 +3,7 @@
 
     scripts/check/batch.py --count 24 --workers 2
 
-One tomogram is corrupt, and one worker of Dask is killed when half of the others are done. Promised are results with
+One tomogram is corrupt, and one process is killed when half of the others are done. Promised are results with
 the bits of single runs, one sentence for the corrupt one, and a second call that only tries the corrupt one again, or,
 with that one gone, does nothing in seconds. Writes its finding into ``docs/data/robustness.json`` and ends with 1 if a
 promise is broken. Takes half a minute a tomogram. Linux and macOS.
@@ -56,23 +56,23 @@ def write_tomograms(folder: Path, count: int) -> Path:
 
 
 def fit_under_way(batch: int, out: Path) -> tuple[str, psutil.Process] | None:
-    """A tomogram whose network is being fitted, and the worker that its process belongs to."""
+    """A tomogram whose network is being fitted, and the process that does so."""
     for process in psutil.Process(batch).children(recursive=True):
         try:
             command = process.cmdline()
-            if "cryoshuffle.commands.batch" not in command:
+            if "cryoshuffle.commands.worker" not in command:
                 continue
             name = Path(command[-1]).stem
             log = out / f"{name}_run" / "run.log"
             if log.is_file() and "the network is blind" in log.read_text() and not Path(command[-1]).exists():
-                return name, process.parent()
+                return name, process
         except psutil.NoSuchProcess:
             continue
     return None
 
 
 def run_and_kill(command: Sequence[str], out: Path, after: int, environment: dict[str, str]) -> dict[str, Any]:
-    """A batch of which one worker is killed in the middle of a fit, once so many results are there."""
+    """A batch of which one process is killed in the middle of a fit, once so many results are there."""
     began, killed = time.monotonic(), None
     with tempfile.TemporaryFile("w+") as said:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment) as batch:
@@ -82,8 +82,8 @@ def run_and_kill(command: Sequence[str], out: Path, after: int, environment: dic
                     and len(list(out.glob("*.mrc"))) >= after
                     and (found := fit_under_way(batch.pid, out))
                 ):
-                    killed, worker = found
-                    worker.kill()
+                    killed, process = found
+                    process.kill()
                 time.sleep(0.05)
         said.seek(0)
         lines = said.read().splitlines()
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the check and write its finding."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=24, help="tomograms, the corrupt one among them (default: 24)")
-    parser.add_argument("--workers", type=int, default=2, help="of Dask (default: 2)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once (default: 2)")
     parser.add_argument("--steps", type=int, default=12, help="of each fit (default: 12)")
     parser.add_argument("--work", type=Path, help="folder for the tomograms (default: a temporary one)")
     options = parser.parse_args(arguments)

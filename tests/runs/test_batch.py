@@ -1,9 +1,11 @@
-"""Many tomograms on workers of Dask: as if each had been denoised alone, whatever dies meanwhile."""
+"""Many tomograms, here or on workers of Dask: as if each had been denoised alone, whatever dies meanwhile."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +31,7 @@ from cryoshuffle.commands.lists import read_list, write_star
 from cryoshuffle.errors import FileError, InputError
 
 WORDS = ["--no-refine", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y"]
+PROJECT = Path(__file__).parent.parent.parent / "pyproject.toml"
 PROGRAM = [sys.executable, "-m", "cryoshuffle"]
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 STAR = """
@@ -200,7 +203,8 @@ def test_a_batch_is_many_single_runs(batch, tmp_path):
     assert 'href="a_run/report.html"' in (batch / "out" / "index.html").read_text()
 
 
-def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["here", "dask"])
+def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatch, capsys, place):
     """The sentence it ended with is the batch's, and stands on its page. Dask is real, the runs are not."""
     _data(tmp_path, "ab")
     tried: list[str] = []
@@ -211,15 +215,82 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
         return (2, f"{source}: is cut short") if source.stem == "a" else (0, "")
 
     monkeypatch.setattr(batch_module, "_run", run)
-    local = distributed.LocalCluster
-    monkeypatch.setattr(distributed, "LocalCluster", lambda **more: local(**more, processes=False, protocol="tcp"))
-    assert main(_batch_words(tmp_path)) == 2
+    with contextlib.ExitStack() as stack:
+        words = _batch_words(tmp_path)
+        if place == "dask":
+            local = distributed.LocalCluster(
+                1, processes=False, threads_per_worker=2, protocol="tcp", host="127.0.0.1", dashboard_address=None
+            )
+            words += ["--scheduler", stack.enter_context(local).scheduler_address]
+        assert main(words) == 2
     said = capsys.readouterr()
     assert sorted(tried) == ["a", "a", "b"]
     assert _statuses(tmp_path) == {"a": "failed", "b": "done"}
     assert "[2/2]" in said.out
     assert said.err.strip() == f"cryoshuffle: a failed: {tmp_path / 'data' / 'a.mrc'}: is cut short"
     assert "is cut short" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_only_what_spreads_a_batch_needs_dask(tmp_path, monkeypatch, capsys):
+    """Without it this machine does; the way out names what the extra installs, which needs no checkout."""
+    _data(tmp_path, "a")
+    for name in ("distributed", "dask", "dask_jobqueue", "starfile"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(batch_module, "_run", lambda command, surroundings: (0, ""))
+    assert main(_batch_words(tmp_path)) == 0
+    assert _statuses(tmp_path) == {"a": "done"}
+    (tmp_path / "slurm.yaml").write_text("jobs: 2")
+    (tmp_path / "list.star").write_text(STAR)
+    extra = json.loads(re.search(r"^cluster = (.*)$", PROJECT.read_text(), flags=re.MULTILINE)[1])
+    for words, needed in (
+        ([*_batch_words(tmp_path), "--overwrite", "--scheduler", "tcp://127.0.0.1:9"], extra[:2]),
+        ([*_batch_words(tmp_path), "--overwrite", "--slurm", str(tmp_path / "slurm.yaml")], extra[:2]),
+        (["batch", str(tmp_path / "list.star"), str(tmp_path / "out")], extra[2:]),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert sorted(re.findall(r'"([^"]+)"', said.split("pip install")[1])) == sorted(needed)
+
+
+def test_runs_take_turns_on_the_gpus_of_a_machine(tmp_path, monkeypatch):
+    """Never two at once on one, and each is used."""
+    _data(tmp_path, "abcdef")
+    at_work: list[str] = []
+    seen: list[str] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        gpu = surroundings["CUDA_VISIBLE_DEVICES"]
+        assert gpu not in at_work
+        at_work.append(gpu), seen.append(gpu)
+        time.sleep(0.05)
+        at_work.remove(gpu)
+        return 0, ""
+
+    monkeypatch.setattr(batch_module, "_run", run)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main(["batch", str(tmp_path / "data"), str(tmp_path / "out")]) == 0
+    assert set(_statuses(tmp_path).values()) == {"done"}
+    assert len(seen) == 6
+    assert set(seen) == {"0", "1"}
+
+
+def test_a_batch_that_is_stopped_stops_its_runs(tmp_path):
+    """They keep their checkpoints; what has not begun does not begin; nothing is left at work."""
+    _data(tmp_path, "ab")
+    command = [*PROGRAM, "batch", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "1", *WORDS]
+    with subprocess.Popen([*command, "--steps", "5000"], stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as batch:
+        _wait_for(tmp_path / "out" / "a_run" / "run.log", "the network is blind")
+        (run,) = psutil.Process(batch.pid).children()
+        batch.send_signal(signal.SIGTERM)
+        try:
+            assert batch.wait(60) == 3
+        finally:
+            batch.kill()
+        assert batch.stderr.read().strip() == "cryoshuffle: stopped; no result was written, the same command goes on"
+    assert not run.is_running()
+    assert (tmp_path / "out" / "a_run" / "state.pt").is_file()
+    assert not (tmp_path / "out" / "b_run").exists()
 
 
 def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
@@ -237,7 +308,7 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
 
 
 @pytest.mark.nightly
-def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
+def test_a_process_that_is_killed_costs_nothing_but_time(tmp_path):
     """Another one takes its tomogram up: the bits of a run that is left alone; beside a tomogram that is torn."""
     _data(tmp_path, "abc")
     torn = tmp_path / "data" / "torn.mrc"
@@ -248,7 +319,7 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(tmp_path):
         for process in psutil.Process(batch.pid).children(recursive=True):
             said = process.cmdline()
             if "cryoshuffle.commands.worker" in said and str(tmp_path / "data" / "a.mrc") in said:
-                process.parent().send_signal(signal.SIGKILL)
+                process.kill()
         printed, complained = batch.communicate(timeout=300)
     assert batch.returncode == 2
     assert "[4/4]" in printed

@@ -1,21 +1,22 @@
-"""Many tomograms, one after another or side by side on Dask workers; what is finished is not done again.
+"""Many tomograms, one after another or side by side, here or on Dask workers; what is finished is not done again.
 
-Each tomogram is a process of its own, which runs what the command line would. It ends with its worker: run as a program
-this module is that process, and takes the end of its standard input for a request to stop.
+Each tomogram is a process of its own, which runs what the command line would. It takes the end of its standard input
+for a request to stop, so it ends with the batch, or with the worker of Dask, that started it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ RECORD_NAME = "batch.json"
 # How long a run waits for the one before it, whose worker was killed, to let go of its folder.
 _LET_GO_S = 120.0
 _BUSY = "another run"
+# Works from a checkout and beside an installed wheel; the versions are those of the extra "cluster".
+_INSTALL = 'pip install "distributed>=2024.8" "dask-jobqueue>=0.9"'
+# Processes of this process's runs.
+_running: set[subprocess.Popen[str]] = set()
 # What Slurm is told in the words of a YAML file, and what is a list even if it is one thing.
 _AS_WRITTEN = ("walltime", "account", "project", "queue", "job_name", "memory", "job_mem", "interface")
 _LISTED = ("job_extra_directives", "job_directives_skip", "job_script_prologue", "worker_extra_args")
@@ -154,7 +159,9 @@ def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, 
             env={**os.environ, **surroundings},
         ) as process:
             assert process.stderr is not None
+            _running.add(process)
             lines = [line.strip() for line in process.stderr if line.strip()]
+        _running.discard(process)
         said = lines[-1].removeprefix("cryoshuffle: ") if lines else f"ended with code {process.returncode}"
         if process.returncode != 2 or _BUSY not in said or time.monotonic() > ends:
             return process.returncode, said
@@ -190,13 +197,18 @@ class Cluster:
     slurm: str | None = None
     workers: int | None = None
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine alone, without Dask."""
+        return self.scheduler is None and self.slurm is None
+
 
 def _dask() -> Any:
     try:
         import distributed
     except ImportError as error:
         raise InputError(
-            'many tomograms run on Dask, install cryoshuffle with it: pip install "cryoshuffle[cluster]"'
+            f"--scheduler and --slurm need Dask: {_INSTALL}, or leave them out for this machine"
         ) from error
     # Its workers come and go here; what matters of that is said by us.
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -218,7 +230,7 @@ def _slurm_cluster(path: str) -> tuple[Any, int]:
     try:
         from dask_jobqueue import SLURMCluster
     except ImportError as error:
-        raise InputError('Slurm is asked by dask-jobqueue: pip install "cryoshuffle[cluster]"') from error
+        raise InputError(f"--slurm needs dask-jobqueue: {_INSTALL}") from error
     jobs = asked.pop("jobs")
     # YAML takes 12:00:00 for 43200, which are minutes for Slurm, and account 0123 for 83.
     asked.update({name: written[name] for name in _AS_WRITTEN if asked.get(name) is not None})
@@ -246,8 +258,8 @@ def job_script(path: str) -> str:
 
 
 @contextlib.contextmanager
-def _client(cluster: Cluster, count: int) -> Iterator[Any]:
-    """A client of Dask, and the environment and words that its runs share."""
+def _client(cluster: Cluster) -> Iterator[Any]:
+    """A client of Dask, of a scheduler that runs already or of Slurm jobs."""
     distributed = _dask()
     if cluster.scheduler is not None:
         try:
@@ -263,14 +275,6 @@ def _client(cluster: Cluster, count: int) -> Iterator[Any]:
         with jobs, distributed.Client(jobs) as client:
             jobs.scale(jobs=wanted)
             yield client
-    else:
-        local = distributed.LocalCluster(
-            n_workers=min(count, cluster.workers or 1), threads_per_worker=1, memory_limit=0, host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )  # fmt: skip
-        with local, distributed.Client(local) as client:
-            yield client
 
 
 @dataclass(frozen=True)
@@ -278,13 +282,13 @@ class _Share:
     """What the runs of a batch may take.
 
     Attributes:
-        workers: runs at once; None where the cluster says.
+        workers: runs at once on this machine.
         threads: of each run; None where the cluster says.
-        gpus: of this machine, which its workers take turns on.
+        gpus: of this machine, which its runs take turns on.
         words: for each run, of its memory.
     """
 
-    workers: int | None
+    workers: int = 1
     threads: int | None = None
     gpus: int = 0
     words: tuple[str, ...] = ()
@@ -292,8 +296,8 @@ class _Share:
 
 def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
     """What each of some runs may take."""
-    if cluster.scheduler is not None or cluster.slurm is not None:
-        return _Share(cluster.workers)
+    if not cluster.is_here:
+        return _Share()
     cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
@@ -304,28 +308,68 @@ def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
     return _Share(workers, threads, gpus, (f"--memory={most / workers:.3f}",))
 
 
-def _on_worker(item: Mapping[str, Any], command: Sequence[str], share: _Share, overwrite: bool) -> dict[str, Any]:
-    """:func:`run_item` with the share of the machine that this worker has."""
+def _run_shared(
+    item: Mapping[str, Any], command: Sequence[str], share: _Share, overwrite: bool, place: int = 0
+) -> dict[str, Any]:
+    """:func:`run_item` with its share of a machine, on one of its GPUs; in a thread here, or on a worker of Dask."""
     surroundings = {}
     if share.threads is not None:
         surroundings = {name: str(share.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     if share.gpus > 1:
-        from distributed import get_worker
-
-        surroundings["CUDA_VISIBLE_DEVICES"] = str(int(get_worker().name) % share.gpus)
+        surroundings["CUDA_VISIBLE_DEVICES"] = str(place % share.gpus)
     return asdict(run_item(item, command, share.words, surroundings, overwrite))
 
 
-def _outcomes(
+def _outcomes_here(
+    runs: Mapping[str, tuple[Item, Sequence[str]]], share: _Share, overwrite: bool
+) -> Generator[Outcome]:
+    """The outcomes of runs on this machine, as they come; what failed is tried once more first, behind the others.
+
+    Where the batch is stopped, its runs are asked to stop, and waited for.
+    """
+    places: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for place in range(share.workers):
+        places.put(place)
+
+    def run(item: Item, command: Sequence[str], anew: bool) -> Outcome:
+        place = places.get()
+        try:
+            return Outcome(**_run_shared(asdict(item), command, share, anew, place))
+        finally:
+            places.put(place)
+
+    with ThreadPoolExecutor(share.workers) as pool:
+        attempts = {pool.submit(run, *pair, overwrite): (name, 0) for name, pair in runs.items()}
+        try:
+            while attempts:
+                for future in wait(attempts, return_when=FIRST_COMPLETED).done:
+                    name, attempt = attempts.pop(future)
+                    outcome = future.result()
+                    if outcome.status == "failed" and attempt == 0:
+                        attempts[pool.submit(run, *runs[name], False)] = (name, 1)
+                    else:
+                        yield outcome
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            # One may just have been started, so they are asked until all are done.
+            while not all(future.done() for future in attempts):
+                for process in [*_running]:
+                    if process.stdin is not None:
+                        process.stdin.close()
+                time.sleep(0.1)
+            raise
+
+
+def _outcomes_of_dask(
     client: Any, runs: Mapping[str, tuple[Item, Sequence[str]]], share: _Share, overwrite: bool
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """The outcomes of runs on the workers of a client, as they come; what failed is tried once more first."""
     distributed = _dask()
 
     def submit(name: str, attempt: int) -> Any:
         item, command = runs[name]
         return client.submit(
-            _on_worker, asdict(item), command, share, overwrite and attempt == 0,
+            _run_shared, asdict(item), command, share, overwrite and attempt == 0,
             key=f"{name}, attempt {attempt + 1}", pure=False,
         )  # fmt: skip
 
@@ -345,6 +389,19 @@ def _outcomes(
             yield outcome
 
 
+def _outcomes(
+    cluster: Cluster, runs: Mapping[str, tuple[Item, Sequence[str]]], share: _Share, overwrite: bool
+) -> Generator[Outcome]:
+    """The outcomes of runs wherever they are, as they come."""
+    if cluster.is_here:
+        yield from _outcomes_here(runs, share, overwrite)
+        return
+    with _client(cluster) as client:
+        if getattr(client, "dashboard_link", None) and importlib.util.find_spec("bokeh"):
+            logging.getLogger("cryoshuffle").info("Dask's dashboard: %s", client.dashboard_link)
+        yield from _outcomes_of_dask(client, runs, share, overwrite)
+
+
 def run_batch(
     items: Sequence[Item],
     commands: Sequence[Sequence[str]],
@@ -353,7 +410,7 @@ def run_batch(
     memory_gib: float | None = None,
     tell: Callable[[Outcome, int, float], None] = lambda outcome, count, seconds: None,
 ) -> list[Outcome]:
-    """Run the commands of a batch on workers of Dask; a failure is tried once more, the others go on.
+    """Run the commands of a batch, here or on workers of Dask; a failure is tried once more, the others go on.
 
     Args:
         items: tomograms.
@@ -367,7 +424,7 @@ def run_batch(
         the outcomes, in the order of the items.
 
     Raises:
-        InputError: if Dask is not installed, or no scheduler answers.
+        InputError: if Dask is asked for and not installed, or no scheduler answers.
         FileError, InputError: before the first run, if a result there is not of this batch.
     """
     todo = [overwrite or not is_done(item, command) for item, command in zip(items, commands, strict=True)]
@@ -378,10 +435,9 @@ def run_batch(
     runs = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
     if runs:
         share = _share_of(cluster, len(runs), memory_gib)
-        with _client(dataclasses.replace(cluster, workers=share.workers), len(runs)) as client:
-            if getattr(client, "dashboard_link", None) and importlib.util.find_spec("bokeh"):
-                logging.getLogger("cryoshuffle").info("Dask's dashboard: %s", client.dashboard_link)
-            for outcome in _outcomes(client, runs, share, overwrite):
+        # Closed here: where the batch is stopped its runs are, too.
+        with contextlib.closing(_outcomes(cluster, runs, share, overwrite)) as coming:
+            for outcome in coming:
                 outcomes[outcome.name] = outcome
                 tell(outcome, len(outcomes), time.monotonic() - began)
     return [outcomes[item.name] for item in items]

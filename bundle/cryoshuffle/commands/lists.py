@@ -144,9 +144,7 @@ def _starfile() -> Any:
     try:
         import starfile
     except ImportError as error:
-        raise InputError(
-            'star files need the package starfile, install cryoshuffle with it: pip install "cryoshuffle[cluster]"'
-        ) from error
+        raise InputError('star files need the package starfile: pip install "starfile>=0.5"') from error
     return starfile
 
 
