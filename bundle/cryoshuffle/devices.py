@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,6 +90,32 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return "GPU of the Mac" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
+
+
+def device_reason(device: torch.device, name: str = "auto") -> str:
+    """Why a device was chosen, in words.
+
+    Args:
+        device: that was.
+        name: as asked for.
+    """
+    if name != "auto":
+        return "as asked for"
+    if device.type != "cpu":
+        return "the best there is"
+    if torch.version.cuda is None:
+        gpu = "there is an NVIDIA GPU, but " if Path("/proc/driver/nvidia/version").exists() else ""
+        return f"{gpu}this PyTorch is built without CUDA"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        old = re.search(r"driver .*too old.*?\(found version (\d+)\)", str(error))
+        if old is not None:
+            cuda = f"{int(old[1]) // 1000}.{int(old[1]) % 1000 // 10}"
+            return f"the NVIDIA driver is too old for this PyTorch, it is of CUDA {cuda}"
+        if "no NVIDIA driver" in str(error):
+            return "there is no NVIDIA driver"
+    return "no GPU was found"
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

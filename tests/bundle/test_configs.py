@@ -169,7 +169,7 @@ def test_an_overlay_that_drops_checks_is_noticed():
 def test_later_stages_are_handled_as_the_reference_stage_declares():
     """The handlers of ``train.json`` and those of a stage in Python are the same ones in the same order.
 
-    Only the first stage proves blindness, reports the noise, and can be watched in TensorBoard.
+    Only the first stage proves blindness, reports the noise, says what is to come, and can be watched in TensorBoard.
     """
     network = torch.nn.Conv3d(1, 1, 1)
     common = StageSettings("run", torch.device("cpu"), SimpleInferer(), SimpleInferer(), {})
@@ -181,7 +181,7 @@ def test_later_stages_are_handled_as_the_reference_stage_declares():
     dataset = WindowDataset(volumes, Compose([]), 1)
     own = [type(handler).__name__ for handler in stage._handlers(dataset, scheduler, network, evaluator, checkpoint)]
     declared = [handler["_target_"].split(".")[-1] for handler in load("train.json")["train"]["handlers"]]
-    first_only = {"BlindnessGuard", "NoiseReport", "ListedOutput", "TensorBoardLog"}
+    first_only = {"BlindnessGuard", "NoiseReport", "RunOpening", "ListedOutput", "TensorBoardLog"}
     assert [name for name in declared if name not in first_only] == own
 
 

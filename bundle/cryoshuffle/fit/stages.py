@@ -7,6 +7,7 @@ weighed against the best linear filter, and the model is written. :meth:`Refined
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -44,7 +45,7 @@ from cryoshuffle.fit.starting import copy_with_weights, fingerprint
 from cryoshuffle.fit.transforms import CropHeldOutd
 from cryoshuffle.losses import EdgeGuidedLoss
 from cryoshuffle.noise.whitening import without_whitening
-from cryoshuffle.report.log import History, LossTerms, Progress, RunLog, Timer
+from cryoshuffle.report.log import History, LossTerms, Progress, RunLog, StagePlace, Timer
 from cryoshuffle.report.pictures import FitPreview
 
 Volumes = Sequence[Mapping[str, Any]]
@@ -89,6 +90,29 @@ class StepPlan:
     def recorrupted_steps(self, distils: bool) -> int:
         """Steps of the recorrupted stage."""
         return max(1, self.steps - self.blind_steps - (self.distilled_steps if distils else 0))
+
+    def place(self, number: int, steps_per_epoch: int, distils: bool) -> StagePlace:
+        """Where a stage stands, steps rounded to whole epochs.
+
+        Args:
+            number: of the stage, from 1 on.
+            steps_per_epoch: about how many steps make an epoch.
+            distils: whether the distilled stage runs.
+        """
+        wanted = [self.blind_steps, self.recorrupted_steps(distils), *([self.distilled_steps] if distils else [])]
+        steps = [Epochs(stage, steps_per_epoch).steps for stage in wanted]
+        return StagePlace(number, len(steps), sum(steps[: number - 1]), sum(steps))
+
+    def blind_place(self, steps_per_epoch: int, only_settle: bool) -> StagePlace | None:
+        """The place of the blind stage, as if minutes did not matter; None where no other stage runs.
+
+        Args:
+            steps_per_epoch: about how many steps make an epoch.
+            only_settle: whether the starting network is applied without a fit.
+        """
+        if only_settle and self.start is not None:
+            return None
+        return self.place(1, steps_per_epoch, self.distils(lambda minutes: math.inf))
 
     def distils(self, steps_within: Callable[[float], float]) -> bool:
         """Whether the distilled stage runs.
@@ -183,6 +207,7 @@ class FitStage:
         prepare_batch: makes input and target of a batch.
         prepare_scored: the same for the risk.
         previews: whether to draw pictures.
+        place: of the stage in its fit, for its bar.
     """
 
     name: str
@@ -202,6 +227,7 @@ class FitStage:
     prepare_batch: Callable[..., Any] = default_prepare_batch
     prepare_scored: Callable[..., Any] = default_prepare_batch
     previews: bool = True
+    place: StagePlace | None = None
 
     def run(self) -> str:
         """Fit; the path of the model.
@@ -280,7 +306,7 @@ class FitStage:
             LossTerms(self.loss, evaluator),
             History(evaluator, common.output_dir, self.name, common.json_lines),
             checkpoint,
-            Progress(evaluator, common.quiet, self.name),
+            Progress(evaluator, common.quiet, self.name, self.place),
             *([preview] if self.previews else []),
             GracefulStop(),
         ]
@@ -401,6 +427,7 @@ class RefinedFit:
             _RECORRUPTED,
             "state_refine.pt",
             later=("state_distil.pt", _DISTILLED),
+            place=self.plan.place(2, self.common.steps_per_epoch, distils),
         )
 
     def _distilled_stage(self, noise: NoiseModel, teacher: str) -> FitStage:
@@ -430,6 +457,7 @@ class RefinedFit:
             prepare_batch=taught(common.train_inferer, draws=self.draws),
             prepare_scored=taught(common.inferer, draws=4 * self.draws, fixed=True),
             previews=False,
+            place=self.plan.place(3, self.common.steps_per_epoch, True),
         )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cryoshuffle.report.error_map import ErrorMapWriter
 from cryoshuffle.report.log import History, LossTerms, NoiseReport, Progress, RunLog, TensorBoardLog, Timer
+from cryoshuffle.report.opening import RunOpening
 from cryoshuffle.report.page import ReportPage
 from cryoshuffle.report.pictures import FitPreview, ResultPreview
 from cryoshuffle.report.provenance import InputSnapshot, Provenance, checksums
@@ -22,6 +23,7 @@ __all__ = [
     "ResidualWriter",
     "ResultPreview",
     "RunLog",
+    "RunOpening",
     "TensorBoardLog",
     "Timer",
     "checksums",

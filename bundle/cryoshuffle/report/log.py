@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import cryoshuffle
-from cryoshuffle.devices import device_name, is_first_process
+from cryoshuffle.devices import is_first_process
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.host import is_terminal, while_running
@@ -241,17 +242,38 @@ class History:
         write_text("".join(json.dumps(line) + "\n" for line in lines), path)
 
 
+@dataclass(frozen=True)
+class StagePlace:
+    """Where a stage of a fit stands among the others.
+
+    Attributes:
+        number: of the stage, from 1 on.
+        count: of the stages.
+        before: steps of the stages before it.
+        total: steps of all.
+    """
+
+    number: int
+    count: int
+    before: int
+    total: int
+
+
 class Progress:
-    """A bar with the time left and the current risk.
+    """A bar with the time left and the current risk; where a fit has several stages, its total is that of all.
 
     Args:
         evaluator: whose metric ``risk`` is shown.
         quiet: show nothing.
         name: of the work.
+        place: of the stage in its fit; None where it is all of it.
     """
 
-    def __init__(self, evaluator: Engine, quiet: bool = False, name: str = "fitting") -> None:
-        self.name = name
+    def __init__(
+        self, evaluator: Engine, quiet: bool = False, name: str = "fitting", place: StagePlace | None = None
+    ) -> None:
+        self.name = name if place is None else f"stage {place.number} of {place.count}, {name}"
+        self.place = place
         self.evaluator = evaluator
         self.quiet = quiet or not is_first_process()
         self._bar: tqdm[Any] | None = None
@@ -266,11 +288,12 @@ class Progress:
 
     def _open(self, engine: Engine) -> None:
         if self._bar is None:
-            total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            own = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            before, total = (0, own) if self.place is None else (self.place.before, self.place.total)
             self._bar = tqdm(
                 total=total,
-                initial=engine.state.iteration,
-                desc=f"{self.name}, {device_name(torch.device(getattr(engine.state, 'device', 'cpu')))}",
+                initial=before + engine.state.iteration,
+                desc=self.name,
                 unit="step",
                 disable=self.quiet or sys.stderr is None,
                 dynamic_ncols=True,
