@@ -346,7 +346,8 @@ def test_the_same_seed_simulates_the_same_bits(tmp_path, capsys):
     assert np.array_equal(mrcfile.read(a), mrcfile.read(b))
     assert not np.array_equal(mrcfile.read(a), mrcfile.read(c))
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "even.mrc", "odd.mrc", "phantom.mrc", "simulation.json", "tomogram.mrc", "truth.mrc",
+        "even.mrc", "membrane.mrc", "odd.mrc", "particles.csv", "phantom.mrc", "simulation.json", "tomogram.mrc",
+        "truth.mrc",
     ]  # fmt: skip
     assert load_volume(str(a)).shape == (24, 32, 40)
     before = a.read_bytes()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mrcfile
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from cryoshuffle.simulation.phantoms import load_templates, make_cell, make_phantom
+from cryoshuffle.errors import FileError
+from cryoshuffle.simulation.phantoms import Particle, load_templates, make_cell, make_phantom
 from cryoshuffle.simulation.tilt_series import (
     CASES,
     TiltScheme,
@@ -15,8 +18,10 @@ from cryoshuffle.simulation.tilt_series import (
     apply_damage,
     apply_mtf,
     brightness,
+    load_particles,
     project,
     reconstruct,
+    save_simulation,
     simulate,
     turn,
 )
@@ -113,9 +118,9 @@ def test_the_microscope_makes_phase_contrast():
 def test_phantoms_differ_by_seed_and_hold_what_they_should():
     """Density from ice to protein, molecules among it; bad settings are refused in words."""
     a, b = make_phantom(SHAPE, 0), make_phantom(SHAPE, 1)
-    assert not torch.equal(a, b)
-    assert 0 <= float(a.min()) < 0.05
-    assert 0.5 < float(a.max()) <= 1.5
+    assert not torch.equal(a.density, b.density)
+    assert 0 <= float(a.density.min()) < 0.05
+    assert 0.5 < float(a.density.max()) <= 1.5
     assert len(load_templates()) == 4
     assert all(float(t.max()) == 1.0 for t in load_templates())
     for arguments, words in (
@@ -203,3 +208,74 @@ def test_tilt_halves_share_the_signal_where_their_planes_overlap():
 
     assert shared(made.even, made.odd) > 0.85
     assert shared(made.even_tilts, made.odd_tilts) < 0.75
+
+
+def _pointed(side: int) -> torch.Tensor:
+    """A density that no rotation but the identity leaves as it is: a body, and arms of three weights along the axes."""
+    density = torch.zeros(side, side - 2, side + 1)
+    z, y, x = ((n - 1) // 2 for n in density.shape)
+    density[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2] = 1
+    density[z + 4, y, x], density[z, y + 4, x], density[z, y, x + 5] = 0.9, 0.7, 0.5
+    return density
+
+
+def _explained(
+    specimen_density: torch.Tensor, particle: Particle, template: torch.Tensor, turned: bool = True
+) -> float:
+    """Correlation of a specimen with a template that is put where its particle is recorded."""
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in specimen_density.shape), indexing="ij"), axis=-1)
+    rotation = np.array(particle.rotation) if turned else np.array(particle.rotation).T
+    middle = (np.array(template.shape) - 1) / 2
+    source = (grid - particle.position_zyx) @ rotation / particle.scale + middle
+    expected = ndimage.map_coordinates(template.numpy(), source.transpose(3, 0, 1, 2), order=1, mode="grid-constant")
+    return float(np.corrcoef(expected.ravel(), specimen_density.numpy().ravel())[0, 1])
+
+
+@pytest.mark.parametrize("side", [11, 12])
+def test_a_particle_lies_where_and_as_it_is_recorded(side):
+    """A template that is put there and turned so is the molecule; turned the other way round it is not (control)."""
+    template, empty = _pointed(side), torch.zeros(8, 8, 8)
+    scores = []
+    for seed in range(40):
+        # The last of five molecules is the only one whose template is not empty.
+        both = [make_phantom((40, 44, 48), seed, [*[empty] * 4, last]) for last in (empty, template)]
+        difference = both[1].density - both[0].density
+        particle = both[1].particles[-1]
+        assert particle.template == 4
+        if all(9 < p < n - 10 for p, n in zip(particle.position_zyx, difference.shape, strict=True)):
+            scores.append([_explained(difference, particle, template, turned) for turned in (True, False)])
+    assert len(scores) >= 2
+    right, wrong = np.transpose(scores)
+    assert right.min() > 0.999
+    # By chance one of them is nearly a half turn, which is the same either way.
+    assert np.median(wrong) < 0.97
+
+
+def test_membranes_and_particles_are_recorded_on_the_grid_of_the_tomogram(tmp_path):
+    """Density is higher where they are than where the record of another seed has them (control), for each case."""
+    for case in ("white", "binned", "insitu"):
+        one, other = (simulate(case, (48, 80, 80), 0.1, seed, voxel_size_angstrom=20.0) for seed in (1, 2))
+        density = one.phantom.clamp(max=1.5)
+        assert one.membrane.shape == density.shape
+        assert 0.001 < float(one.membrane.float().mean()) < 0.2
+        assert float(density[one.membrane].mean()) > 1.3 * float(density[other.membrane].mean())
+        middles = [tuple(torch.tensor(p.position_zyx).round().int().tolist()) for p in one.particles]
+        kept = [m for m in middles if all(0 <= i < n for i, n in zip(m, density.shape, strict=True))]
+        assert len(kept) >= 0.9 * len(middles)
+        assert float(torch.stack([density[m] for m in kept]).mean()) > 2 * float(density.mean())
+        save_simulation(one, tmp_path / case)
+        assert load_particles(tmp_path / case / "particles.csv") == list(one.particles)
+        assert np.array_equal(mrcfile.read(tmp_path / case / "membrane.mrc"), one.membrane.numpy())
+
+
+def test_a_table_that_is_none_of_particles_is_refused(tmp_path):
+    """In one sentence with its name: not there, other columns, a line that is too short."""
+    save_simulation(simulate("white", (16, 16, 16), 0.1), tmp_path / "made")
+    table = tmp_path / "made" / "particles.csv"
+    whole = table.read_text(encoding="utf-8")
+    for text in ("", "a,b\n1,2\n", whole + "1,2\n", whole + "x\n"):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(FileError, match=r"particles\.csv: .*name a particles\.csv"):
+            load_particles(table)
+    with pytest.raises(FileError, match=r"none\.csv: cannot be read"):
+        load_particles(tmp_path / "none.csv")

@@ -553,7 +553,7 @@ class SimulateCommand(Command):
     examples = (
         "cryoshuffle simulate phantom",
         "cryoshuffle simulate cell --case insitu --snr 0.05")
-    output: str = required("folder for tomogram, halves, truth and phantom", metavar="OUT")
+    output: str = required("folder for tomogram, halves, truth, phantom, particles and membrane", metavar="OUT")
     case: str = option("wbp", None, choices=("white", "wbp", "aligned", "sirt", "binned", "insitu"))
     shape: Sequence[int] = option([80, 144, 144], "voxels", parse=triple, metavar="Z,Y,X")
     snr: float = option(0.1, "power of signal over noise (default: 0.1)", parse=positive)

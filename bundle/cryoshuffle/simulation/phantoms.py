@@ -28,6 +28,42 @@ _GOLD = 10.0
 _GOLD_RADIUS_ANGSTROM = 50.0
 _LEAFLET_ANGSTROM = 18.0
 _LEAFLET_WIDTH_ANGSTROM = 8.0
+# Where a density is a molecule's body, for its size.
+_BODY = 0.3
+
+
+@dataclass(frozen=True)
+class Particle:
+    """A molecule in a specimen.
+
+    Attributes:
+        template: number of its density, in the order of :func:`load_templates`.
+        position_zyx: of the middle of that density, voxels.
+        rotation: 3 x 3 by rows; takes a direction (z, y, x) of the density to that in the specimen.
+        scale: its size by that of the density.
+        radius: of a ball of its volume, voxels.
+    """
+
+    template: int
+    position_zyx: tuple[float, float, float]
+    rotation: tuple[tuple[float, float, float], ...]
+    scale: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """What was put into a volume.
+
+    Attributes:
+        density: (Z, Y, X), 0 in the ice, about 1 in protein.
+        membrane: True within a bilayer, (Z, Y, X).
+        particles: the molecules; those that were cut off at the border are there as well.
+    """
+
+    density: Tensor
+    membrane: Tensor
+    particles: tuple[Particle, ...]
 
 
 def load_templates(folder: str | Path | None = None, only: Sequence[str] | None = None) -> list[Tensor]:
@@ -64,21 +100,18 @@ def make_phantom(
     shape: Sequence[int],
     seed: int = 0,
     templates: Sequence[Tensor] | None = None,
-) -> Tensor:
+) -> Specimen:
     """A crowded piece of cell: molecules in random places and orientations, vesicles with bilayers, a filament.
 
     Args:
         shape: (Z, Y, X), voxels of 10 Å for the densities of the package.
         seed: of places and orientations.
         templates: molecule densities; None takes those of the package.
-
-    Returns:
-        Density (Z, Y, X), 0 in the ice, about 1 in protein.
     """
     z, y, x = as_triple(shape, "phantom shape", smallest=16)
     random = torch.Generator().manual_seed(seed)
     molecules = load_templates() if templates is None else list(templates)
-    volume = torch.zeros(z, y, x)
+    volume, membrane = torch.zeros(z, y, x), torch.zeros(z, y, x, dtype=torch.bool)
     grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
 
     def uniform(low: float, high: float, count: int = 1) -> Tensor:
@@ -90,31 +123,33 @@ def make_phantom(
         distance = sum((g - c) ** 2 for g, c in zip(grid, centre, strict=True)).sqrt() - radius
         for leaflet in (-1.8, 1.8):
             volume += 0.6 * torch.exp(-((distance - leaflet) ** 2) / (2 * 0.8**2))
+        membrane |= distance.abs() <= 1.8 + 0.8
     start, direction = uniform(0.2, 0.8, 3) * sides, F.normalize(uniform(-1, 1, 3) * torch.tensor([0.2, 1, 1]), dim=0)
     offsets = [g - c for g, c in zip(grid, start, strict=True)]
     along = sum(o * d for o, d in zip(offsets, direction, strict=True))
     across = sum((o - along * d) ** 2 for o, d in zip(offsets, direction, strict=True))
     volume += 0.7 * torch.exp(-across / (2 * 2.0**2))
+    particles = []
     for index in range(max(4, z * y * x // 15_000)):
-        molecule = _rotated(molecules[index % len(molecules)], random)
+        number, rotation = index % len(molecules), _draw_rotation(random)
+        molecule = _rotated(molecules[number], rotation)
         corner = [
             int(torch.randint(-n // 2, s - n // 2, (1,), generator=random))
             for n, s in zip(molecule.shape, (z, y, x), strict=True)
         ]
         _add_inside(volume, molecule, corner)
-    return volume.clamp(max=1.5)
+        particles.append(_particle(number, molecules[number], rotation, corner, 1.0))
+    return Specimen(volume.clamp(max=1.5), membrane, tuple(particles))
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The edge of a cell in thinner ice.
+class Cell(Specimen):
+    """The edge of a cell in thinner ice; its density is higher in gold.
 
     Attributes:
-        density: (Z, Y, X), 0 in the ice, about 1 in protein, more in gold.
         thickness: of ice and cell along the beam, (Y, X), voxels.
     """
 
-    density: Tensor
     thickness: Tensor
 
 
@@ -166,17 +201,22 @@ def make_cell(
     volume = _CYTOSOL * torch.sigmoid(-(outside + 2 * leaflet))
     for side in (-leaflet, leaflet):
         volume += 0.7 * torch.exp(-((outside + leaflet + side) ** 2) / (2 * max(0.5, width) ** 2))
+    membrane = (outside + leaflet).abs() <= leaflet + max(0.5, width)
     inside = outside < -3 * leaflet
     places = inside.nonzero()
     remaining = _OCCUPIED * len(places)
-    sizes = [float((template > 0.3).sum()) for template in templates]
+    sizes = [float((template > _BODY).sum()) for template in templates]
+    particles = []
     while remaining > 0 and len(places):
         number = int(torch.randint(len(templates), (1,), generator=random))
         # More of them are small than there are templates for.
         factor = uniform(0.8, 1.0) if uniform(0, 1) < 0.4 else uniform(0.35, 0.7)
-        molecule = _rotated(scaled(templates[number], factor), random)
+        density, rotation = scaled(templates[number], factor), _draw_rotation(random)
+        molecule = _rotated(density, rotation)
         place = places[int(torch.randint(len(places), (1,), generator=random))].tolist()
-        _add_inside(volume, molecule, [p - n // 2 for p, n in zip(place, molecule.shape, strict=True)])
+        corner = [p - n // 2 for p, n in zip(place, molecule.shape, strict=True)]
+        _add_inside(volume, molecule, corner)
+        particles.append(_particle(number, density, rotation, corner, factor))
         remaining -= max(20.0, sizes[number] * factor**3)
     volume = volume.clamp(max=1.5)
     thickness = torch.maximum(2 * half, torch.tensor(ice))
@@ -186,15 +226,36 @@ def make_cell(
         top = (z - 1) / 2 + float(thickness[int(at[0]), int(at[1])]) / 2
         distance = torch.stack([g - c for g, c in zip(grid, (top, *at), strict=True)]).norm(dim=0)
         volume = torch.maximum(volume, _GOLD * torch.sigmoid(2 * (bead - distance)))
-    return Cell(volume, thickness)
+    return Cell(volume, membrane, tuple(particles), thickness)
 
 
-def _rotated(molecule: Tensor, random: torch.Generator) -> Tensor:
-    """A density turned about its centre by a random rotation, in a box that holds it."""
-    side = int(np.ceil(np.linalg.norm(molecule.shape)))
-    pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
+def _draw_rotation(random: torch.Generator) -> Tensor:
+    """A rotation that takes a direction (x, y, z) of the specimen to that in a molecule."""
     matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
-    matrix = matrix * torch.sign(torch.det(matrix))
+    return matrix * torch.sign(torch.det(matrix))
+
+
+def _box_side(shape: Sequence[int]) -> int:
+    """Of the cube that holds a density however it is turned, voxels."""
+    return int(np.ceil(np.linalg.norm(shape)))
+
+
+def _particle(number: int, density: Tensor, matrix: Tensor, corner: Sequence[int], scale: float) -> Particle:
+    """The record of a molecule, whose box has been added at a corner."""
+    side = _box_side(density.shape)
+    rotation = matrix.T.flip(0, 1)
+    # An odd margin puts the middle of the density half a voxel before that of its box.
+    offset = rotation @ torch.tensor([(side - n) // 2 - (side - n) / 2 for n in density.shape])
+    z, y, x = (c + (side - 1) / 2 + float(o) for c, o in zip(corner, offset, strict=True))
+    radius = (float((density > _BODY).sum()) * 3 / (4 * math.pi)) ** (1 / 3)
+    rows = tuple((float(a), float(b), float(c)) for a, b, c in rotation)
+    return Particle(number, (z, y, x), rows, scale, radius)
+
+
+def _rotated(molecule: Tensor, matrix: Tensor) -> Tensor:
+    """A density turned about the middle of a box that holds it."""
+    side = _box_side(molecule.shape)
+    pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
     theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
     box = F.pad(molecule, pad)[None, None]
     return F.grid_sample(box, F.affine_grid(theta, list(box.shape), align_corners=False), align_corners=False)[0, 0]

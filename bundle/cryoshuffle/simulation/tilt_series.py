@@ -8,7 +8,7 @@ signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +20,32 @@ from torch import Tensor
 from cryoshuffle.errors import FileError, SettingError
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.volumes import affine_of
-from cryoshuffle.files.writing import check_new_file, write_json
+from cryoshuffle.files.writing import check_new_file, write_json, write_text
 from cryoshuffle.lattice import Triple, as_triple
-from cryoshuffle.simulation.phantoms import TEMPLATE_ANGSTROM, Cell, load_templates, make_cell, make_phantom, scaled
+from cryoshuffle.simulation.phantoms import (
+    TEMPLATE_ANGSTROM,
+    Cell,
+    Particle,
+    load_templates,
+    make_cell,
+    make_phantom,
+    scaled,
+)
 
 CASES = ("white", "wbp", "aligned", "sirt", "binned", "insitu")
 # Volumes of a simulation by their attributes, those of the case insitu alone, and what it was made with.
-_NAMES, _TILT_NAMES = ("tomogram", "even", "odd", "truth", "phantom"), ("even_tilts", "odd_tilts")
-_RECORD = "simulation.json"
+_NAMES, _TILT_NAMES = ("tomogram", "even", "odd", "truth", "phantom", "membrane"), ("even_tilts", "odd_tilts")
+_RECORD, _PARTICLES = "simulation.json", "particles.csv"
 # Path of electrons through ice after which a third of them is left, and how much of a wave an angstrom of protein
 # turns back, at 300 kV (twice 2.2 V of inner potential beyond the ice's).
 _FREE_PATH_ANGSTROM = 3500.0
 _CONTRAST_PER_ANGSTROM = 0.0029
 _IN_SITU = {"rotation_deg": 4.3, "dose": 3.0}
+# Of particles.csv.
+_COLUMNS = (
+    "template", "z", "y", "x", "radius", "scale",
+    "zz", "zy", "zx", "yz", "yy", "yx", "xz", "xy", "xx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,6 +113,8 @@ class Simulation:
         snr: power of the truth over power of the noise in the tomogram.
         seed: of everything.
         noise: of the tomogram.
+        membrane: True within a bilayer.
+        particles: the molecules; positions and radii in voxels of the tomogram.
         mtf_at_nyquist: of the detector.
         even_tilts: reconstruction of every other tilt image, in the case ``insitu``.
         odd_tilts: of the others.
@@ -115,6 +130,8 @@ class Simulation:
     snr: float
     seed: int
     noise: Tensor = field(repr=False)
+    membrane: Tensor = field(repr=False)
+    particles: tuple[Particle, ...] = field(repr=False)
     mtf_at_nyquist: float = 1.0
     even_tilts: Tensor | None = field(default=None, repr=False)
     odd_tilts: Tensor | None = field(default=None, repr=False)
@@ -332,6 +349,21 @@ def _fourier_crop(volume: Tensor, shape: Triple) -> Tensor:
     return torch.fft.ifftn(torch.fft.ifftshift(part)).real.float() * scale
 
 
+def _coarser(membrane: Tensor, particles: Sequence[Particle], shape: Triple) -> tuple[Tensor, tuple[Particle, ...]]:
+    """Membrane and particles on the coarser grid of :func:`_fourier_crop`, whose first voxel is that of the finer."""
+    factors = [m / n for n, m in zip(membrane.shape, shape, strict=True)]
+    nearest = [
+        (torch.arange(m) / f).round().long().clamp(max=n - 1)
+        for m, f, n in zip(shape, factors, membrane.shape, strict=True)
+    ]
+    kept = membrane[nearest[0][:, None, None], nearest[1][:, None], nearest[2]]
+    moved = []
+    for particle in particles:
+        z, y, x = (p * f for p, f in zip(particle.position_zyx, factors, strict=True))
+        moved.append(replace(particle, position_zyx=(z, y, x), radius=particle.radius * factors[2]))
+    return kept, tuple(moved)
+
+
 def simulate(
     case: str = "wbp",
     shape: Sequence[int] = (80, 144, 144),
@@ -388,7 +420,8 @@ def simulate(
     finer = as_triple([round(1.5 * n) for n in sides], "shape") if case == "binned" else sides
     if templates is None and voxel_size_angstrom != TEMPLATE_ANGSTROM:
         templates = [scaled(molecule, TEMPLATE_ANGSTROM / voxel_size_angstrom) for molecule in load_templates()]
-    phantom = make_phantom(finer, seed, templates)
+    specimen = make_phantom(finer, seed, templates)
+    phantom, membrane, particles = specimen.density, specimen.membrane, specimen.particles
     if case == "white":
         truth = phantom - phantom.mean()
         halves = [torch.randn(sides, generator=random) for _ in range(2)]
@@ -404,7 +437,9 @@ def simulate(
 
         truth = finish(_shift_exactly(images, -shifts))
         halves = [finish(thickness * torch.randn(images.shape, generator=random)) for _ in range(2)]
-        phantom = _fourier_crop(phantom, sides) if finer != sides else phantom
+        if finer != sides:
+            phantom = _fourier_crop(phantom, sides)
+            membrane, particles = _coarser(membrane, particles, sides)
     noise = (halves[0] + halves[1]) / 2
     scale = float((truth.var() / (noise.var() * snr)).sqrt())
     return Simulation(
@@ -414,6 +449,8 @@ def simulate(
         truth=truth,
         phantom=phantom,
         noise=scale * noise,
+        membrane=membrane,
+        particles=particles,
         voxel_size_angstrom=voxel_size_angstrom * finer[2] / sides[2],
         case=case,
         snr=snr,
@@ -450,6 +487,8 @@ def _simulate_cell(
         truth=truth,
         phantom=cell.density,
         noise=scale * noise,
+        membrane=cell.membrane,
+        particles=cell.particles,
         voxel_size_angstrom=voxel_size_angstrom,
         case="insitu",
         snr=snr,
@@ -475,13 +514,17 @@ def check_simulation(folder: str | Path, case: str, overwrite: bool = False) -> 
     Raises:
         FileError: if they cannot be written, or are there already.
     """
-    for path in (*_paths(folder, _NAMES if case != "insitu" else (*_NAMES, *_TILT_NAMES)), Path(folder) / _RECORD):
+    volumes = _paths(folder, _NAMES if case != "insitu" else (*_NAMES, *_TILT_NAMES))
+    for path in (*volumes, Path(folder) / _PARTICLES, Path(folder) / _RECORD):
         if path.parent.exists():
             check_new_file(path, overwrite)
 
 
 def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool = False) -> list[Path]:
-    """Write all volumes of a simulation as MRC files, and what it was made with as ``simulation.json``.
+    """Write a simulation: volumes as MRC files, particles as ``particles.csv``, settings as ``simulation.json``.
+
+    A line of ``particles.csv`` is a particle: the number of its template, position, radius, scale and the rows of its
+    rotation, as in :class:`cryoshuffle.simulation.phantoms.Particle`. ``membrane.mrc`` is 1 within a bilayer, else 0.
 
     Args:
         simulation: to write.
@@ -502,7 +545,10 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
         place.mkdir(exist_ok=True)
         affine = torch.from_numpy(affine_of([simulation.voxel_size_angstrom] * 3, [0.0] * 3))
         for name, path in zip(names, paths, strict=True):
-            save_tomogram(MetaTensor(getattr(simulation, name)[None], affine=affine), path, is_result=False)
+            volume = MetaTensor(getattr(simulation, name)[None].float(), affine=affine)
+            save_tomogram(volume, path, "int8" if name == "membrane" else "float32", is_result=False)
+        lines = [",".join(_COLUMNS), *(",".join(map(str, _row(particle))) for particle in simulation.particles)]
+        write_text("\n".join(lines) + "\n", place / _PARTICLES)
         settings = {
             name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom", "mtf_at_nyquist")
         }
@@ -512,3 +558,31 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
     except OSError as error:
         raise FileError(f"{place}: cannot be written ({error.strerror or error}), choose another folder") from error
     return paths
+
+
+def _row(particle: Particle) -> tuple[float, ...]:
+    """A particle in the order of the columns of ``particles.csv``."""
+    rotation = (value for row in particle.rotation for value in row)
+    return (particle.template, *particle.position_zyx, particle.radius, particle.scale, *rotation)
+
+
+def load_particles(path: str | Path) -> list[Particle]:
+    """The particles that :func:`save_simulation` has recorded.
+
+    Args:
+        path: of ``particles.csv``.
+
+    Raises:
+        FileError: if it cannot be read, or is no such table.
+    """
+    try:
+        head, *lines = Path(path).read_text(encoding="utf-8").splitlines() or [""]
+        rows = [[float(cell) for cell in line.split(",")] for line in lines]
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read as a table of particles, name a particles.csv") from error
+    if head != ",".join(_COLUMNS) or any(len(row) != len(_COLUMNS) for row in rows):
+        raise FileError(f"{path}: has not the columns of a table of particles, name a particles.csv")
+    return [
+        Particle(int(number), (z, y, x), ((a, b, c), (d, e, f), (g, h, i)), scale, radius)
+        for number, z, y, x, radius, scale, a, b, c, d, e, f, g, h, i in rows
+    ]
