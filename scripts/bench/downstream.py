@@ -396,7 +396,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--inputs", type=name_list, default=["noisy", "gaussian", "fast", "truth"],
                         help=f"of {','.join(INPUTS)} (default: all but auto, which is --effort standard)")  # fmt: skip
     parser.add_argument("--tasks", type=name_list, default=[*TASKS], help=f"of {','.join(TASKS)} (default: all)")
-    parser.add_argument("--tune-seed", type=int, default=1, help="all choices are made on it (default: 1)")
+    # Of the cells of the first seeds, that of seed 1 has next to no membrane that its tilts show.
+    parser.add_argument("--tune-seed", type=int, default=3, help="all choices are made on it (default: 3)")
     parser.add_argument("--seeds", type=_seeds, default=[0, 2], help="that are scored (default: 0,2)")
     parser.add_argument("--shape", type=triple, default=(80, 144, 144), help="z,y,x, voxels (default: 80,144,144)")
     parser.add_argument("--rotations", type=count, default=100, help="of the template (default: 100)")
