@@ -27,7 +27,7 @@ from phantoms import small_tomogram
 from cryoshuffle.commands import batch as batch_module
 from cryoshuffle.commands.batch import share_machine
 from cryoshuffle.commands.cli import main
-from cryoshuffle.commands.lists import read_list, write_star
+from cryoshuffle.commands.lists import find_halves, read_list, write_star
 from cryoshuffle.errors import FileError, InputError
 
 WORDS = ["--no-refine", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y"]
@@ -81,6 +81,31 @@ def test_lists_name_tomograms_in_every_way(tmp_path, monkeypatch):
     table = starfile.read(tmp_path / "new.star")
     assert table["rlnTomoReconstructedTomogramDenoised"].tolist()[0] == "/out/TS_01.mrc"
     assert table["rlnVoltage"].tolist() == [300.0, 300.0]
+
+
+def test_halves_that_aretomo_and_warp_write_go_with_their_tomogram(tmp_path):
+    """They are no tomograms of their own, unless theirs is not in the list; one half alone is none."""
+    volumes = ("a_Vol.mrc", "a_EVN_Vol.mrc", "a_ODD_Vol.mrc", "b_Vol.mrc", "b_EVN_Vol.mrc", "c_EVN_Vol.mrc")
+    aretomo = _folder(tmp_path / "aretomo", volumes)
+    warp = _folder(tmp_path / "reconstruction", ("d_10.00Apx.mrc", "e_10.00Apx.mrc"))
+    for half in ("even", "odd"):
+        _folder(warp / half, ("d_10.00Apx.mrc",))
+    _folder(warp / "denoised", ("d_10.00Apx.mrc",))
+
+    def pairs(output: str, *sources: object) -> dict[str, tuple[str | None, str | None]]:
+        items = read_list([str(source) for source in sources], tmp_path / output)
+        return {item.name: (item.even, item.odd) for item in items}
+
+    whole = (str(aretomo / "a_EVN_Vol.mrc"), str(aretomo / "a_ODD_Vol.mrc"))
+    alone = dict.fromkeys(("b_EVN_Vol", "b_Vol", "c_EVN_Vol"), (None, None))
+    assert pairs("out", aretomo) == pairs("out", aretomo / "*_Vol.mrc") == {"a_Vol": whole, **alone}
+    assert pairs("out", aretomo / "a_EVN_Vol.mrc") == {"a_EVN_Vol": (None, None)}
+    halves = {"d_10.00Apx": tuple(str(warp / half / "d_10.00Apx.mrc") for half in ("even", "odd"))}
+    expected = {**halves, "e_10.00Apx": (None, None)}
+    assert pairs("out", warp / "*.mrc") == pairs("reconstruction/denoised", warp) == expected
+    with pytest.raises(InputError, match="make two batches"):
+        pairs("out", warp)
+    assert find_halves(aretomo / "b_Vol.mrc") is None
 
 
 def test_lists_that_cannot_be_are_refused(tmp_path, capsys):

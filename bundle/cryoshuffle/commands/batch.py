@@ -25,6 +25,7 @@ import torch
 
 from cryoshuffle.commands.lists import Item
 from cryoshuffle.errors import FileError, InputError, named_changes
+from cryoshuffle.files.mean import save_mean
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.memory import memory_bytes
 
@@ -136,13 +137,29 @@ def run_item(
         again = ["--overwrite"] if overwrite else ["--resume", *(["--overwrite"] if Path(one.output).exists() else [])]
         one.folder.mkdir(parents=True, exist_ok=True)
         write_json({**_as_record(one, command), "done": False}, one.folder / RECORD_NAME)
-        code, words = _run([command[0], *again, *more, *command[1:]], surroundings or {})
+        with _tomogram_of(one, "--permissive" in command):
+            code, words = _run([command[0], *again, *more, *command[1:]], surroundings or {})
         if code == 0:
             write_json({**_as_record(one, command), "done": True}, one.folder / RECORD_NAME)
     except (OSError, ValueError) as error:
         code, words = 2, str(error)
     status = {0: "done", 3: "stopped"}.get(code, "failed")
     return Outcome(one.name, status, "" if code == 0 else words, round(time.monotonic() - began, 1))
+
+
+@contextlib.contextmanager
+def _tomogram_of(item: Item, permissive: bool) -> Iterator[None]:
+    """The tomogram of an item is there while the block runs; one that is the mean of halves is made for it."""
+    if not item.is_mean:
+        yield
+        return
+    assert item.even is not None
+    assert item.odd is not None
+    try:
+        save_mean(item.even, item.odd, item.tomogram, permissive)
+        yield
+    finally:
+        Path(item.tomogram).unlink(missing_ok=True)
 
 
 def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
@@ -191,11 +208,13 @@ class Cluster:
         scheduler: address of a Dask scheduler that runs already, ``tcp://...``.
         slurm: path of a YAML file with the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many.
         workers: runs at once on this machine; None for :func:`share_machine`.
+        cores: of this machine that the runs may take together; None for all.
     """
 
     scheduler: str | None = None
     slurm: str | None = None
     workers: int | None = None
+    cores: int | None = None
 
     @property
     def is_here(self) -> bool:
@@ -298,7 +317,7 @@ def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
     """What each of some runs may take."""
     if not cluster.is_here:
         return _Share()
-    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    cores, gpus = cluster.cores or os.cpu_count() or 1, torch.cuda.device_count()
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, cores // cluster.workers)

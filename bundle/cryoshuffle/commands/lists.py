@@ -1,4 +1,7 @@
-"""Lists of tomograms: files, patterns, folders, text files and the star files of RELION 5."""
+"""Lists of tomograms: files, patterns, folders, text files and the star files of RELION 5.
+
+Halves that AreTomo3 or Warp wrote beside a tomogram go with it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,10 @@ _STAR_TOMOGRAM = "rlnTomoReconstructedTomogram"
 _STAR_HALVES = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
 _STAR_DENOISED = "rlnTomoReconstructedTomogramDenoised"
 _LISTS = (".txt", ".lst", ".list")
+# AreTomo3 writes NAME_Vol.mrc and its halves side by side. Warp writes the halves under the same name to folders.
+_ARETOMO = "_Vol"
+_ARETOMO_HALVES = ("_EVN_Vol", "_ODD_Vol")
+_WARP_HALVES = ("even", "odd")
 # Path of a tomogram, name it has in a list, paths of its halves.
 _Named: TypeAlias = "tuple[str, str | None, str | None, str | None]"
 
@@ -31,6 +38,7 @@ class Item:
         output: path of the result.
         even: path of one half; None where there is none.
         odd: path of the other half; None where there is none.
+        is_mean: whether the tomogram is the mean of the halves, which a run writes first and removes at its end.
     """
 
     name: str
@@ -38,6 +46,7 @@ class Item:
     output: str
     even: str | None = None
     odd: str | None = None
+    is_mean: bool = False
 
     @property
     def folder(self) -> Path:
@@ -46,12 +55,16 @@ class Item:
 
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
-        path = Path(self.tomogram)
-        known = find_format(path)
-        # Of a folder the file that is written last.
-        files = [path, *(path / mark for mark in (known.marks if known else ()))]
-        files = [one for one in files if one.is_file()][:1]
+        paths = [Path(one) for one in (self.even, self.odd) if one] if self.is_mean else [Path(self.tomogram)]
+        files = [file for path in paths for file in _last_file(path)]
         return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+
+
+def _last_file(path: Path) -> list[Path]:
+    """The file of a volume, of a folder the one that is written last; none where there is none."""
+    known = find_format(path)
+    files = [path, *(path / mark for mark in (known.marks if known else ()))]
+    return [file for file in files if file.is_file()][:1]
 
 
 def _is_volume_folder(path: Path) -> bool:
@@ -65,7 +78,9 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
     Args:
         sources: each a tomogram, a pattern such as ``'*.mrc'``, a text file with a tomogram a line (``.txt``), a
             RELION-5 ``tomograms.star``, or a folder, of which all OME-Zarr and MRC volumes in it and below are taken.
-        folder: that the results go to. They are ``.zarr`` for OME-Zarr, ``.nii.gz`` for NIfTI, else ``.mrc``.
+            Halves that are found (:func:`find_halves`) go with their tomogram.
+        folder: that the results go to; not looked into where it lies in a folder of tomograms. Results are ``.zarr``
+            for OME-Zarr, ``.nii.gz`` for NIfTI, else ``.mrc``.
 
     Raises:
         FileError: if a list or folder is missing or cannot be read.
@@ -73,11 +88,13 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
             file has no tomograms.
     """
     entries: list[_Named] = []
+    paths: list[str] = []
     for source in sources:
         if source.lower().endswith(".star"):
             entries += _read_star(Path(source))
         else:
-            entries += [(path, None, None, None) for path in _paths(source)]
+            paths += _paths(source, Path(folder))
+    entries += _with_halves(paths)
     if not entries:
         raise InputError(f"{', '.join(sources)}: names no tomogram, give files, a pattern, a text file or a star file")
     items: dict[str, Item] = {}
@@ -103,7 +120,33 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
 
 
-def _paths(source: str) -> list[str]:
+def find_halves(tomogram: str | os.PathLike[str]) -> tuple[str, str] | None:
+    """The halves, even and odd, that AreTomo3 or Warp wrote with a tomogram; None where there are none.
+
+    Args:
+        tomogram: path. AreTomo3 names the halves of ``TS_Vol.mrc`` ``TS_EVN_Vol.mrc`` and ``TS_ODD_Vol.mrc``. Warp puts
+            those of ``reconstruction/TS.mrc`` into ``reconstruction/even`` and ``reconstruction/odd``, under its name.
+    """
+    path = Path(tomogram)
+    stem, suffix = split_suffix(path)
+    choices = [tuple(path.parent / folder / path.name for folder in _WARP_HALVES)]
+    if stem.endswith(_ARETOMO) and not stem.endswith(_ARETOMO_HALVES):
+        series = stem.removesuffix(_ARETOMO)
+        choices.append(tuple(path.with_name(f"{series}{half}{suffix}") for half in _ARETOMO_HALVES))
+    for even, odd in choices:
+        if even.is_file() and odd.is_file():
+            return str(even), str(odd)
+    return None
+
+
+def _with_halves(paths: Sequence[str]) -> list[_Named]:
+    """Tomograms with their halves; a half whose tomogram is in the list too is no tomogram of its own."""
+    halves = {path: find_halves(path) for path in paths}
+    known = {os.path.realpath(half) for pair in halves.values() if pair for half in pair}
+    return [(path, None, *(halves[path] or (None, None))) for path in paths if os.path.realpath(path) not in known]
+
+
+def _paths(source: str, output: Path) -> list[str]:
     path = Path(source)
     if source.lower().endswith(_LISTS):
         try:
@@ -114,7 +157,8 @@ def _paths(source: str) -> list[str]:
         return [str(path.parent / line) for line in named]
     if path.is_dir() and not _is_volume_folder(path):
         try:
-            return sorted(_volumes(path, set()))
+            # A folder for results in the folder of the tomograms has none to denoise.
+            return sorted(_volumes(path, {output.resolve()} - {path.resolve()}))
         except OSError as error:
             raise FileError(f"{path}: cannot be read as a folder ({error.strerror or error}), check it") from error
     if any(sign in source for sign in "*?[") and not path.exists():
