@@ -6,6 +6,7 @@ Heavy imports wait until there is something to do, so that ``--help`` answers at
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import logging
@@ -29,6 +30,8 @@ from cryoshuffle.commands.options import (
     EvaluateCommand,
     FitCommand,
     NoiseCommand,
+    RelionJobCommand,
+    RelionShimCommand,
     ReportCommand,
     SimulateCommand,
 )
@@ -174,7 +177,7 @@ def _batch(options: BatchCommand) -> int:
             rest = f", about {pace * (len(items) - count) / 60:.0f} min left" if seconds and count < len(items) else ""
             print(f"[{count}/{len(items)}] {outcome.name}: {outcome.status}{took}{why}{rest}", flush=True)
 
-    cluster = Cluster(options.scheduler, options.slurm, options.workers)
+    cluster = Cluster(options.scheduler, options.slurm, options.workers, options.cores)
     outcomes = run_batch(items, commands, cluster, options.overwrite, options.memory_gib, tell)
     _say(options.json_lines, **_write_results(options, items, outcomes))
     bad = [outcome for outcome in outcomes if not outcome.is_done]
@@ -336,6 +339,21 @@ def _page(options: ReportCommand) -> int:
     return 0
 
 
+def _relion_shim(options: RelionShimCommand) -> int:
+    from cryoshuffle.commands.relion import write_shim
+
+    _say(options.json_lines, **write_shim(options.folder, options.words()))
+    return 0
+
+
+def _relion_job(options: RelionJobCommand) -> int:
+    from cryoshuffle.commands.relion import run_external
+
+    inputs = [*options.inputs, *([] if options.in_mics is None else [options.in_mics])]
+    stars = [Path(one).name for one in inputs if one.lower().endswith(".star")]
+    return run_external(Path(options.folder), lambda: _batch(dataclasses.replace(options, inputs=inputs)), stars)
+
+
 def _check(options: CheckCommand) -> int:
     from cryoshuffle.invariance import measure_leak
 
@@ -428,6 +446,8 @@ _COMMANDS: dict[str, tuple[type[Command], Callable[..., int]]] = {
     "simulate": (SimulateCommand, _simulate),
     "evaluate": (EvaluateCommand, _evaluate),
     "report": (ReportCommand, _page),
+    "relion-shim": (RelionShimCommand, _relion_shim),
+    "relion-job": (RelionJobCommand, _relion_job),
     "check": (CheckCommand, _check),
 }
 

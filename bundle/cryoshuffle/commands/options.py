@@ -502,6 +502,8 @@ class BatchCommand(RunCommand, OutputOptions, FitOptions):
     checkpoint: str | None = option(None, "apply this network to all instead of fitting one to each", metavar="C")
     workers: int | None = _in_cluster(None, parse=count, help=
         "runs at once here (default: one a GPU, else one for four cores)")
+    cores: int | None = _in_cluster(None, parse=count, metavar="N", help=
+        "cores of this machine for all runs together (default: all)")
     scheduler: str | None = _in_cluster(None, metavar="ADDRESS", one_of="place", help=
         "of a Dask scheduler that runs already, tcp://...")
     slurm: str | None = _in_cluster(None, metavar="YAML", one_of="place", help=
@@ -514,18 +516,53 @@ class BatchCommand(RunCommand, OutputOptions, FitOptions):
         Raises:
             InputError: for an option of fits where a checkpoint is applied.
         """
-        of_fits = DenoiseCommand.options()
-        accepted = of_fits if self.checkpoint is None else ApplyCommand.options()
-        words = []
-        for name, one in self.options().items():
-            value = getattr(self, name)
-            if name in _OF_BATCH or name not in of_fits or value == one.default:
-                continue
-            if name not in accepted:
-                raise InputError(
-                    f"{one.flag} is for a fit, and --checkpoint applies a network without one: leave one out")
-            words.append(accepted[name].word(os.path.abspath(value) if one.file else value))
-        return words
+        return _run_words(self, self.checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelionJobCommand(BatchCommand):
+    """``cryoshuffle relion-job``."""
+
+    summary = "the batch as an External job of RELION"
+    description = (
+        "What an External job of RELION 5 calls: cryoshuffle batch, and then the files that RELION waits for.")
+    inputs: Sequence[str] = option([], metavar="LIST", nargs="*", help="as for cryoshuffle batch")
+    in_mics: str | None = option(None, given_flag="--in_mics", metavar="LIST", help=
+        "one more list, a tomograms.star that was given to the job as its input micrographs")
+    folder: str = required("folder of the job", given_flag="--o", metavar="DIR")
+    cores: int | None = _in_cluster(None, given_flag="--j", parse=count, help=
+        "cores of this machine for all runs together (default: all)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelionShimCommand(RunCommand, OutputOptions, FitOptions):
+    """``cryoshuffle relion-shim``."""
+
+    summary = "executables for the Denoise job of RELION 5"
+    description = (
+        "Write executables with the names of cryoCARE's. A Denoise job of RELION 5 that is given their folder denoises "
+        "each tomogram from itself, with the options that are given here.")
+    of_many = True
+    folder: str = required("folder for the executables", metavar="DIR")
+
+    def words(self) -> list[str]:
+        """The options that were given for all runs, as words of their command line."""
+        return _run_words(self, None)
+
+
+def _run_words(command: Command, checkpoint: str | None) -> list[str]:
+    """The options of a command for many tomograms, as words of the command line of each."""
+    of_fits = DenoiseCommand.options()
+    accepted = of_fits if checkpoint is None else ApplyCommand.options()
+    words = []
+    for name, one in command.options().items():
+        value = getattr(command, name)
+        if name in _OF_BATCH or name not in of_fits or value == one.default:
+            continue
+        if name not in accepted:
+            raise InputError(f"{one.flag} is for a fit, and --checkpoint applies a network without one: leave one out")
+        words.append(accepted[name].word(os.path.abspath(value) if one.file else value))
+    return words
 
 
 @dataclass(frozen=True, kw_only=True)
