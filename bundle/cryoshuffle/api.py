@@ -72,6 +72,7 @@ class DenoiseOptions(TypedDict, total=False):
     inference_window: int | Sequence[int]
     force: bool
     dtype: Literal["float32", "float16", "int8", "int16", "uint16"]
+    ome_zarr: Literal["0.4", "0.5"]
     residual: PathLike
     detail: float
     mirrors: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from cryoshuffle.files.formats import (
     check_new_tomogram,
     find_format,
     image_suffix,
+    is_ours,
     load_tomogram,
     save_tomogram,
     tomogram_shape,
 )
-from cryoshuffle.files.omezarr import OmeZarrReader, OmeZarrWriter, open_zarr
+from cryoshuffle.files.omezarr import VERSIONS, OmeZarrReader, OmeZarrWriter, open_zarr
 from cryoshuffle.files.volumes import volume_meta
 from cryoshuffle.files.writing import checksum
 
@@ -58,8 +60,8 @@ def noise(shape: tuple[int, ...] = (20, 33, 47)) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
-def save(image: MetaTensor, path: Path, dtype: str = "float32") -> Path:
-    save_tomogram(image, path, dtype)
+def save(image: MetaTensor, path: Path, dtype: str = "float32", version: str = "0.4") -> Path:
+    save_tomogram(image, path, dtype, ome_zarr=version)
     return path
 
 
@@ -102,12 +104,13 @@ def test_the_newer_format_other_units_and_a_common_scale_are_understood(tmp_path
     assert np.array_equal(load_tomogram(tmp_path / "a.zarr")[0].numpy(), noise())
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int16", "uint16"])
-def test_what_is_written_is_read_again(tmp_path, dtype):
+def test_what_is_written_is_read_again(tmp_path, dtype, version):
     """Odd sizes, anisotropic voxels and an origin; whole numbers are rounded and clipped."""
     volume = 20 * noise((7, 130, 9)) + 110 * (dtype == "uint16")
     image = an_image(volume, (5.0, 4.0, 3.0), (10.0, -20.0, 30.0))
-    path = save(image, tmp_path / "out.ome.zarr", dtype)
+    path = save(image, tmp_path / "out.ome.zarr", dtype, version)
     again = load_tomogram(path)
     kind = np.dtype(dtype)
     expected = volume.astype(kind) if kind.kind == "f" else np.clip(np.rint(volume), *_limits(kind))
@@ -115,9 +118,54 @@ def test_what_is_written_is_read_again(tmp_path, dtype):
     assert np.array_equal(again[0].numpy(), expected.astype(np.float32))
     assert np.allclose(again.affine, image.affine)
     assert again.meta["voxel_size_zyx"] == [5.0, 4.0, 3.0]
-    said = json.loads((path / ".zattrs").read_text())
-    assert said["multiscales"][0]["version"] == "0.4"
+    older = version == "0.4"
+    said = json.loads((path / ".zattrs").read_text()) if older else stored(path)["attributes"]
+    assert (said["multiscales"][0] if older else said["ome"])["version"] == version
     assert said["cryoshuffle"]["what"].startswith("denoised")
+    assert is_ours(path)
+    check_new_tomogram(path, overwrite=True)
+
+
+def stored(path: Path) -> dict[str, Any]:
+    return json.loads((path / "zarr.json").read_text())
+
+
+def test_the_version_is_chosen_and_the_default_is_what_all_readers_know(tmp_path):
+    """Zarr 2 where nothing is said, Zarr 3 for 0.5 with the axes named on each array; others are refused early."""
+    save_tomogram(an_image(noise()), tmp_path / "plain.zarr")
+    assert not list((tmp_path / "plain.zarr").rglob("zarr.json"))
+    path = save(an_image(noise()), tmp_path / "new.zarr", version="0.5")
+    assert [stored(one)["zarr_format"] for one in (path, path / "0", path / "2")] == [3, 3, 3]
+    assert stored(path / "1")["dimension_names"] == ["z", "y", "x"]
+    assert not list(path.rglob(".z*"))
+    assert np.array_equal(load_tomogram(path / "1")[0], load_tomogram(tmp_path / "plain.zarr" / "1")[0])
+    with pytest.raises(InputError, match=r"OME-Zarr 0\.6 is not written: choose one of 0\.4, 0\.5"):
+        check_output(str(tmp_path / "b.zarr"), str(path), ome_zarr="0.6")
+    write_mrc(tmp_path / "in.mrc", noise())
+    check_output(str(tmp_path / "b.mrc"), str(tmp_path / "in.mrc"), ome_zarr="0.5")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("shape", [(20, 33, 47), (7, 130, 9), (3, 5, 4)])
+def test_an_independent_validator_finds_the_result_valid(tmp_path, version, shape):
+    """Metadata and arrays against the specification of their version; with a level missing they are not (control)."""
+    yaozarrs = pytest.importorskip("yaozarrs")
+    path = save(an_image(noise(shape), (5.0, 4.0, 3.0), (10.0, -20.0, 30.0)), tmp_path / "a.zarr", version=version)
+    said = yaozarrs.validate_zarr_store(str(path)).ome_metadata()
+    assert f".v{version.replace('.', '')}." in type(said).__module__
+    shutil.rmtree(path / "0")
+    with pytest.raises(ValueError, match="0"):
+        yaozarrs.validate_zarr_store(str(path))
+
+
+def test_a_cut_chunk_of_the_newer_version_is_noticed(tmp_path):
+    """As for the older one; the whole volume opens (control)."""
+    path = save(an_image(noise()), tmp_path / "a.zarr", version="0.5")
+    open_zarr(path)
+    chunk = next(one for one in (path / "0" / "c").rglob("*") if one.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:-5])
+    with pytest.raises(InputError, match="is cut short, copy it again"):
+        open_zarr(path)
 
 
 def _limits(kind: np.dtype) -> tuple[int, int]:
@@ -278,8 +326,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     before = checksum(path)
     original = OmeZarrWriter._write_levels
 
-    def full(self: OmeZarrWriter, group: Any) -> Any:
-        original(self, group)
+    def full(self: OmeZarrWriter, *arguments: Any) -> Any:
+        original(self, *arguments)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

@@ -53,6 +53,19 @@ def test_the_kind_of_file_changes_nothing(tmp_path, fitted, memory):
     assert np.array_equal(voxels(tmp_path / "a.mrc"), voxels(tmp_path / "c.mrc"))
 
 
+def test_the_newer_ome_zarr_is_written_where_it_is_asked_for(tmp_path, fitted):
+    """Result and residual, from the command line; without the option the older one (control)."""
+    pytest.importorskip("zarr")
+    tomogram, checkpoint = fitted
+    for name, option in (("a", ["--ome-zarr", "0.5", "--residual", str(tmp_path / "r.zarr")]), ("b", [])):
+        command = ["apply", str(checkpoint), str(tomogram), str(tmp_path / f"{name}.zarr"), "--quiet", *option]
+        assert main(command) == 0
+    assert [(tmp_path / f"{name}.zarr" / "zarr.json").is_file() for name in "arb"] == [True, True, False]
+    assert np.array_equal(voxels(tmp_path / "a.zarr"), voxels(tmp_path / "b.zarr"))
+    written = json.loads((tmp_path / "a_run" / "provenance.json").read_text())
+    assert written["settings"]["ome_zarr"] == "0.5"
+
+
 def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
     """A NIfTI whose axes run otherwise gives a residual whose axes do; whole numbers out, float residual."""
     _, checkpoint = fitted

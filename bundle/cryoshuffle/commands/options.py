@@ -395,6 +395,8 @@ class OutputOptions:
     output_dtype: str = option(
         "float32", given_flag="--dtype", choices=("float32", "float16", "int8", "int16", "uint16"), help=
         "of the result (default: float32, MRC mode 2)")
+    ome_zarr: str = option("0.4", choices=("0.4", "0.5"), help=
+        "version of a result whose name ends in .zarr; 0.5 is Zarr 3, which older readers do not know (default: 0.4)")
     residual: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
         "also write what was taken away, IN minus OUT, float32")
     error: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=

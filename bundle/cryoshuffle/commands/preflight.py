@@ -16,7 +16,15 @@ import torch
 from cryoshuffle.boxes import fit_window
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.formats import check_new_tomogram, format_of, is_ours, load_tomogram, read_header, tomogram_shape
+from cryoshuffle.files.formats import (
+    check_new_tomogram,
+    format_of,
+    image_writer,
+    is_ours,
+    load_tomogram,
+    read_header,
+    tomogram_shape,
+)
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.lattice import Triple
@@ -151,6 +159,7 @@ def check_output(
     residual: str | None = None,
     error: str | None = None,
     force: bool = False,
+    ome_zarr: str = "0.4",
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
@@ -165,10 +174,11 @@ def check_output(
         residual: path of what is taken away, looked at in the same way; None for none.
         error: path of the error map, looked at in the same way; None for none.
         force: allow one that exists whatever it is.
+        ome_zarr: version of the format, where it is that.
 
     Raises:
         FileError: in each of those cases.
-        InputError: for a name of no format, one whose package is missing, or a type that the format has not.
+        InputError: for a name of no format, one whose package is missing, or a type or version that the format has not.
     """
     path, source, wanted = Path(output), Path(tomogram), format_of(output)
     if dtype not in wanted.dtypes:
@@ -178,6 +188,7 @@ def check_output(
         )
     if wanted.check_extra is not None:
         wanted.check_extra(path)
+    image_writer(path, ome_zarr=ome_zarr)(output_dtype=dtype)
     if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
         raise FileError(f"{path}: is the input itself, choose another name for the result")
     if path.exists() and (wanted.is_folder or not path.is_dir()) and not force and not is_ours(path):

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,18 @@ def image_suffix(path: str | os.PathLike[str]) -> str:
     return split_suffix(path)[1]
 
 
-def image_writer(path: str | os.PathLike[str]) -> type[ImageWriter]:
+def image_writer(path: str | os.PathLike[str], **options: Any) -> Callable[..., ImageWriter]:
     """The writer for a file name, for MONAI's ``SaveImage``.
+
+    Args:
+        path: of the file.
+        options: of the writer of one format, ``ome_zarr`` for instance; the writers of others ignore them.
 
     Raises:
         InputError: if the name is of no format.
     """
-    return format_of(path).writer
+    writer = format_of(path).writer
+    return partial(writer, **options) if options else writer
 
 
 class ExactPath(FolderLayoutBase):
@@ -312,6 +318,7 @@ def save_tomogram(
     dtype: str = "float32",
     is_result: bool = True,
     content: str = DENOISED,
+    **options: Any,
 ) -> None:
     """Write a volume in the format that its name says, whole or not at all.
 
@@ -322,12 +329,13 @@ def save_tomogram(
         dtype: of the voxels.
         is_result: whether it is labelled as a result of ours; False for a volume that was not denoised.
         content: what the label says it holds.
+        options: see :func:`image_writer`.
 
     Raises:
         FileError: if it cannot be written; nothing is left behind then.
         InputError: if the name is of no format, or the type does not hold the grey values.
     """
-    writer: Any = image_writer(path)(output_dtype=np.dtype(dtype), is_result=is_result, content=content)
+    writer: Any = image_writer(path, **options)(output_dtype=np.dtype(dtype), is_result=is_result, content=content)
     writer.set_data_array(image, channel_dim=0)
     writer.set_metadata(image.meta, resample=False)
     writer.write(str(path))

@@ -30,6 +30,8 @@ from cryoshuffle.files.volumes import LABEL, VolumeHeader, VolumeReader, VolumeW
 from cryoshuffle.memory import most_memory_bytes
 
 SUFFIXES = (".ome.zarr", ".zarr")
+# Versions that are written; the first is read by every reader of the others.
+VERSIONS = ("0.4", "0.5")
 # What a folder of an array or a group holds.
 MARKS = (".zattrs", "zarr.json", ".zgroup")
 # The units of length of NGFF, Å.
@@ -305,29 +307,45 @@ class OmeZarrReader(VolumeReader):
 
 
 class OmeZarrWriter(VolumeWriter):
-    """Writes one volume as OME-Zarr 0.4 with a pyramid of means, as the CryoET Data Portal has them.
+    """Writes one volume as OME-Zarr with a pyramid of means.
 
     The folder appears under its name only when it is complete. The voxel size is that of the affine, Å.
 
     Args:
         output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
             clipped.
+        is_result: see :class:`cryoshuffle.files.volumes.VolumeWriter`.
+        ome_zarr: version; 0.4 is stored as Zarr 2, as the CryoET Data Portal has it, and 0.5 as Zarr 3.
+        options: see :class:`cryoshuffle.files.volumes.VolumeWriter`.
 
     Raises:
         FileError: if the folder cannot be written; nothing is left behind then.
-        InputError: see :class:`cryoshuffle.files.volumes.VolumeWriter`; or if the package zarr is missing.
+        InputError: see :class:`cryoshuffle.files.volumes.VolumeWriter`; or if the package zarr is missing, or the
+            version is none that is written.
     """
 
+    def __init__(
+        self, output_dtype: Any = np.float32, is_result: bool = True, ome_zarr: str = VERSIONS[0], **options: Any
+    ) -> None:
+        super().__init__(output_dtype, is_result, **options)
+        # The command line of MONAI makes a number of it.
+        self.version = str(ome_zarr)
+        if self.version not in VERSIONS:
+            raise InputError(f"OME-Zarr {self.version} is not written: choose one of {', '.join(VERSIONS)}")
+
     def _write(self, partial: Path, path: Path) -> None:
-        group = import_zarr(path).create_group(str(partial), zarr_format=2)
-        attributes: dict[str, Any] = {"multiscales": [self._describe(path.name, self._write_levels(group))]}
+        older = self.version == "0.4"
+        group = import_zarr(path).create_group(str(partial), zarr_format=2 if older else 3)
+        multiscales = [self._describe(path.name, self._write_levels(group, _storage(older)))]
+        if older:
+            attributes: dict[str, Any] = {"multiscales": [{"version": self.version, **multiscales[0]}]}
+        else:
+            attributes = {"ome": {"version": self.version, "multiscales": multiscales}}
         if self.is_result:
             attributes[LABEL] = {"version": cryoshuffle.__version__, "what": self.content}
         group.attrs.update(attributes)
 
-    def _write_levels(self, group: Any) -> list[tuple[int, ...]]:
-        import numcodecs
-
+    def _write_levels(self, group: Any, storage: Mapping[str, Any]) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = [tuple(self.data_obj.shape)]
         while len(shapes) < LEVELS and min(shapes[-1]) >= 4:
             shapes.append(tuple(-(-n // 2) for n in shapes[-1]))
@@ -338,10 +356,8 @@ class OmeZarrWriter(VolumeWriter):
                 chunks=tuple(min(n, CHUNK) for n in shape),
                 dtype=self.output_dtype,
                 fill_value=0,
-                # Noise hardly compresses; what is quick costs nothing.
-                compressors=numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE),
-                chunk_key_encoding={"name": "v2", "separator": "/"},
                 config={"write_empty_chunks": True},
+                **storage,
             )
             for corner in product(*(range(0, n, CHUNK) for n in shape)):
                 box = tuple(slice(a, min(a + CHUNK, n)) for a, n in zip(corner, shape, strict=True))
@@ -366,12 +382,23 @@ class OmeZarrWriter(VolumeWriter):
             moved = [{"type": "translation", "translation": [float(s) for s in shift]}] if shift.any() else []
             levels.append({"path": str(level), "coordinateTransformations": [scale, *moved]})
         return {
-            "version": "0.4",
             "name": name,
             "axes": [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"],
             "datasets": levels,
             "type": "mean",
         }
+
+
+def _storage(older: bool) -> dict[str, Any]:
+    """What the array of a level takes, in Zarr 2 or 3; noise hardly compresses, and what is quick costs nothing."""
+    if older:
+        import numcodecs
+
+        codec: Any = numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE)
+        return {"compressors": codec, "chunk_key_encoding": {"name": "v2", "separator": "/"}}
+    from zarr.codecs import BloscCodec
+
+    return {"compressors": BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), "dimension_names": ["z", "y", "x"]}
 
 
 def _halved(volume: np.ndarray) -> np.ndarray:

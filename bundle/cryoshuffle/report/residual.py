@@ -26,6 +26,7 @@ class ResidualWriter:
         permissive: also take an input whose header breaks the standard.
         fill_nan: put the mean of the others where voxels of the tomogram are not finite, as for the result.
         folder: where volumes too large for memory are kept; None for memory.
+        options: of its writer, see :func:`cryoshuffle.files.image_writer`.
 
     Raises:
         FileError: from the engine, if the residual cannot be written.
@@ -39,9 +40,11 @@ class ResidualWriter:
         permissive: bool = False,
         fill_nan: bool = False,
         folder: str | os.PathLike[str] | None = None,
+        **options: Any,
     ) -> None:
         self.path, self.tomogram, self.output = path or "", tomogram, output
         self.permissive, self.fill, self.folder = permissive, FillNotFinite(fill_nan), folder
+        self.options = options
 
     def attach(self, engine: Engine) -> None:
         """Write at the end, if it is asked for."""
@@ -56,5 +59,5 @@ class ResidualWriter:
         denoised = load_tomogram(self.output, folder=self.folder, axcodes=axcodes).as_tensor()
         for part in scratch.sections(values.shape):
             values[:, part].sub_(denoised[:, part])
-        save_tomogram(noisy, self.path)
+        save_tomogram(noisy, self.path, **self.options)
         logger.info("residual: %s", self.path)
