@@ -246,6 +246,28 @@ def bands(volume: Tensor) -> list[Tensor]:
     return [finer - coarser for finer, coarser in pairwise(smoothed)]
 
 
+def band_noise(spectrum: Tensor) -> list[tuple[float, float]]:
+    """How much power noise of a spectrum has in each of :func:`bands`, fine to coarse.
+
+    Args:
+        spectrum: as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
+
+    Returns:
+        For each band the power, and how many voxels count as one: the power that is measured over n voxels of such
+        noise has a relative standard error of ``sqrt(2 * voxels / n)``.
+    """
+    side = spectrum.shape[0]
+    responses = [torch.ones_like(spectrum, dtype=torch.float64)]
+    for width in BAND_EDGES:
+        line = _line(width).double()
+        grid = torch.zeros(side, dtype=torch.float64)
+        grid.index_add_(0, (torch.arange(len(line)) - len(line) // 2) % side, line)
+        response = torch.fft.fft(grid).real
+        responses.append(response[:, None, None] * response[:, None] * response)
+    passed = [spectrum.double() * (finer - coarser).square() for finer, coarser in pairwise(responses)]
+    return [(float(power.mean()), float(power.square().mean() / power.mean().square())) for power in passed]
+
+
 def band_kernel(shares: Sequence[float]) -> Tensor:
     """The kernel that keeps a share of each band, and nothing of what is coarser than all of them.
 

@@ -5,6 +5,7 @@ Volumes are (Z, Y, X). Every ratio is 1 where nothing is wrong.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, as_triple
 from cryoshuffle.noise.estimate import noise_from_halves
-from cryoshuffle.noise.linear_filter import gaussian
+from cryoshuffle.noise.linear_filter import BAND_EDGES, band_noise, bands, gaussian
 from cryoshuffle.scores.metrics import check_comparable, correlation
 from cryoshuffle.scores.shells import fourier_shell_correlation, shell_power
 
@@ -32,6 +33,8 @@ _FINEST = 0.8
 DETAIL_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6))
 # Voxels of a region along y and along x, and the most regions along each.
 _REGION, _REGIONS = 32, 3
+# Power over that of the noise beyond which a voxel is a bead of gold, and what the level of the noise is held to.
+_STRONGEST, _LEVELS = 16.0, (0.25, 4.0)
 
 
 def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -165,19 +168,14 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
     inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
     noisy, denoised = (volume[inner] for volume in fine)
     whole = float(noisy.std())
-    counts = [max(1, min(_REGIONS, n // _REGION)) for n in noisy.shape[1:]]
     correlations, levels, places = [], [], []
-    for row in range(counts[0]):
-        for column in range(counts[1]):
-            ends = [
-                (n * i // c, n * (i + 1) // c) for n, i, c in zip(noisy.shape[1:], (row, column), counts, strict=True)
-            ]
-            part = (slice(None), *(slice(*end) for end in ends))
-            a, b = noisy[part].double(), denoised[part].double()
-            norm = float(a.square().mean().sqrt() * b.square().mean().sqrt())
-            correlations.append(float((a * b).mean()) / norm if norm > 0 else 0.0)
-            levels.append(float(a.std()) / whole if whole > 0 else 1.0)
-            places.append([sum(end) // 2 + cut.start for end, cut in zip(ends, inner[1:], strict=True)])
+    for region in itertools.product(*(_cuts(n) for n in noisy.shape[1:])):
+        part = (slice(None), *region)
+        a, b = noisy[part].double(), denoised[part].double()
+        norm = float(a.square().mean().sqrt() * b.square().mean().sqrt())
+        correlations.append(float((a * b).mean()) / norm if norm > 0 else 0.0)
+        levels.append(float(a.std()) / whole if whole > 0 else 1.0)
+        places.append([(cut.start + cut.stop) // 2 + side.start for cut, side in zip(region, inner[1:], strict=True)])
     least = min(correlations)
     return {
         "correlations": correlations,
@@ -185,6 +183,81 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
         "where": places[correlations.index(least)],
         "levels": levels,
     }
+
+
+def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
+    """How strong the residual is in each band of detail, beside the noise that was measured.
+
+    A result that is the mean of all signals that the tomogram allows leaves as much power as the noise has, less what
+    of the noise stays in it: next to nothing in the finest detail. So a residual below the noise tells that noise was
+    left in, or taken for stronger than it is, and one above it that signal was taken away, or the noise taken for
+    weaker.
+
+    Args:
+        before: the noisy tomogram, standardised, ``(Z, Y, X)``.
+        after: the denoised one, on the same scale.
+        spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
+
+    Returns:
+        For each band, fine to coarse (:func:`cryoshuffle.noise.linear_filter.bands`): ``ratios`` of the powers of
+        residual and noise, and ``errors``, the standard errors that chance gives them.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+    """
+    check_comparable(before=before, after=after)
+    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
+    ratios, errors = [], []
+    for band, (power, voxels) in zip(bands(before - after), band_noise(spectrum), strict=True):
+        part = band[inner].double()
+        ratios.append(float(part.square().mean()) / power)
+        errors.append(math.sqrt(2 * voxels / part.numel()))
+    return {"ratios": ratios, "errors": errors}
+
+
+def residual_levels(before: Tensor, after: Tensor, spectrum: Tensor, levels: bool) -> dict[str, Any]:
+    """How strong the finest detail of the residual is from place to place, beside the noise as it was modelled there.
+
+    Args:
+        before: the noisy tomogram, standardised, ``(Z, Y, X)``.
+        after: the denoised one, on the same scale.
+        spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
+        levels: whether the noise was taken for as strong as the finest detail of the tomogram is, over the whole of Z;
+            False where it was taken for even.
+
+    Returns:
+        Of the regions, up to 3 along each axis: ``ratios`` of the powers of residual and noise, ``errors`` that chance
+        gives them, and ``places``, their middles (z, y, x), voxels.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+    """
+    check_comparable(before=before, after=after)
+    power, voxels = band_noise(spectrum)[0]
+    inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
+
+    def fine(volume: Tensor) -> Tensor:
+        return (volume - gaussian(volume, BAND_EDGES[0]))[inner].square_().div_(power).clamp_(max=_STRONGEST)
+
+    removed, noisy = fine(before - after), fine(before)
+    cuts = [_cuts(n) for n in removed.shape]
+    regions: dict[str, Any] = {"ratios": [], "errors": [], "places": []}
+    for y, x in itertools.product(*cuts[1:]):
+        level = float(noisy[:, y, x].mean(dtype=torch.float64)) if levels else 1.0
+        level = min(_LEVELS[1], max(_LEVELS[0], level))
+        for z in cuts[0]:
+            part = removed[z, y, x]
+            regions["ratios"].append(float(part.mean(dtype=torch.float64)) / level)
+            regions["errors"].append(math.sqrt(2 * voxels / part.numel()))
+            middles = zip((z, y, x), inner, strict=True)
+            regions["places"].append([(cut.start + cut.stop) // 2 + margin.start for cut, margin in middles])
+    return regions
+
+
+def _cuts(side: int) -> list[slice]:
+    """An axis cut into as many regions as it has room for."""
+    count = max(1, min(_REGIONS, side // _REGION))
+    return [slice(side * i // count, side * (i + 1) // count) for i in range(count)]
 
 
 def seam_metric(
