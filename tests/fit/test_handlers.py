@@ -13,6 +13,7 @@ from monai.engines import SupervisedTrainer
 from cryoshuffle import memory
 from cryoshuffle.errors import SettingError
 from cryoshuffle.fit.handlers import Budget, ClipGradients, KeptMemory, flat_after
+from cryoshuffle.report.log import History, read_history
 
 
 class Fit:
@@ -91,6 +92,19 @@ def test_time_ends_a_fit_at_the_end_of_an_epoch():
     Budget(steps=1000, minutes=2.0).watch(fit).attach(engine)
     engine.run([0, 0], max_epochs=50)
     assert engine.state.epoch == 3
+
+
+@pytest.mark.parametrize(("minutes", "steps", "short"), [(2.0, 50, True), (2.0, 6, False), (9.0, 10, False)])
+def test_a_fit_that_ran_out_of_time_says_so_in_its_last_line(tmp_path, minutes, steps, short):
+    """Once; one that took all its steps does not, be it in the last of its minutes."""
+    engine, fit = Engine(lambda engine, batch: None), Fit()
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: fit.spend(20.0))
+    History(Engine(lambda engine, batch: None), str(tmp_path)).attach(engine)
+    Budget(steps, minutes).watch(fit).attach(engine)
+    engine.run([0, 0], max_epochs=steps // 2)
+    lines = read_history(tmp_path)
+    assert [bool(line.get("out_of_time")) for line in lines] == [False] * (len(lines) - 1) + [short]
+    assert lines[-1]["step"] == (6 if short else steps)
 
 
 def test_the_risk_is_flat_when_some_epochs_gain_nothing():

@@ -200,7 +200,8 @@ class KeptMemory:
 class Budget:
     """How long a fit may take: its steps, its minutes if they run out first, and no more than it learns from.
 
-    The learning rate follows the same budget, so a fit that is short of time still ends with small steps. Where the
+    The learning rate follows the same budget, so a fit that is short of time still ends with small steps. That it was
+    short is told by ``engine.state.out_of_time``, for :class:`cryoshuffle.report.log.History`. Where the
     risk is flat (:func:`flat_after`), what is left is cut to a quarter of the steps so far, which still bring the
     learning rate down.
 
@@ -281,6 +282,8 @@ class Budget:
         now = self._now_s()
         if now + (now - self._epoch_began_s) > 60 * self.minutes:
             logger.info("the time of %g minutes is used up after step %d", self.minutes, engine.state.iteration)
+            state: Any = engine.state
+            state.out_of_time = engine.state.iteration < self._last_step
             engine.terminate()
 
     def progress(self, step: int) -> float:

@@ -186,7 +186,7 @@ class History:
 
     A line holds ``stage``, ``step``, ``steps`` (of the stage), ``risk`` (None before it is measured), ``loss`` by term,
     ``steps_per_second`` and ``seconds_left`` of the stage. A stage drops what it will write anew, and what
-    came behind it.
+    came behind it. Where its minutes ran out before its steps the last line of the file also has ``out_of_time``.
     Stands behind :class:`LossTerms`. Of several processes the first writes.
 
     Args:
@@ -208,6 +208,12 @@ class History:
         if is_first_process():
             engine.add_event_handler(Events.EPOCH_STARTED, self._start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _finish(self, engine: Engine) -> None:
+        if getattr(engine.state, "out_of_time", False):
+            *before, last = read_history(self.output_dir)
+            self._write([*before, {**last, "out_of_time": True}])
 
     def _start(self, engine: Engine) -> None:
         if not self._began:
