@@ -21,7 +21,7 @@ def test_the_wheel_holds_the_package_the_configs_and_the_licence(wheel):
     assert {n.removeprefix("cryoshuffle/configs/") for n in names if n.startswith("cryoshuffle/configs/")} == configs
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert "cryoshuffle/start.pt" in names
-    page = {"base.html", "index.html", "macros.html", "page.css", "page.html"}
+    page = {"base.html", "index.html", "macros.html", "page.css", "page.html", "page.js"}
     assert {f"cryoshuffle/report/{name}" for name in page} <= set(names)
     assert "cryoshuffle/simulation/templates/README.md" in names, "the notice of the molecules"
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from cryoshuffle.report.findings import findings
+from cryoshuffle.report.findings import findings, graded
+from cryoshuffle.report.verdict import SUBJECTS, Finding, verdict
 
 LATTICE = {"stride": 3, "scatter": 0.1}
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
+POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
+EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
 
 
@@ -114,3 +119,108 @@ def test_a_weight_above_all_is_told():
     assert not any("not quite known" in one.words for one in findings(None, refinement, {}))
     found = findings(None, {**refinement, "excessive": True}, {})
     assert any("has 1.70 times the network" in one.words for one in found)
+
+
+@pytest.mark.parametrize(
+    ("power", "level", "words"),
+    [
+        (POWER, "ok", "as strong as the measured noise: 1.00 times its power in the finest detail"),
+        (
+            {**POWER, "ratios": [0.66, 0.62, 0.5, 0.3]},
+            "bad",
+            "0.62 times the power of the measured noise in detail of 0.7",
+        ),
+        (
+            {**POWER, "ratios": [0.84, 0.95, 0.8, 0.5]},
+            "bad",
+            "0.84 times the power of the measured noise in detail of under",
+        ),
+        (
+            {**POWER, "ratios": [1.48, 1.38, 1.1, 0.7]},
+            "bad",
+            "1.48 times the power of the measured noise in detail of under",
+        ),
+        (
+            {**POWER, "ratios": [1.0, 1.1, 1.3, 2.7]},
+            "bad",
+            "2.70 times the power of the measured noise in detail of 2.8",
+        ),
+        ({**POWER, "ratios": [1.0, 0.95, 0.3, 0.1]}, "ok", "as strong as"),
+        ({"ratios": [0.8, 1.2, 1.3, 2.0], "errors": [0.1, 0.1, 0.2, 0.4]}, "ok", "as strong as"),
+    ],
+)
+def test_a_residual_below_or_above_the_noise_is_told(power, level, words):
+    """In fine detail both, in coarse detail, where noise stays in the result, above only; what may be chance is not."""
+    one, place = findings(None, None, {"power": {**power, "regions": EVEN}})
+    assert (one.level, one.subject, place.level) == (level, "power", "ok")
+    assert words in one.words
+    assert bool(one.advice) == (level == "bad")
+    rows = graded(None, {"power": power})
+    assert all(state.startswith("good") for *_, state in rows) == (level == "ok")
+
+
+@pytest.mark.parametrize(("ratio", "level"), [(0.76, "ok"), (0.7, "look"), (1.19, "ok"), (1.3, "look"), (1.21, "ok")])
+def test_a_place_whose_noise_is_not_as_modelled_is_named(ratio, level):
+    """Within the limits, but for chance, nowhere; beyond them by its middle."""
+    regions = {**EVEN, "ratios": [0.95, ratio, 1.05]}
+    _, place = findings(None, None, {"power": {**POWER, "regions": regions}})
+    assert (place.level, place.subject) == (level, "place")
+    assert ("z = 4, y = 5, x = 6" in place.words) == (level == "look")
+
+
+def test_a_fit_that_was_cut_short_is_told():
+    """With its stages and steps; one that took all its steps, or ended as its risk was flat, is not."""
+    line = {"stage": "refining", "step": 75, "steps": 175}
+    assert findings(None, None, {}, [line]) == []
+    (one,) = findings(None, None, {}, [{**line, "stage": "fitting"}, {**line, "out_of_time": True}])
+    assert (one.level, one.subject) == ("look", "time")
+    assert "cut short by --minutes: refining after step 75 of 175." in one.words
+
+
+def test_what_could_not_be_measured_is_to_be_looked_at():
+    (one,) = findings(None, None, {"not_measured": "too small"})
+    assert (one.level, one.subject) == ("look", "measured")
+
+
+def test_any_doubt_makes_doubt_any_look_makes_look_and_nothing_else():
+    """Of all mixtures of three findings; the order in which they stand does not matter."""
+    by_level = {"ok": "good", "look": "look", "bad": "doubt"}
+    for levels in itertools.product(by_level, repeat=3):
+        listed = [Finding(level, level, subject) for level, subject in zip(levels, SUBJECTS, strict=False)]
+        worst = max(levels, key=list(by_level).index)
+        for order in itertools.permutations(listed):
+            assert verdict(order).word == by_level[worst]
+    assert verdict([]).word == "good"
+
+
+def test_the_reason_is_the_first_in_the_order_of_worth():
+    """Of the findings of the worst level; a lesser one gives none, wherever it stands."""
+    listed = [Finding("bad", f"{subject} is bad.", subject, f"Mind {subject}.") for subject in SUBJECTS[1:]]
+    worst = verdict([Finding("look", "painted is odd.", SUBJECTS[0]), *reversed(listed)])
+    assert worst.words == f"doubt. {SUBJECTS[1]} is bad. Mind {SUBJECTS[1]}."
+    for first, second in itertools.pairwise(listed):
+        assert verdict([second, first]).reason == first.words
+    good = verdict([Finding("ok", "It is good.", "noise")])
+    assert good.words.startswith("good. All 1 checks are within their limits.")
+
+
+def test_every_finding_weighs_something_and_says_what_to_do():
+    """All that findings are of stands in the order of worth; what is not good has an advice, what is good has none."""
+    wrong = {
+        "power": {**POWER, "ratios": [2.0] * 4, "regions": {**EVEN, "ratios": [1.0, 2.0, 0.2]}},
+        "residual": {"low_frequency_correlation": 0.9},
+        "halves": {**HALVES, "beyond_chance": False},
+        "signal_left": {"ratio": 3.0, "scatter": 0.05, "where": [1, 2, 3]},
+        "seams": {"borders": 3.0, "halfway": 1.0},
+        "lattice": {"y": {**LATTICE, "excess": 3.0}},
+        "painted": {**PAINTED, "least": -0.5, "levels": [0.5, 1.5]},
+        "slopes": [-1.0, 1.0, 1.0, 1.0],
+        "not_measured": "too small",
+    }
+    refinement = {"trust": 0.2, "weight": 1.7, "excessive": True, "levels": False}
+    history = [{"stage": "refining", "step": 1, "steps": 2, "out_of_time": True}]
+    listed = findings({"clean": False, "reason": "measured"}, refinement, wrong, history)
+    assert sorted(one.subject for one in listed) == sorted(SUBJECTS)
+    assert all(one.level != "ok" and one.advice for one in listed)
+    fine = findings({"clean": True, "reason": "measured"}, {"trust": 0.8}, {"power": {**POWER, "regions": EVEN}})
+    assert all(one.level == "ok" and not one.advice for one in fine)

@@ -442,7 +442,8 @@ def test_a_finished_run_keeps_no_states_and_says_what_it_keeps(tmp_path, capsys)
         "model.pt", "blind.pt", "fit.json", "history.jsonl", "noise.json", "provenance.json",
         "refinement.json", "report.html", "report.json", "result.png", "run.log",
     }  # fmt: skip
-    last = capsys.readouterr().out.splitlines()[-1]
+    *_, last, verdict = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("verdict:    ")
     assert last.startswith(
         f"folder:     {run} has report, log and checksums, and the network for cryoshuffle apply {run}"
     )

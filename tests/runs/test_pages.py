@@ -18,9 +18,12 @@ import torch
 from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
-from cryoshuffle.report import findings as judged
+from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.report import measurement as measured
+from cryoshuffle.report.findings import findings
 from cryoshuffle.report.log import read_history
-from cryoshuffle.report.page import FINDINGS_NAME, PAGE_NAME
+from cryoshuffle.report.page import FINDINGS_NAME, PAGE_NAME, read_verdict
 from cryoshuffle.scores.shells import fourier_shell_correlation
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
@@ -92,10 +95,13 @@ def test_the_page_needs_nothing_but_itself_and_can_be_heard(run):
     )
     assert "default-src 'none'" in str(page.of("meta"))
     assert not re.search(r"url\(|@import", text)
-    assert len(page.of("img")) == 9
+    assert len(page.of("img")) == 3 * (15 + 1 + 1)
     assert all(picture["alt"] for picture in page.of("img"))
-    assert len(page.of("input")) == 3
+    assert len(page.of("input")) == 3 + 1
     assert all(slider["aria-label"] for slider in page.of("input"))
+    assert len(page.of("figcaption")) == len(page.of("svg")), "each chart is explained"
+    assert text.index('class="verdict') < text.index("<h1>")
+    assert len(text) < 3_000_000
     assert all(chart["aria-label"] for chart in page.of("svg"))
     assert len({chart["viewbox"] for chart in page.of("svg")}) == 1, "one size for all charts"
     assert page.of("html") == [{"lang": "en"}]
@@ -120,7 +126,9 @@ def test_the_page_is_written_anew_and_only_of_a_run(run, tmp_path, capsys):
     (again / PAGE_NAME).unlink()
     assert main(["report", str(again)]) == 0
     assert (again / PAGE_NAME).read_bytes() == (run / PAGE_NAME).read_bytes()
-    assert "report:" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "report:" in said
+    assert said.splitlines()[-1] == f"verdict:    {read_verdict(again)}"
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no finished run" in capsys.readouterr().err
     other = shutil.copytree(run, tmp_path / "moved_run")
@@ -129,11 +137,86 @@ def test_the_page_is_written_anew_and_only_of_a_run(run, tmp_path, capsys):
     (other / "provenance.json").write_text(json.dumps(provenance))
     assert main(["report", str(other)]) == 2
     assert "gone.mrc: there is no such file" in capsys.readouterr().err
-    (other / "result.png").write_bytes(b"no picture")
-    provenance["output"]["path"] = provenance["input"]["path"]
-    (other / "provenance.json").write_text(json.dumps(provenance))
+    (tmp_path / "gone.mrc").write_bytes(b"no volume")
     assert main(["report", str(other)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_verdict_is_one_and_the_same(run):
+    """At the head of the page, in report.json, in a line; as its findings say. Without a report there is none."""
+    report = json.loads((run / FINDINGS_NAME).read_text())
+    verdict, levels = report["verdict"], {one["level"] for one in report["findings"]}
+    assert verdict["word"] == ("doubt" if "bad" in levels else "look" if "look" in levels else "good")
+    text = html.unescape((run / PAGE_NAME).read_text(encoding="utf-8"))
+    assert f"{verdict['reason']} {verdict['advice']}</p>" in text[: text.index("<h1>")]
+    assert read_verdict(run) == f"{verdict['word']}. {verdict['reason']} {verdict['advice']}"
+    assert read_verdict(run.parent) == ""
+
+
+def _with_noise(run: Path, place: Path, spectrum: torch.Tensor, result: np.ndarray) -> Path:
+    """A copy of a run with another result, and a model that keeps the noise."""
+    shutil.copytree(run, place)
+    provenance = json.loads((place / "provenance.json").read_text())
+    model = place / "model.pt"
+    save_whole({**load_plain(model), "noise": {"spectrum": spectrum, "levels": False}}, model)
+    provenance["network"]["path"] = str(model)
+    provenance["output"]["path"] = str(write_mrc(place / "result.mrc", result))
+    (place / "provenance.json").write_text(json.dumps(provenance))
+    return place
+
+
+@pytest.mark.parametrize(("factor", "smoothed"), [(1.0, False), (1.5, False), (0.67, False), (1.0, True)])
+def test_noise_that_was_misjudged_is_an_alarm(run, tmp_path, caplog, factor, smoothed):
+    """Too strong, too weak, or the signal gone: console, report and verdict say so. Of the very truth there is no word.
+
+    The noise is white, of a deviation of 10 grey values.
+    """
+    tomogram = mrcfile.read(json.loads((run / "provenance.json").read_text())["input"]["path"])
+    z, y, x = np.indices(tomogram.shape, dtype=np.float32)
+    truth = 100 + 10 * ((z - 12) ** 2 + (y - 50) ** 2 + (x - 40) ** 2 < 64).astype(np.float32)
+    flat = 100 + np.random.default_rng(0).standard_normal(tomogram.shape).astype(np.float32) / 100
+    spectrum = torch.full((64, 64, 33), factor * 100 / float(tomogram.var()))
+    place = _with_noise(run, tmp_path / "a_run", spectrum, flat if smoothed else truth)
+    assert main(["report", str(place)]) == 0
+    report = json.loads((place / FINDINGS_NAME).read_text())
+    levels = {one["level"] for one in report["findings"] if one["subject"] == "power"}
+    wrong = factor != 1 or smoothed
+    assert levels == {"bad" if wrong else "ok"}
+    assert ("times the power of the measured noise" in caplog.text) == wrong
+    assert ("the power of the measured noise" in read_verdict(place)) == wrong
+    assert (report["verdict"]["word"] == "doubt") == wrong
+
+
+def test_a_fit_that_was_cut_short_is_an_alarm(run, tmp_path, caplog):
+    """In the history of the run, so on the page and the console."""
+    place = shutil.copytree(run, tmp_path / "a_run")
+    assert main(["report", str(place)]) == 0
+    assert "cut short" not in caplog.text
+    *lines, last = (place / "history.jsonl").read_text().splitlines()
+    short = json.dumps({**json.loads(last), "out_of_time": True})
+    (place / "history.jsonl").write_text("\n".join([*lines, short]) + "\n")
+    assert main(["report", str(place)]) == 0
+    assert "cut short by --minutes" in caplog.text
+    assert "cut short by --minutes" in (place / PAGE_NAME).read_text(encoding="utf-8")
+
+
+def test_errors_are_laid_over_the_result_where_the_run_has_some(run, tmp_path):
+    """A button and a legend in grey values; without errors neither."""
+    place = shutil.copytree(run, tmp_path / "a_run")
+    provenance = json.loads((place / "provenance.json").read_text())
+    shape = mrcfile.read(provenance["input"]["path"]).shape
+    errors = np.linspace(2, 3, shape[2], dtype=np.float32) + np.zeros(shape, np.float32)
+    before = (run / PAGE_NAME).read_text(encoding="utf-8")
+    provenance["error"] = {"path": str(write_mrc(place / "error.mrc", errors)), "sha256": ""}
+    (place / "provenance.json").write_text(json.dumps(provenance))
+    assert main(["report", str(place)]) == 0
+    after = (place / PAGE_NAME).read_text(encoding="utf-8")
+    for words in ('<button type="button" data-show="error"', "standard error, grey values"):
+        assert words in after
+        assert words not in before
+    legend = re.search(r'class="legend"><span>(\S+)</span><span class="ramp"></span><span>(\S+)</span>', after)
+    assert legend is not None
+    assert [float(end) for end in legend.groups()] == pytest.approx([2, 3], abs=0.03)
 
 
 def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
@@ -152,9 +235,9 @@ def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
 
 def test_halves_are_compared_in_the_middle_the_page_is_of(halved, monkeypatch):
     """As large as the rest of the page's numbers, which bounds its memory; of the whole it is another curve."""
-    monkeypatch.setattr(judged, "_SIDE", 32)
+    monkeypatch.setattr(measured, "_SIDE", 32)
     paths = [str(halved / f"{name}.mrc") for name in ("in", "out", "even", "odd")]
-    found = judged.measure(*paths[:2], [1, 1, 1], halves=paths[2:])["halves"]
+    found = measured.measure(*paths[:2], [1, 1, 1], halves=paths[2:])["halves"]
     even, odd = (_volume(path)[:, 16:48, 16:48] for path in paths[2:])
     assert found["fsc"] == pytest.approx(fourier_shell_correlation(even, odd)[1])
     assert len(found["fsc"]) < len(fourier_shell_correlation(*map(_volume, paths[2:]))[1])
@@ -165,10 +248,10 @@ def test_halves_that_share_nothing_or_are_gone_are_said_so(halved, tmp_path):
     noise = np.random.default_rng(5).standard_normal((2, 24, 64, 64)).astype(np.float32)
     paths = [str(write_mrc(tmp_path / f"{index}.mrc", half)) for index, half in enumerate(noise)]
     files = str(halved / "in.mrc"), str(halved / "out.mrc")
-    numbers = judged.measure(*files, [1, 1, 1], halves=paths)
-    said = {one.words: one.level for one in judged.findings(None, None, numbers)}
+    numbers = measured.measure(*files, [1, 1, 1], halves=paths)
+    said = {one.words: one.level for one in findings(None, None, numbers)}
     assert [level for words, level in said.items() if "agree at no frequency beyond chance" in words] == ["look"]
-    numbers = judged.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
+    numbers = measured.measure(*files, [1, 1, 1], halves=[paths[0], str(tmp_path / "gone.mrc")])
     assert "gone.mrc" in numbers["halves_not_measured"]
     assert "halves" not in numbers
     assert "residual" in numbers
@@ -212,10 +295,10 @@ def test_seams_are_looked_for_at_the_borders_of_the_windows(halved, run, tmp_pat
     result[:, 24:48] += 4 * result.std()
     files = str(halved / "in.mrc"), str(write_mrc(tmp_path / "seamed.mrc", result))
     for side in (160, 40):
-        monkeypatch.setattr(judged, "_SIDE", side)
+        monkeypatch.setattr(measured, "_SIDE", side)
         levels = []
         for window in ([24, 24, 64], [24, 20, 64]):
-            found = judged.findings(None, None, judged.measure(*files, [1, 1, 1], window=window))
+            found = findings(None, None, measured.measure(*files, [1, 1, 1], window=window))
             levels += [one.level for one in found if "windows it was" in one.words]
         assert levels == ["look", "ok"]
 
@@ -250,13 +333,29 @@ def test_programs_get_a_line_an_epoch(tmp_path, capsys):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the page with")
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (360, True)])
 def test_a_browser_shows_the_page(run, tmp_path, width, dark):
-    """Nothing is wider than the window, all pictures are shown, the slider moves the line."""
-    asked = (
-        "<script>const s=document.querySelector('input');s.value=20;s.dispatchEvent(new Event('input'));"
-        "document.title=JSON.stringify({wide:document.documentElement.scrollWidth,"
-        "shown:[...document.images].every(i=>i.naturalWidth>0),cut:s.previousElementSibling.style.cssText,"
-        "paper:getComputedStyle(document.body).backgroundColor})</script></body>"
-    )
+    """Nothing is wider than the window, all pictures are shown; line, slices, layers and zoom do what they say."""
+    asked = """<script>
+const viewer = document.querySelector(".viewer"), view = viewer.querySelector(".view");
+const shown = (name) => getComputedStyle(viewer.querySelector(".slice:not([hidden]) ." + name)).display !== "none";
+function slide(name, value) {
+  const slider = viewer.querySelector(name); slider.value = value; slider.dispatchEvent(new Event("input"));
+}
+const bar = () => viewer.querySelector(".length").getBoundingClientRect().width;
+const told = {wide: document.documentElement.scrollWidth, plane: view.clientWidth, room: viewer.clientWidth,
+  shown: [...document.images].every((i) => i.naturalWidth > 0), paper: getComputedStyle(document.body).backgroundColor};
+slide(".cut", 20); slide(".pick", 0);
+told.cut = view.style.cssText;
+told.slices = [...viewer.querySelectorAll(".slice")].map((slice) => !slice.hidden);
+told.name = viewer.querySelector("output").textContent;
+told.before = [viewer.querySelector(".words").textContent, shown("residual")];
+view.dispatchEvent(new KeyboardEvent("keydown", {key: "+"}));
+viewer.querySelector("button[data-zoom]").click();
+told.scale = [viewer.querySelector(".words").textContent, bar() / view.clientWidth];
+told.zoom = view.style.getPropertyValue("--zoom");
+viewer.querySelector("button[data-show=residual]").click();
+told.after = shown("residual");
+document.title = JSON.stringify(told);
+</script></body>"""
     copy = tmp_path / "page.html"
     copy.write_text((run / PAGE_NAME).read_text(encoding="utf-8").replace("</body>", asked), encoding="utf-8")
     call = [
@@ -269,7 +368,15 @@ def test_a_browser_shows_the_page(run, tmp_path, width, dark):
     told = json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", shown)[0]))
     # Headless Chromium has windows of 500 pixels at least.
     assert told["wide"] <= max(width, 500)
+    assert told["plane"] == told["room"]
     assert told["shown"]
     assert "--cut: 20%" in told["cut"]
+    assert told["slices"] == [True] + 14 * [False]
+    assert told["name"] == "xy, z = 0"
+    assert float(told["zoom"]) == 2.25
+    words, share = told["scale"]
+    assert told["before"] == ["10 nm", False]
+    assert (words, share) == ("5 nm", pytest.approx(2.25 * 5 / 80, rel=0.02))
+    assert told["after"]
     assert told["paper"] == ("rgb(22, 24, 26)" if dark else "rgb(255, 255, 255)")
     assert (tmp_path / "page.png").stat().st_size > 10_000

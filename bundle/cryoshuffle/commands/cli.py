@@ -333,9 +333,10 @@ def _evaluate(options: EvaluateCommand) -> int:
 
 
 def _page(options: ReportCommand) -> int:
-    from cryoshuffle.report.page import write_page
+    from cryoshuffle.report.page import read_verdict, write_page
 
     _say(report=write_page(options.folder, options.permissive))
+    print(f"{'verdict:':12}{read_verdict(options.folder)}")
     return 0
 
 
@@ -400,6 +401,8 @@ def _network_of(path: str) -> Any:
 
 
 def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
+    from cryoshuffle.report.page import read_verdict
+
     beside = {name: path for name in ("residual", "error") if (path := getattr(options, name)) is not None}
     extras = {"report": folder / "report.html", "picture": folder / "result.png", "log": folder / "run.log"}
     _say(options.json_lines, result=options.output, **beside, **extras)
@@ -408,6 +411,7 @@ def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
         network = folder / "model.pt"
         more = f", and the network for cryoshuffle apply {network}" if network.is_file() else ""
         print(f"{'folder:':12}{folder} has report, log and checksums{more}; {size:.0f} MB")
+        print(f"{'verdict:':12}{read_verdict(folder)}")
 
 
 def _say(as_json: bool = False, /, **paths: Any) -> None:

@@ -30,6 +30,7 @@ class Chart:
         y_ticks: position and text of each.
         levels: position and text of lines across the chart.
         box: left, top, right and bottom of the part that curves are in.
+        explanation: a sentence on how to read it, for the page.
     """
 
     title: str
@@ -40,6 +41,7 @@ class Chart:
     y_ticks: list[tuple[float, str]]
     levels: list[tuple[float, str]]
     box: tuple[float, float, float, float]
+    explanation: str = ""
 
 
 def _ticks(low: float, high: float, parts: int, least: float = 0.0) -> list[float]:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,16 +18,25 @@ from PIL import Image
 
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import write_json, write_text
-from cryoshuffle.inference.checkpoints import read_model_settings
+from cryoshuffle.inference.checkpoints import load_plain, read_model_settings
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
-from cryoshuffle.report.findings import findings, measure, painted_findings, voxel_size
+from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
+from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
 from cryoshuffle.report.pictures import PICTURE_NAME, picture_planes
+from cryoshuffle.report.slices import ERROR_COLOURS, read_slices
+from cryoshuffle.report.verdict import Finding, verdict
 from cryoshuffle.scores.evaluation import fsc_curves, rows
 
 PAGE_NAME = "report.html"
 FINDINGS_NAME = "report.json"
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
+# What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
+_ALARMS = ("place", "time")
+# What it heard of before the page was written.
+_SAID = ("noise", "excess")
+# Share of the residual in the result from which on there is too little of it left to tell its power.
+_MOSTLY_GIVEN_BACK = 0.5
 _THUMBNAIL = 96
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -37,7 +46,28 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-_TEMPLATES.globals.update(width=WIDTH, height=HEIGHT, row=ROW, marks=_MARKS, score_rows=rows)
+_TEMPLATES.globals.update(
+    width=WIDTH, height=HEIGHT, row=ROW, marks=_MARKS, score_rows=rows, error_colours=ERROR_COLOURS
+)
+
+
+_POWER_CURVE = (
+    "How strong result and residual are from coarse detail, left, to fine detail, right: good is a result that falls "
+    "below the residual where the noise outweighs the signal."
+)
+_SHARED_CURVE = (
+    "Good is near 0 at every frequency: above 0 the residual holds signal, or the result noise; below 0 the result "
+    "makes signal stronger than it is."
+)
+_RISK_CURVE = (
+    "The error of the network on voxels that no step has seen, noise included: good is a curve that falls and then "
+    "stays flat; one that still falls at its end would gain from more steps."
+)
+_HALVES_CURVE = (
+    "Where the first curve is above the line both halves hold the same signal; the second curve estimates how well "
+    "their mean shows the true signal."
+)
+_SCORE_CURVE = "The higher the better, and good where the denoised curve is above the noisy one."
 
 
 def _read(path: Path) -> Any:
@@ -56,15 +86,6 @@ def _data_url(picture: Image.Image) -> str:
         return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
 
 
-def _planes(folder: Path) -> list[dict[str, Any]]:
-    """The planes of the picture of a run: name, width, and addresses of before, after and residual."""
-    planes: dict[str, dict[str, Any]] = {}
-    for name, tile in picture_planes(folder / PICTURE_NAME).items():
-        column, plane = name.split(", ", 1)
-        planes.setdefault(plane, {"name": plane, "width": tile.width})[column] = _data_url(tile)
-    return list(planes.values())
-
-
 def _curves(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Spectra of result and residual, and the risk of each stage."""
     charts = []
@@ -78,16 +99,19 @@ def _curves(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) ->
                 {"residual, result": "shell_correlation"},
             )
         )
-        charts.append(line_chart("Power by spatial frequency", power, label, "grey values squared", logarithmic=True))
-        charts.append(
-            line_chart("What result and residual have in common", shared, label, "correlation", reach=(-1, 1))
-        )
+        title = "Power by spatial frequency"
+        chart = line_chart(title, power, label, "grey values squared", logarithmic=True)
+        charts.append(replace(chart, explanation=_POWER_CURVE))
+        title = "What result and residual have in common"
+        chart = line_chart(title, shared, label, "correlation", reach=(-1, 1))
+        charts.append(replace(chart, explanation=_SHARED_CURVE))
     for stage in dict.fromkeys(line["stage"] for line in history):
         points = [
             (line["step"], line["risk"]) for line in history if line["stage"] == stage and line["risk"] is not None
         ]
         if len(points) > 1:
-            charts.append(line_chart(f"Held-out risk while {stage}", {"risk": points}, "step", "risk"))
+            chart = line_chart(f"Held-out risk while {stage}", {"risk": points}, "step", "risk")
+            charts.append(replace(chart, explanation=_RISK_CURVE))
     return charts
 
 
@@ -107,7 +131,8 @@ def _halves_chart(numbers: Mapping[str, Any]) -> Chart:
         "even half, odd half": (halves["frequency"], halves["fsc"]),
         "their mean, its own signal (estimated)": (halves["frequency"], halves["mean_fsc"]),
     }
-    return fsc_chart("Agreement of the halves", curves, [halves["threshold"]], voxel_size(numbers))
+    chart = fsc_chart("Agreement of the halves", curves, [halves["threshold"]], voxel_size(numbers))
+    return replace(chart, explanation=_HALVES_CURVE)
 
 
 def _score_charts(scores: Mapping[str, Any], numbers: Mapping[str, Any]) -> list[Chart]:
@@ -118,7 +143,8 @@ def _score_charts(scores: Mapping[str, Any], numbers: Mapping[str, Any]) -> list
         curves = {key: curve for key, curve in fsc_curves(scores).items() if key.endswith(f", {words}")}
         if curves:
             threshold = scores[name]["threshold"]
-            charts.append(fsc_chart(f"Agreement with the {words}", curves, [threshold], voxel_size(numbers)))
+            chart = fsc_chart(f"Agreement with the {words}", curves, [threshold], voxel_size(numbers))
+            charts.append(replace(chart, explanation=_SCORE_CURVE))
     return charts
 
 
@@ -150,8 +176,35 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
     return path
 
 
+def _noise_scale(provenance: Mapping[str, Any], deviation: float) -> NoiseScale | None:
+    """The noise that the model of a run keeps; None where it keeps none, or the result has much of the residual."""
+    path, detail = Path(provenance["network"]["path"]), float(provenance["settings"].get("detail") or 0.0)
+    noise = load_plain(path).get("noise") if path.is_file() and detail < _MOSTLY_GIVEN_BACK else None
+    return None if noise is None else NoiseScale(noise["spectrum"], bool(noise["levels"]), deviation, detail)
+
+
+def _warn(listed: Sequence[Finding]) -> None:
+    """Tell the console of what is wrong with a result, but for what it heard before."""
+    for one in listed:
+        if one.subject not in _SAID and (one.level == "bad" or (one.level == "look" and one.subject in _ALARMS)):
+            logger.warning("%s %s", one.words, one.advice)
+
+
+def read_verdict(folder: str | os.PathLike[str]) -> str:
+    """The verdict on a finished run in a line, as its report has it; empty where there is no report.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        FileError: if ``report.json`` cannot be read.
+    """
+    report = _read(Path(folder) / FINDINGS_NAME)
+    return "" if report is None else str(report["verdict"]["words"])
+
+
 def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path:
-    """Write ``report.html`` of a finished run, and ``report.json`` with its findings and numbers for programs.
+    """Write ``report.html`` of a finished run, and ``report.json`` with verdict, findings and numbers for programs.
 
     Args:
         folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
@@ -178,25 +231,29 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     strides = [1, 1, 1] if stride is None else list(stride)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
     window = provenance.get("window_zyx")
-    numbers = measure(source, result, strides, permissive, bool(settings["fill_nan"]), window, settings.get("halves"))
+    fill_nan, error = bool(settings["fill_nan"]), (provenance.get("error") or {}).get("path")
+    shown = read_slices(source, result, error, permissive, fill_nan, place)
+    scale = _noise_scale(provenance, shown.deviation)
+    numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale)
     scores = _read(place / "evaluation.json")
     refinement = _read(place / "refinement.json") if noise is not None else None
     history = read_history(place) if noise is not None else []
-    listed = findings(noise, refinement, numbers)
-    # What is not clean was told before the fit.
-    for one in painted_findings(refinement, numbers):
-        if one.level == "bad":
-            logger.warning(one.words)
-    write_json({"findings": [asdict(one) for one in listed], "numbers": numbers}, place / FINDINGS_NAME)
+    listed = findings(noise, refinement, numbers, history)
+    outcome = verdict(listed)
+    _warn(listed)
+    report = {"verdict": {**asdict(outcome), "words": outcome.words}, "findings": [asdict(one) for one in listed]}
+    write_json({**report, "numbers": numbers}, place / FINDINGS_NAME)
     sizes = numbers["voxel_size_zyx"]
     page = _TEMPLATES.get_template("page.html").render(
         title=Path(result).name,
         source=Path(source).name,
         run=provenance,
         numbers=numbers,
+        verdict=outcome,
         findings=listed,
+        graded=graded(noise, numbers),
         voxel_size="voxel size unknown" if sizes is None else " × ".join(f"{n:.4g}" for n in sizes) + " Å a voxel",
-        planes=_planes(place),
+        shown=shown,
         noise=noise,
         noise_rows=_noise_rows(noise),
         halves_chart=_halves_chart(numbers) if "halves" in numbers else None,

@@ -29,13 +29,22 @@ _MARGIN, _TITLE = 8, 16
 _COLUMNS = ("before", "after", "residual")
 
 
-def _stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+def stretch(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    """A plane as bytes, black where it is ``low`` or less and white where it is ``high`` or more."""
     scaled = (plane - low) / (high - low if high > low else 1.0)
     return (np.clip(scaled, 0, 1) * 255).astype(np.uint8)
 
 
-def _across(volume: Tensor, axis: int, index: int) -> np.ndarray:
-    """The plane across an axis; it lies in nearly every page of a volume on disk, so not all of it at once."""
+def plane_across(volume: Tensor, axis: int, index: int) -> np.ndarray:
+    """The plane across an axis of a volume.
+
+    It lies in nearly every page of a volume on disk, so not all of it is read at once.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+        axis: number of the axis.
+        index: along it.
+    """
     parts = (volume[part].select(axis, index) for part in scratch.sections(volume.shape, 0))
     return np.concatenate([part.numpy().copy() for part in parts])
 
@@ -65,7 +74,9 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
         raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
     one, two = before.detach().float().cpu(), after.detach().float().cpu()
     z, y, x = (n // 2 for n in one.shape)
-    planes: list[list[np.ndarray]] = [[v[z].numpy(), _across(v, 1, y), _across(v, 2, x).T] for v in (one, two)]
+    planes: list[list[np.ndarray]] = [
+        [v[z].numpy(), plane_across(v, 1, y), plane_across(v, 2, x).T] for v in (one, two)
+    ]
     planes.append([a - b for a, b in zip(*planes, strict=True)])
     scales = []
     for shown in planes:
@@ -78,7 +89,7 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     shrink = max(1, -(-max(one.shape) // largest))
     tiles = [
         [
-            Image.fromarray(np.ascontiguousarray(_stretch(plane, *scale)[::-shrink, ::shrink])).resize(
+            Image.fromarray(np.ascontiguousarray(stretch(plane, *scale)[::-shrink, ::shrink])).resize(
                 (max(1, plane[:, ::shrink].shape[1] * zoom), max(1, plane[::shrink].shape[0] * zoom)),
                 Image.Resampling.NEAREST,
             )

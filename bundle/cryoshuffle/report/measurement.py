@@ -1,0 +1,167 @@
+"""The numbers of a page: what can be told of a tomogram and its result without a truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from cryoshuffle.boxes import middle
+from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files.formats import load_tomogram, tomogram_shape
+from cryoshuffle.files.intensity import FillNotFinite
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.noise.spectrum import full_spectrum
+from cryoshuffle.scores.artefacts import (
+    detail_slopes,
+    painted_noise,
+    residual_levels,
+    residual_power,
+    seam_metric,
+    signal_left,
+)
+from cryoshuffle.scores.evaluation import evaluate, halves_agreement
+
+# The middle of a volume, that its numbers are from; a page should not take long.
+_SIDE = 160
+# More of it, for what differs from place to place.
+_AROUND = 320
+
+
+def _seams(result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int]) -> dict[str, Any]:
+    """Jumps at the borders of windows, of a part of a volume that begins at ``start``; empty without a border in it."""
+    first = [-a % w for a, w in zip(start, window, strict=True)]
+    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
+    try:
+        borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
+    except InputError:
+        return {}
+    return {"seams": {"window": list(window), "borders": borders, "halfway": halfway}}
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """The noise of a tomogram as a model keeps it, and what it takes to compare a residual with it.
+
+    Attributes:
+        spectrum: half of its power spectrum, of the standardised tomogram.
+        levels: whether it was taken for as strong as the finest detail is from place to place.
+        deviation: standard deviation of the whole tomogram, grey values.
+        detail: share of the residual that was given back to the result.
+    """
+
+    spectrum: Tensor
+    levels: bool
+    deviation: float
+    detail: float = 0.0
+
+
+def _power(
+    middles: Sequence[Tensor], around: Sequence[Tensor], noise: NoiseScale, start: Sequence[int]
+) -> dict[str, Any]:
+    """Power of the residual beside the noise, of the middle by band, of more of the volume by region.
+
+    Args:
+        middles: of tomogram and result, grey values.
+        around: more of the same.
+        noise: of the tomogram.
+        start: of what is around, voxels.
+    """
+    spectrum = full_spectrum(noise.spectrum)
+
+    def standard(volumes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        before, after = ((volume - volumes[0].mean()) / noise.deviation for volume in volumes)
+        return before, before - (before - after) / (1 - noise.detail)
+
+    regions = residual_levels(*standard(around), spectrum, noise.levels)
+    regions["places"] = [[a + b for a, b in zip(start, place, strict=True)] for place in regions["places"]]
+    return {**residual_power(*standard(middles), spectrum), "regions": regions}
+
+
+def measure(
+    noisy: str,
+    output: str,
+    strides: Sequence[int],
+    permissive: bool = False,
+    fill_nan: bool = False,
+    window: Sequence[int] | None = None,
+    halves: Sequence[str] | None = None,
+    noise: NoiseScale | None = None,
+) -> dict[str, Any]:
+    """The numbers of a page, of the middle of a tomogram and its result.
+
+    Args:
+        noisy: path of the tomogram.
+        output: path of the result.
+        strides: of the lattice along (Z, Y, X), voxels.
+        permissive: also take MRC files whose header breaks the standard.
+        fill_nan: put the mean of the others where voxels of the tomogram are not finite.
+        window: that it was denoised in, along (Z, Y, X), voxels; None where that is not known.
+        halves: paths of the even and the odd one; None for none.
+        noise: of the tomogram as it was modelled; None where that is not known.
+
+    Returns:
+        what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, ``signal_left`` of it, with its place
+        in the whole volume, ``slopes`` of it and ``painted`` of more of the volume
+        (:mod:`cryoshuffle.scores.artefacts`), ``seams`` where a border is in it, ``power`` of the residual beside
+        the noise where that is known, ``voxel_size_zyx`` (Å) where it is known, and the ``full_shape``. Where the
+        volume is too small for them, ``not_measured`` says so instead.
+        ``halves`` is :func:`cryoshuffle.scores.evaluation.halves_agreement` of the same middle, or
+        ``halves_not_measured`` says why not.
+
+    Raises:
+        FileError, InputError: if a file is missing, cannot be read, or is not the size of the other.
+    """
+    full = tomogram_shape(noisy, permissive)
+    if tomogram_shape(output, permissive) != full:
+        raise InputError(f"{output}: is not of the size of {noisy}, name the tomogram it was made from")
+    images = [load_tomogram(path, permissive, largest=_AROUND) for path in (noisy, output)]
+    fill = FillNotFinite(fill_nan)
+
+    def crop(image: MetaTensor, side: int = _SIDE) -> Tensor:
+        return central_crop(torch.as_tensor(fill(image)).as_subclass(Tensor), side)[0]
+
+    before, after = (crop(image) for image in images)
+    sizes = images[0].meta.get("voxel_size_zyx")
+    numbers: dict[str, Any] = {
+        "full_shape": list(full),
+        "voxel_size_zyx": None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes],
+    }
+    start = [part.start for part in middle(full, _SIDE)]
+    try:
+        numbers.update(evaluate(after, noisy=before, stride=list(strides)))
+        signal = signal_left(before, after)
+        numbers["slopes"] = detail_slopes(before, after)
+        whole = [crop(image, _AROUND) for image in images]
+        painted = painted_noise(*whole)
+    except InputError as error:
+        numbers["not_measured"] = str(error)
+    else:
+        numbers["signal_left"] = {**signal, "where": [a + b for a, b in zip(start, signal["where"], strict=True)]}
+        around = [part.start for part in middle(full, _AROUND)[1:]]
+        numbers["painted"] = {**painted, "where": [a + b for a, b in zip(around, painted["where"], strict=True)]}
+        if noise is not None:
+            numbers["power"] = _power((before, after), whole, noise, [part.start for part in middle(full, _AROUND)])
+        if window is not None:
+            numbers.update(_seams(after, window, strides, start))
+    if halves is not None:
+        try:
+            even, odd = (crop(load_tomogram(path, permissive, largest=_SIDE, beside=noisy)) for path in halves)
+            numbers["halves"] = halves_agreement(even, odd, voxel_size(numbers))
+        except (FileError, InputError) as error:
+            numbers["halves_not_measured"] = str(error)
+    return numbers
+
+
+def voxel_size(numbers: Mapping[str, Any]) -> float | None:
+    """The voxel size in Å; None where it is not known, or not the same along all axes.
+
+    Args:
+        numbers: of :func:`measure`.
+    """
+    sizes = numbers["voxel_size_zyx"]
+    return sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
