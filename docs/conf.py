@@ -1,8 +1,10 @@
 """Sphinx: the documentation site, from these pages, the docstrings and the configs."""
 
 import contextlib
+import importlib.util
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,10 +15,19 @@ project = "cryoshuffle"
 author = "the cryoshuffle developers"
 release = json.loads((ROOT / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# Buttons that copy a command; without them the site is the same.
+if importlib.util.find_spec("sphinx_copybutton") is not None:
+    extensions.append("sphinx_copybutton")
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"cryoshuffle {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+# The address of the repository, which the checkout does not know: REPOSITORY=https://... sphinx-build docs site
+if repository := os.environ.get("REPOSITORY"):
+    link = {"name": "Repository", "url": repository, "html": "Repository", "class": ""}
+    html_theme_options = {"footer_icons": [link]}
 myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints = "signature"
