@@ -528,6 +528,9 @@ class RelionJobCommand(BatchCommand):
     summary = "the batch as an External job of RELION"
     description = (
         "What an External job of RELION 5 calls: cryoshuffle batch, and then the files that RELION waits for.")
+    examples = (
+        "cryoshuffle relion-job --in_mics Tomograms/job010/tomograms.star --o External/job011/ --j 8",
+        "cryoshuffle relion-job tomograms.star --o External/job011/ --effort fast")
     inputs: Sequence[str] = option([], metavar="LIST", nargs="*", help="as for cryoshuffle batch")
     in_mics: str | None = option(None, given_flag="--in_mics", metavar="LIST", help=
         "one more list, a tomograms.star that was given to the job as its input micrographs")
@@ -544,6 +547,9 @@ class RelionShimCommand(RunCommand, OutputOptions, FitOptions):
     description = (
         "Write executables with the names of cryoCARE's. A Denoise job of RELION 5 that is given their folder denoises "
         "each tomogram from itself, with the options that are given here.")
+    examples = (
+        "cryoshuffle relion-shim cryocare_bin",
+        "cryoshuffle relion-shim cryocare_bin --effort fast --tilt-axis y")
     of_many = True
     folder: str = required("folder for the executables", metavar="DIR")
 
