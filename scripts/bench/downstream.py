@@ -326,14 +326,17 @@ def case_table(results: Sequence[Result], case: str) -> str:
 
 
 def losses(results: Sequence[Result], case: str) -> str:
-    """A sentence on what each denoised input loses against the noisy one, and a sentence where it loses nothing."""
-    lost = []
-    for name in ("fast", "auto"):
-        for task, label in TASKS.items():
-            before, after = (value(results, case, one, task, "ap") for one in ("noisy", name))
-            if before is not None and after is not None and after < before:
-                lost.append(f"{label} {after - before:+.2f} ({INPUTS[name].replace('**', '')})")
-    return f"Average precision lost against the noisy tomogram: {', '.join(lost) if lost else 'none'}."
+    """A sentence on what denoised inputs lose against the noisy tomogram, and one against the Gaussian."""
+    sentences = []
+    for reference, what in (("noisy", "the noisy tomogram"), ("gaussian", "the Gaussian")):
+        lost = []
+        for name in ("fast", "auto"):
+            for task, label in TASKS.items():
+                before, after = (value(results, case, one, task, "ap") for one in (reference, name))
+                if before is not None and after is not None and round(after - before, 2) < 0:
+                    lost.append(f"{label} {after - before:+.2f} ({INPUTS[name].replace('**', '')})")
+        sentences.append(f"Average precision lost against {what}: {', '.join(lost) if lost else 'none'}.")
+    return " ".join(sentences)
 
 
 def section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:

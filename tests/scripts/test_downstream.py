@@ -243,7 +243,9 @@ def test_the_section_tells_losses_and_stays_beside_the_others(downstream):
     text = downstream.section(results, settings)
     assert "| noisy tomogram | 0.75 (0.50, 0.25) | – | – | 0.25 (0.12) | – |" in text
     assert "| chance | – | – | – | 0.05 | – |" in text
-    assert "templates -0.25 (cryoshuffle, `--effort fast`)" in text.replace("\n", " ")
+    plain = text.replace("\n", " ")
+    assert "lost against the noisy tomogram: templates -0.25 (cryoshuffle, `--effort fast`)." in plain
+    assert "lost against the Gaussian: none." in plain
     assert "ridge filter +" not in text
     assert "To find: 3 ribosomes, 9 molecules, 5.0% membrane (seed 0)." in text
     page = downstream.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", text, downstream.BEGIN, downstream.END)
