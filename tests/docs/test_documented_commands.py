@@ -11,7 +11,7 @@ import pytest
 from cryoshuffle.commands.cli import build_parser
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-OTHERS = {"--nthreads", "--nv"}
+OTHERS = {"--nthreads", "--nv", "--output-type", "--run-names", "--tomo-type"}
 PAGES = [
     "../README",
     "tutorial",

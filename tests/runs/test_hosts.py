@@ -16,6 +16,8 @@ import pytest
 from phantoms import small_tomogram
 
 from cryoshuffle.commands.cli import main
+from cryoshuffle.commands.copick import denoise_project
+from cryoshuffle.errors import UserError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -133,12 +135,14 @@ def test_copick_denoises_a_project(installed):
     assert main(["denoise", "in.mrc", "alone.mrc", *WORDS, "--quiet"]) == 0
     np.testing.assert_array_equal(spacing.get_tomograms("denoised")[0].numpy(), mrcfile.read("alone.mrc"))
     np.testing.assert_array_equal(spacing.get_tomograms("wbp")[0].numpy(), noisy)
-    for words, sentence in (
-        (("--tomo-type", "sirt"), "has no tomogram of type sirt"),
-        (("--output-type", "wbp"), "choose another --output-type"),
-        (("--run-names", "TS_9"), "the project has no such run"),
-        (("--colour",), "unrecognized arguments: --colour"),
+    refused = process("--tomo-type", "sirt")
+    assert refused.returncode == 1
+    assert "has no tomogram of type sirt" in refused.stderr
+    for options, sentence in (
+        ({"output_type": "wbp"}, "choose another --output-type"),
+        ({"run_names": ["TS_9"]}, "the project has no such run"),
+        ({"voxel_size": 5.0}, "has no tomogram of type wbp"),
+        ({"words": ["--colour"]}, "unrecognized arguments: --colour"),
     ):
-        refused = process(*words)
-        assert refused.returncode != 0
-        assert sentence in refused.stderr
+        with pytest.raises(UserError, match=sentence):
+            denoise_project("project.json", **options)
