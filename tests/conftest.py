@@ -20,6 +20,8 @@ from sizes import FULL, VARIABLE, write_tiny_configs
 from cryoshuffle import memory
 from cryoshuffle.commands.cli import main
 
+# Run by a test of its own, where napari is.
+collect_ignore = ["commands/napari_session.py"]
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 

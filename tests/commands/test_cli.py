@@ -77,7 +77,7 @@ def test_a_help_begins_with_two_examples_that_are_understood_and_ends_with_exper
     titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
     experts = [title.startswith("for experts") for title in titles]
     assert experts == sorted(experts)
-    assert any(experts) == (name in {"denoise", "fit", "apply", "batch"})
+    assert any(experts) == (name in {"denoise", "fit", "apply", "batch", "relion-job", "relion-shim"})
 
 
 @pytest.mark.parametrize(("words", "sentence"), [

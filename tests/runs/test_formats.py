@@ -143,10 +143,12 @@ def test_a_mask_goes_through_all_stages(tmp_path, capsys):
     assert bool(np.isfinite(result).all())
     settings = json.loads((tmp_path / "out_run" / "provenance.json").read_text())["settings"]
     assert settings["mask"] == str(path)
+    fit = ["fit", str(tomogram), "--checkpoint", str(tmp_path / "net.pt"), *command[3:]]
+    assert main(fit) == 0
     mask[10] = 0
     write_mrc(path, mask)
     capsys.readouterr()
-    assert main([*command, "--resume", "--overwrite"]) == 2
+    assert main([*fit, "--resume", "--overwrite"]) == 2
     assert "content" in capsys.readouterr().err
     other = write_mrc(tmp_path / "other.mrc", mask[:, :, 1:])
     assert main([*command[:-1], str(other), "--overwrite"]) == 2
