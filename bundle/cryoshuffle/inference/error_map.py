@@ -6,7 +6,6 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from monai.networks.utils import eval_mode
@@ -97,28 +96,39 @@ class ErrorMap:
         if not 1 <= passes <= MOST_PASSES:
             raise SettingError(f"an error map takes {passes} passes: give 1 to {MOST_PASSES}")
         self.noise, self.passes, self.seed = noise, passes, seed
-        # A result that was interrupted is gone on with; its error map is begun anew.
-        self.inferer = copy.copy(inferer)
-        self.inferer.merger = None
+        # A result that was interrupted is gone on with; its error map is begun anew. The share of the input that was
+        # mixed into the result is no estimate, so it is left out here and counted at the end.
+        self.inferer, self.detail = copy.copy(inferer), inferer.detail
+        self.inferer.merger, self.inferer.detail = None, 0.0
 
     def __call__(self, volume: Tensor, result: Tensor, network: Callable[..., Tensor]) -> Tensor:
         """Make the map."""
         noisy, power = (scratch.empty_like(volume, volume.shape) for _ in range(2))
         random = torch.Generator().manual_seed(self.seed)
-        level = self._level(volume)
+        level, kept = self._level(volume), 1 - self.detail
         shared = 0.0
-        for number in range(1, self.passes + 1):
+        for number in range(1, self.passes + 1) if kept > 0 else ():
             tile = draw_noise(self.noise.spectrum, random).to(volume.device)
             for part in scratch.sections(volume.shape, 2):
                 noisy[:, :, part] = volume[:, :, part] + _STEP * self._field(tile, level, volume, part)
             self.inferer.title = f"error map, {number} of {self.passes}"
             again = self._denoise(noisy, network)
             for part in scratch.sections(volume.shape, 2):
-                change = (again[:, :, part] - result[:, :, part]) / _STEP
+                before = (result[:, :, part] - self.detail * volume[:, :, part]) / kept
+                change = (again[:, :, part] - before) / _STEP
                 power[:, :, part] += change.square() / self.passes
                 shared += float((change * self._field(tile, level, volume, part)).sum(dtype=torch.float64))
             del again
-        return self._standard_error(power, noisy, shared / (self.passes * volume.numel()))
+        error = self._standard_error(power, noisy, shared / (self.passes * volume.numel())) if kept > 0 else power
+        return self._with_detail(error, level) if self.detail else error
+
+    def _with_detail(self, error: Tensor, level: Tensor) -> Tensor:
+        """The error of a result with a share d of the input mixed in: (1 - d^2) error^2 + d^2 noise^2."""
+        share = self.detail**2
+        noise = share * float(self.noise.spectrum.double().mean()) * level.square()
+        for part in scratch.sections(error.shape, 2):
+            error[:, :, part] = ((1 - share) * error[:, :, part].square() + noise).sqrt()
+        return error
 
     def _denoise(self, noisy: Tensor, network: Callable[..., Tensor]) -> Tensor:
         if not isinstance(network, nn.Module):
@@ -139,11 +149,11 @@ class ErrorMap:
     def _standard_error(self, power: Tensor, smooth: Tensor, total: float) -> Tensor:
         """The error from the noise that stays, and the mean of its square; ``smooth`` is overwritten."""
         reach, depth, mean = gaussian_reach(_WIDTH)[0], power.shape[2], 0.0
-        within = _Within(power.shape[2:])
+        z, y, x = (_inside(side) for side in power.shape[2:])
         for part in scratch.sections(power.shape, 2):
             first, last = max(0, part.start - reach), min(depth, part.stop + reach)
             planes = gaussian(power[0, 0, first:last], _WIDTH)[part.start - first : part.stop - first]
-            smooth[0, 0, part] = planes / within(part).to(planes)
+            smooth[0, 0, part] = planes / (z[part, None, None] * y[:, None] * x).to(planes)
             mean += float(smooth[0, 0, part].sum(dtype=torch.float64)) / power.numel()
         if mean <= 0:
             return smooth
@@ -158,20 +168,12 @@ class ErrorMap:
         return sum(float(_shape(smooth[:, :, part], mean).sum(dtype=torch.float64)) for part in parts) / smooth.numel()
 
 
-class _Within:
-    """How much of a Gaussian around each voxel is within the volume."""
-
-    def __init__(self, shape: Any) -> None:
-        self.z, self.y, self.x = (self._line(int(side)) for side in shape)
-
-    @staticmethod
-    def _line(side: int) -> Tensor:
-        reach = gaussian_reach(_WIDTH)[0]
-        column = gaussian(torch.ones(side, 1, 1), _WIDTH)[:, 0, 0]
-        return column / gaussian(torch.ones(2 * reach + 1, 1, 1), _WIDTH)[reach, 0, 0]
-
-    def __call__(self, planes: slice) -> Tensor:
-        return self.z[planes, None, None] * self.y[:, None] * self.x
+def _inside(side: int) -> Tensor:
+    """How much of a Gaussian around each voxel of a line lies within the line."""
+    reach = gaussian_reach(_WIDTH)[0]
+    lengths = (side, 2 * reach + 1)
+    line, whole = (gaussian(torch.ones(length, 1, 1), _WIDTH)[:, 0, 0] for length in lengths)
+    return line / whole[reach]
 
 
 def _shape(power: Tensor, mean: float) -> Tensor:

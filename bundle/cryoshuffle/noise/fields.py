@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.files.scratch import copy_planes
+from cryoshuffle.files.scratch import SECTION, copy_planes
 from cryoshuffle.noise.spectrum import GRID
 
 _LEVEL_BLOCK = 8
 _STRONGEST = 16.0
 # Differences of the level that are none yet, and no longer.
 _ALIKE = (0.06, 0.1)
-# Planes whose level is looked at together.
-_SLAB = 64
+# Planes whose level is looked at together, at most and at least; between them as many as take so many bytes.
+_SLAB, _THINNEST, _SLAB_BYTES = 64, 8, 4 * SECTION
 
 
 def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
@@ -96,6 +96,8 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
 def level_plane(volume: Tensor, spectrum: Tensor) -> Tensor:
     """:func:`noise_level` of a whole volume, which may be on disk: the mean over slabs, as power.
 
+    The slabs follow from the shape alone, and are thin where planes are large, so that memory stays bounded.
+
     Args:
         volume: ``(Z, Y, X)``.
         spectrum: of its noise.
@@ -104,7 +106,8 @@ def level_plane(volume: Tensor, spectrum: Tensor) -> Tensor:
         ``(Y, X)``; the level is the same along Z.
     """
     depth, power = volume.shape[0], torch.zeros(volume.shape[1:])
-    count = max(1, round(depth / _SLAB))
+    thickness = min(_SLAB, max(_THINNEST, _SLAB_BYTES // (4 * math.prod(volume.shape[1:]))))
+    count = max(1, round(depth / thickness))
     borders = [depth * number // count for number in range(count + 1)]
     for first, last in pairwise(borders):
         level = noise_level(copy_planes(volume[first:last]).cpu(), spectrum)[0]

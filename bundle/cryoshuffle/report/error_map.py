@@ -31,6 +31,7 @@ class ErrorMapWriter:
         transform: from the file to what the inferer is given; it is undone for the map.
         passes: of inference.
         seed: of the noise that is added.
+        options: of the writer, see :func:`cryoshuffle.files.image_writer`.
 
     Units:
         grey values of the tomogram.
@@ -48,9 +49,10 @@ class ErrorMapWriter:
         transform: Compose,
         passes: int = PASSES,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         self.path, self.checkpoint, self.inferer, self.transform = path or "", checkpoint, inferer, transform
-        self.passes, self.seed = passes, seed
+        self.passes, self.seed, self.options = passes, seed, options
         self._noise: StoredNoise | None = None
         self._map: MetaTensor | None = None
 
@@ -81,5 +83,5 @@ class ErrorMapWriter:
         """Write now."""
         undone: Any = self.transform.inverse({"image": self._map})
         self._map = None
-        save_tomogram(undone["image"], self.path, content=CONTENT)
+        save_tomogram(undone["image"], self.path, content=CONTENT, **self.options)
         logger.info("error map: %s", self.path)
