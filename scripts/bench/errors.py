@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from cryoshuffle.commands.cli import main as cryoshuffle_main
-from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.writing import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.markdown import documents_of, replace_section, table, wrapped
-from bench.options import name_list, refuse_unknown
+from bench.markdown import table, wrapped, write_section
+from bench.methods import NotRunError, read
+from bench.options import check_settings, name_list, refuse_unknown, triple, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import CASES, SNR, prepare
 from bench.real import REGIONS
@@ -35,13 +35,10 @@ from bench.real import REGIONS
 BEGIN, END = "<!-- errors: begin, written by scripts/bench/errors.py -->", "<!-- errors: end -->"
 PARTS = 8
 MARGIN = 8
+# Sides below which next to nothing is within the margins.
+SMALLEST = 32
 # What the noise is made of in the negative control, as power.
 WRONG = 1.5
-
-
-def voxels(path: Path) -> np.ndarray:
-    """A volume, (Z, Y, X)."""
-    return load_tomogram(path)[0].numpy()
 
 
 def calibration(error: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
@@ -65,17 +62,22 @@ def run(words: Sequence[str]) -> None:
     """A command of the program.
 
     Raises:
-        RuntimeError: if it fails.
+        NotRunError: if it fails.
     """
     if cryoshuffle_main([*words, "--quiet", "--overwrite"]):
-        raise RuntimeError(f"cryoshuffle {' '.join(words)} failed")
+        raise NotRunError(f"cryoshuffle {' '.join(words)} failed")
 
 
-def with_wrong_noise(model: Path, path: Path) -> None:
-    """A copy of a model that takes the noise for stronger than it is, and does not look at its level again."""
+def origin() -> dict[str, str]:
+    """Where a result comes from."""
+    return {"machine": machine(), "commit": commit(), "versions": own_versions()}
+
+
+def with_wrong_noise(model: Path, path: Path, levels: bool) -> None:
+    """A copy of a model that takes the noise for stronger than it is, and perhaps looks at its level again."""
     content = torch.load(model, weights_only=True)
-    noise = (content.get("cryoshuffle") or content)["noise"]
-    noise["spectrum"], noise["levels"] = WRONG * noise["spectrum"], False
+    noise = content["noise"]
+    noise["spectrum"], noise["levels"] = WRONG * noise["spectrum"], levels
     torch.save(content, path)
 
 
@@ -88,62 +90,110 @@ def measure(work: Path, case: str, seed: int, shape: Sequence[int], effort: str)
     prepare(folder, case, shape, SNR[case], seed)
     tomogram, out, error = (folder / name for name in ("tomogram.mrc", f"e_{effort}.mrc", f"error_{effort}.mrc"))
     run(["denoise", str(tomogram), str(out), "--effort", effort, "--error", str(error)])
-    model, wrong = folder / f"e_{effort}_run" / "model.pt", folder / "wrong.pt"
-    with_wrong_noise(model, wrong)
-    run(["apply", str(wrong), str(tomogram), str(folder / "w.mrc"), "--error", str(folder / "w_error.mrc")])
+    right, wrong = read(error).numpy(), {}
+    for levels in (False, True):
+        model, other = folder / "wrong.pt", folder / "wrong_error.mrc"
+        with_wrong_noise(folder / f"e_{effort}_run" / "model.pt", model, levels)
+        run(["apply", str(model), str(tomogram), str(folder / "wrong.mrc"), "--error", str(other)])
+        wrong["level measured" if levels else "level kept"] = float(
+            np.sqrt((read(other).numpy() ** 2 / right**2).mean())
+        )
     inside = (slice(MARGIN, -MARGIN),) * 3
-    apart = (voxels(out) - voxels(folder / "truth.mrc"))[inside]
+    apart = (read(out) - read(folder / "truth.mrc")).numpy()[inside]
     result = {
         "case": case, "seed": seed, "effort": effort,
-        **calibration(apart, voxels(error)[inside]),
-        "wrong": calibration(apart, voxels(folder / "w_error.mrc")[inside]),
+        **calibration(apart, right[inside]),
+        "wrong": wrong,
+        "residual": residual_power(folder / f"e_{effort}_run"),
+        **origin(),
     }  # fmt: skip
     write_json(result, finished)
     return result
 
 
+def residual_power(run_folder: Path) -> dict[str, Any]:
+    """Power of the residual over that of the measured noise, as the report of a run has it: by band, and by region."""
+    power = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))["numbers"]["power"]
+    return {"bands": power["ratios"], "regions": [min(power["regions"]["ratios"]), max(power["regions"]["ratios"])]}
+
+
 def compare_halves(work: Path, halves: Sequence[Path], effort: str) -> dict[str, Any]:
     """Both halves denoised alike: how often they differ by no more than two standard errors of both together."""
     results, errors = [], []
-    for half in halves:
-        out, error = work / f"{half.stem}_{effort}.mrc", work / f"{half.stem}_error_{effort}.mrc"
-        if not error.is_file():
-            run(["denoise", str(half), str(out), "--effort", effort, "--error", str(error)])
-        results.append(voxels(out))
-        errors.append(voxels(error))
+    for name, half in zip(("even", "odd"), halves, strict=True):
+        out, error = work / f"{name}_{effort}.mrc", work / f"{name}_error_{effort}.mrc"
+        run(["denoise", str(half), str(out), "--effort", effort, "--error", str(error)])
+        results.append(read(out).numpy())
+        errors.append(read(error).numpy())
     apart, both = np.abs(results[0] - results[1]), np.sqrt(errors[0] ** 2 + errors[1] ** 2)
     regions = {"whole": (slice(None),) * 3, **REGIONS}
-    return {name: float((apart[place] < 2 * both[place]).mean()) for name, place in regions.items()}
+    result = {
+        "halves": [str(half.name) for half in halves],
+        "within_two": {name: float((apart[place] < 2 * both[place]).mean()) for name, place in regions.items()},
+        "residual": residual_power(work / f"even_{effort}_run"),
+        **origin(),
+    }
+    write_json(result, work / f"halves_{effort}.json")
+    return result
+
+
+def load_results(work: Path, effort: str) -> dict[str, Any]:
+    """All that is finished in a work folder: the simulated cases in their order, and the halves or None."""
+    cases = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob(f"*/errors_{effort}.json")]
+    cases.sort(key=lambda one: (CASES.index(one["case"]), one["seed"]))
+    halves = work / f"halves_{effort}.json"
+    real = json.loads(halves.read_text(encoding="utf-8")) if halves.is_file() else None
+    return {"effort": effort, "cases": cases, "halves": real}
 
 
 def section(content: Mapping[str, Any]) -> str:
     """The section of the page."""
     rows = [
         [
-            one["case"], str(one["seed"]), one["effort"], *(f"{ratio:.2f}" for ratio in one["ratios"]),
-            f"{one['within_two']:.1%}", f"{one['wrong']['predicted'] / one['predicted']:.2f}",
+            one["case"], str(one["seed"]), *(f"{ratio:.2f}" for ratio in one["ratios"]),
+            f"{one['within_two']:.1%}", *(f"{ratio:.2f}" for ratio in one["wrong"].values()),
         ]
         for one in content["cases"]
     ]  # fmt: skip
-    head = ["case", "seed", "effort", *map(str, range(1, PARTS + 1)), "within two", "wrong noise"]
+    head = [
+        "case",
+        "seed",
+        *map(str, range(1, PARTS + 1)),
+        "within two",
+        "wrong, level kept",
+        "wrong, level measured",
+    ]
     parts = [
         BEGIN, "## Error map",
-        "Is the error map (`--error`) as large as the error? Voxels are sorted into eight parts by the map, least "
+        f"Is the error map (`--error`, here of `--effort {content['effort']}`) as large as the error? Voxels are sorted into eight parts by the map, least "
         "error first. Each column is the true error over that of the map, root mean square; 1 is right, less is "
         "caution. Of errors that are normally distributed 95 % would be within two standard errors. "
-        "The last column is the negative control: the map with noise taken for "
-        f"{WRONG} times as strong, over the map. For it the level of the noise is not measured again in the finest "
-        "detail, as it is otherwise: then the map stays within 3 % of the right one.",
-        table(head, rows, 3),
+        f"The last two columns are the negative control: the map with noise taken for {WRONG} times as strong, over "
+        "the map. Where the level of the noise is measured again, in the finest detail of the tomogram, that mends it.",
+        table(head, rows, 2),
     ]  # fmt: skip
-    if content.get("halves"):
-        shares = [[name, f"{share:.1%}"] for name, share in content["halves"].items()]
+    residuals = [(f"{one['case']}, seed {one['seed']}", one["residual"]) for one in content["cases"]]
+    if content["halves"] is not None:
+        residuals.append(("real cell, even half", content["halves"]["residual"]))
+        shares = [[name, f"{share:.1%}"] for name, share in content["halves"]["within_two"].items()]
         parts += [
             "The real cell, voxels of 20 Å: even and odd half denoised alike, each with its map. Voxels where the two "
             "results differ by no more than two standard errors of both together:",
             table(["region", "share of the voxels"], shares, 1),
         ]
-    facts = {name: content[name] for name in ("machine", "commit", "versions")}
+    powers = [
+        [name, *(f"{ratio:.2f}" for ratio in power["bands"]), *(f"{ratio:.2f}" for ratio in power["regions"])]
+        for name, power in residuals
+    ]
+    parts += [
+        "The residual of the same runs beside the noise that each has measured, as power: by band of detail, fine to "
+        "coarse, and the least and the most of the regions that the report looks at. The limits of the report follow "
+        "from this table.",
+        table(["tomogram", "band 1", "band 2", "band 3", "band 4", "least region", "most"], powers, 1),
+    ]
+    results = [*content["cases"], *([] if content["halves"] is None else [content["halves"]])]
+    facts = {name: ", ".join(sorted({one[name] for one in results})) for name in ("machine", "commit", "versions")}
+    facts["command"] = "`scripts/bench/errors.py --work DIR --halves even.mrc odd.mrc`"
     return wrapped([*parts, "### Made with", "\n".join(f"- {name}: {fact}" for name, fact in facts.items()), END])
 
 
@@ -152,31 +202,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for volumes and results")
     parser.add_argument("--cases", type=name_list, default=list(CASES), help="of the simulations")
-    parser.add_argument("--seeds", type=name_list, default=["0", "1"], help="of the simulations")
-    parser.add_argument("--shape", type=name_list, default=["80", "144", "144"], help="Z,Y,X, voxels")
-    parser.add_argument("--effort", default="fast", help="of the denoising")
+    parser.add_argument("--seeds", type=whole_numbers, default=[0, 1], help="of the simulations")
+    parser.add_argument("--shape", type=triple, default=(80, 144, 144), help="Z,Y,X, voxels")
+    parser.add_argument("--effort", choices=("fast", "standard", "best"), default="fast", help="of the denoising")
     parser.add_argument(
         "--halves", type=Path, nargs=2, help="even and odd half of the real cell (scripts/bench/real.py)"
     )
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the documents")
     chosen = parser.parse_args(arguments)
     refuse_unknown(parser, "case", chosen.cases, CASES)
-    shape = [int(side) for side in chosen.shape]
-    page, data, _ = documents_of(chosen.docs)
-    path = data / "benchmarks_errors.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    content |= {"cases": [], "machine": machine(), "commit": commit(), "versions": own_versions()}
-    for case in chosen.cases:
-        for seed in map(int, chosen.seeds):
-            content["cases"].append(measure(chosen.work, case, seed, shape, chosen.effort))
-            print(json.dumps(content["cases"][-1]), flush=True)
-    if chosen.halves:
-        chosen.work.mkdir(parents=True, exist_ok=True)
-        content["halves"] = compare_halves(chosen.work, chosen.halves, chosen.effort)
-        print(json.dumps(content["halves"]), flush=True)
-    write_json(content, path)
-    document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    page.write_text(replace_section(document, section(content), BEGIN, END), encoding="utf-8")
+    if min(chosen.shape) < SMALLEST:
+        parser.error(f"{chosen.shape} is too small a shape to measure: give {SMALLEST} voxels or more along each axis")
+    check_settings(chosen.work, {"shape": list(chosen.shape)}, "errors")
+    try:
+        for case in chosen.cases:
+            for seed in chosen.seeds:
+                print(json.dumps(measure(chosen.work, case, seed, chosen.shape, chosen.effort)), flush=True)
+        if chosen.halves:
+            print(json.dumps(compare_halves(chosen.work, chosen.halves, chosen.effort)), flush=True)
+    except NotRunError as error:
+        sys.exit(f"errors: {error}")
+    content = load_results(chosen.work, chosen.effort)
+    write_section(chosen.docs, "errors", section(content), (BEGIN, END), content)
     return 0
 
 
