@@ -165,9 +165,10 @@ def section(content: Mapping[str, Any]) -> str:
     ]
     parts = [
         BEGIN, "## Error map",
-        f"Is the error map (`--error`, here of `--effort {content['effort']}`) as large as the error? Voxels are sorted into eight parts by the map, least "
-        "error first. Each column is the true error over that of the map, root mean square; 1 is right, less is "
-        "caution. Of errors that are normally distributed 95 % would be within two standard errors. "
+        f"Is the error map (`--error`, here of `--effort {content['effort']}`) as large as the error? Voxels are "
+        "sorted into eight parts by the map, least error first. Each column is the true error over that of the map, "
+        "root mean square; 1 is right, less is caution. Of errors that are normally distributed 95 % would be within "
+        "two standard errors. "
         f"The last two columns are the negative control: the map with noise taken for {WRONG} times as strong, over "
         "the map. Where the level of the noise is measured again, in the finest detail of the tomogram, that mends it.",
         table(head, rows, 2),

@@ -58,8 +58,10 @@ def main(tomogram: Path, folder: Path, screenshot: Path | None = None) -> dict[s
     panel = DenoisePanel(viewer)
     if screenshot is not None:
         viewer.window.add_dock_widget(panel.container.native, name="Denoise a tomogram (cryoshuffle)")
+    panel.denoise.changed.emit(True)
+    unnamed = panel.status.value
     panel.tomogram.value = tomogram
-    seen: dict[str, Any] = {"named": str(panel.output.value)}
+    seen: dict[str, Any] = {"named": str(panel.output.value), "unnamed": unnamed}
 
     def press(name: str, options: str) -> None:
         panel.output.value, panel.more.value = folder / name, options
@@ -67,6 +69,8 @@ def main(tomogram: Path, folder: Path, screenshot: Path | None = None) -> dict[s
 
     press("out.mrc", "--nonsense 3")
     seen["refused"] = panel.status.value
+    press("out.mrc", "--help")
+    seen["help"] = panel.status.value
     press("out.mrc", FAST)
     seen["locked"] = (panel.denoise.enabled, panel.cancel.enabled)
     values = set()

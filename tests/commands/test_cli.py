@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -85,6 +86,7 @@ def test_a_help_begins_with_two_examples_that_are_understood_and_ends_with_exper
     (["noise", "--colour", "in.mrc"], "noise: there is no option --colour; see cryoshuffle noise --help"),
     (["apply", "c.pt", "in.mrc", "-q"], "apply: there is no option -q; see cryoshuffle apply --help"),
     (["denoise", "a.mrc", "b.mrc", "c.mrc"], "denoise: c.mrc is a word too many; several tomograms go with "),
+    (["batch", "a", "b", "--effort", "fast", "out"], "batch: out is a word too many; put all names side by side; "),
     (["denois", "in.mrc"], "cryoshuffle: there is no command denois, did you mean cryoshuffle denoise; see "),
     (["in.mrc", "out.mrc"], "there is no command in.mrc, did you mean cryoshuffle denoise; see cryoshuffle --help"),
     (["frobnicate"], "cryoshuffle: there is no command frobnicate; see cryoshuffle --help"),
@@ -171,6 +173,19 @@ def test_noise_and_evaluate_write_nothing_unless_a_report_is_asked_for(tmp_path,
         assert "exists already, add --overwrite" in capsys.readouterr().err
         assert main([words[0], "missing.mrc", "--report", "none"]) == 2
     assert list(Path().iterdir()) == []
+
+
+def test_noise_puts_what_it_needs_into_a_report_that_is_there(tmp_path, monkeypatch):
+    """Not beside it, where it may not write; a new report has nothing in it, so its parent is the place then."""
+    tomogram = small_tomogram(tmp_path / "in.mrc", (24, 72, 72))
+    mask = write_mrc(tmp_path / "ice.mrc", np.ones((24, 72, 72), np.int8))
+    (tmp_path / "report").mkdir()
+    folder_in = Mock(side_effect=tempfile.TemporaryDirectory)
+    monkeypatch.setattr("cryoshuffle.commands.cli.tempfile", Mock(TemporaryDirectory=folder_in))
+    for report in ("report", "new"):
+        words = ["--noise-mask", str(mask), "--report", str(tmp_path / report)]
+        assert main(["noise", str(tomogram), "--tilt-axis", "y", *words]) == 0
+    assert [call.kwargs["dir"] for call in folder_in.call_args_list] == [tmp_path / "report", tmp_path]
 
 
 def test_a_simulation_is_not_made_where_it_cannot_be_written(tmp_path, monkeypatch, capsys):

@@ -154,7 +154,9 @@ def test_a_session_in_napari(tmp_path):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["named"] == str(tmp_path / "in_denoised.mrc")
+    assert seen["unnamed"].startswith("name the tomogram and the result")
     assert "--nonsense" in seen["refused"]
+    assert "is for a terminal" in seen["help"]
     assert seen["locked"] == [False, True]
     assert [6, 6] in seen["bar"]
     assert seen["done"].startswith("Done.")

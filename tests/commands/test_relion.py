@@ -35,6 +35,26 @@ def test_the_executables_have_the_names_that_the_job_calls(tmp_path, capsys):
     (folder / names[0]).write_text("#!/usr/bin/env python\n")
     with pytest.raises(FileError, match=f"{names[0]}: is not one that cryoshuffle wrote"):
         write_shim(folder)
+    (folder / names[0]).unlink()
+    (folder / names[0]).mkdir()
+    with pytest.raises(FileError, match=f"{names[0]}: is not one that cryoshuffle wrote"):
+        write_shim(folder)
+
+
+def test_memory_goes_to_the_prediction_and_overwriting_is_left_to_the_job(tmp_path, capsys):
+    """What a batch sees to itself, the executables have to."""
+    assert main(["relion-shim", str(tmp_path / "shim"), "--memory", "4"]) == 0
+    assert "relion predict --memory=4" in (tmp_path / "shim" / "cryoCARE_predict.py").read_text()
+    assert main(["relion-shim", str(tmp_path / "other"), "--overwrite"]) == 2
+    assert "--overwrite is what RELION says" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_file_in_the_place_of_an_external_job_is_refused(tmp_path):
+    """Before the work."""
+    (tmp_path / "job").touch()
+    with pytest.raises(FileError, match="is a file where the folder of the job should be"):
+        run_external(tmp_path / "job", lambda: 0)
 
 
 def test_the_training_leaves_the_file_that_the_job_looks_for_and_says_what_it_is(tmp_path, capsys):

@@ -143,6 +143,11 @@ def test_the_version_is_chosen_and_the_default_is_what_all_readers_know(tmp_path
         check_output(str(tmp_path / "b.zarr"), str(path), ome_zarr="0.6")
     write_mrc(tmp_path / "in.mrc", noise())
     check_output(str(tmp_path / "b.mrc"), str(tmp_path / "in.mrc"), ome_zarr="0.5")
+    for name in ("residual", "error"):
+        with pytest.raises(InputError, match=r"OME-Zarr 0\.6 is not written"):
+            check_output(
+                str(tmp_path / "b.mrc"), str(tmp_path / "in.mrc"), ome_zarr="0.6", **{name: str(tmp_path / "r.zarr")}
+            )
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -328,6 +328,11 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert main(_batch_words(folder)) == 0
     assert capsys.readouterr().out.count("skipped") == 1
     assert (folder / "out" / "a.mrc").stat().st_mtime_ns == before
+    # A result that was taken away, as RELION does with its own, is made again.
+    bits = (folder / "out" / "a.mrc").rename(tmp_path / "away.mrc")
+    assert main(_batch_words(folder)) == 0
+    assert _statuses(folder) == {"a": "done"}
+    assert np.array_equal(mrcfile.read(folder / "out" / "a.mrc"), mrcfile.read(bits))
     assert main([*_batch_words(folder), "--seed", "1"]) == 2
     assert "say --overwrite" in capsys.readouterr().err
 

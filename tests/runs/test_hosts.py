@@ -100,6 +100,21 @@ def test_the_pipeliner_runs_the_job(installed):
     np.testing.assert_array_equal(mrcfile.read(folder / "denoised.mrc"), mrcfile.read("alone.mrc"))
 
 
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"output_type": "wbp"}, "choose another --output-type"),
+    ({"words": ["--colour"]}, "there is no option --colour"),
+    ({"words": ["--residual", "r.mrc"]}, "--residual goes with one tomogram, and a project has many"),
+    ({"words": ["--even", "a.mrc", "--odd", "b.mrc"]}, "--even goes with one tomogram"),
+    ({"words": ["--report", "kept"]}, "--report goes with one tomogram"),
+])  # fmt: skip
+def test_copick_is_not_asked_for_what_no_project_can_have(options, sentence):
+    """Refused before copick is imported; what denoises each tomogram is taken, and copick is what is missing then."""
+    with pytest.raises(UserError, match=sentence):
+        denoise_project("project.json", **options)
+    with pytest.raises((ImportError, OSError)):
+        denoise_project("no_such_project.json", words=["--effort", "fast"])
+
+
 @pytest.mark.skipif(find_spec("copick") is None, reason="copick is an extra, and needs zarr 2")
 def test_copick_denoises_a_project(installed):
     """The result is a tomogram of the project, with the voxels of the command line; what is done is skipped."""
@@ -139,10 +154,8 @@ def test_copick_denoises_a_project(installed):
     assert refused.returncode == 1
     assert "has no tomogram of type sirt" in refused.stderr
     for options, sentence in (
-        ({"output_type": "wbp"}, "choose another --output-type"),
         ({"run_names": ["TS_9"]}, "the project has no such run"),
         ({"voxel_size": 5.0}, "has no tomogram of type wbp"),
-        ({"words": ["--colour"]}, "unrecognized arguments: --colour"),
     ):
         with pytest.raises(UserError, match=sentence):
             denoise_project("project.json", **options)

@@ -129,12 +129,16 @@ def run_item(
         surroundings: environment variables of the process, on top of those of the worker.
         overwrite: begin anew whatever is there.
     """
+    from cryoshuffle.fit.checkpoint import FINISHED_NAME
+
     one, began = Item(**item), time.monotonic()
     try:
         if not overwrite and is_done(one, command):
             return Outcome(one.name, "skipped")
-        # A result without "done" is of a process that was killed before it could say so.
-        again = ["--overwrite"] if overwrite else ["--resume", *(["--overwrite"] if Path(one.output).exists() else [])]
+        # A result without "done" is of a process that was killed before it could say so. A fit that is finished has no
+        # states to go on from, and its result may be gone.
+        is_begun = Path(one.output).exists() or (one.folder / FINISHED_NAME).is_file()
+        again = ["--overwrite"] if overwrite else ["--resume", *(["--overwrite"] if is_begun else [])]
         one.folder.mkdir(parents=True, exist_ok=True)
         write_json({**_as_record(one, command), "done": False}, one.folder / RECORD_NAME)
         with _tomogram_of(one, "--permissive" in command):

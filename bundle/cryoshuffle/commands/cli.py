@@ -82,7 +82,9 @@ class _Parser(argparse.ArgumentParser):
         if rest and rest[0].startswith("-"):
             self._refuse_option(rest[0])
         if rest:
-            self.error(f"{rest[0]} is a word too many; several tomograms go with cryoshuffle batch")
+            many = any(action.nargs in ("+", "*") for action in self._actions)
+            way = "put all names side by side" if many else "several tomograms go with cryoshuffle batch"
+            self.error(f"{rest[0]} is a word too many; {way}")
         return namespace, []
 
     @property
@@ -264,7 +266,9 @@ def _measure_noise(options: NoiseCommand) -> NoiseEstimate:
     if options.noise_mask is None:
         return noise_from_volume(load_volume(options.tomogram, options.permissive, LARGEST))
     # Volumes too large for memory lie there while they are read.
-    with tempfile.TemporaryDirectory(dir=None if options.report is None else Path(options.report).parent) as folder:
+    report = None if options.report is None else Path(options.report)
+    place = report.parent if report is not None and not report.is_dir() else report
+    with tempfile.TemporaryDirectory(dir=place) as folder:
         volume = load_volume(options.tomogram, options.permissive, folder=folder)
         return noise_from_empty(volume, load_mask(options.noise_mask, folder, options.tomogram))
 

@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 from cryoshuffle.commands.batch import command_of, run_item
 from cryoshuffle.commands.cli import build_parser
 from cryoshuffle.commands.lists import Item
+from cryoshuffle.commands.options import DenoiseCommand
 from cryoshuffle.errors import InputError, UserError
 from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.volumes import affine_of
@@ -79,20 +80,21 @@ def denoise_project(
         output_type: of the results, which have the voxel size of their tomogram.
         voxel_size: of the tomograms, Å; None for all.
         overwrite: denoise those again that are denoised.
-        words: options of ``cryoshuffle denoise``.
+        words: options of ``cryoshuffle denoise``, without those of one tomogram, a mask for instance.
 
     Returns:
         how many could not be denoised; each is told.
 
     Raises:
         UsageError: if an option is none of ``cryoshuffle denoise``.
-        InputError: if there is no such tomogram in the project, or the results would replace the tomograms.
+        InputError: if there is no such tomogram in the project, the results would replace the tomograms, or an option
+            goes with one tomogram.
     """
-    import copick
-
-    build_parser().parse_args(["denoise", *words, "--", "in.mrc", "out.mrc"])
+    _check_words(words)
     if tomo_type == output_type:
         raise InputError(f"{output_type}: is the type of the tomograms to denoise, choose another --output-type")
+    import copick
+
     tomograms = list(_tomograms(copick.from_file(config), run_names, tomo_type, voxel_size))
     if not tomograms:
         raise InputError(f"{config}: has no tomogram of type {tomo_type} there, see copick browse")
@@ -106,6 +108,14 @@ def denoise_project(
             failed += bool(words_of_failure)
         print(f"[{number}/{len(tomograms)}] {spacing.run.name}, {spacing.voxel_size} Å: {status}", flush=True)
     return failed
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what ``cryoshuffle denoise`` does not know, and what only one tomogram can have."""
+    given = build_parser().parse_args(["denoise", *words, "--", "in.mrc", "out.mrc"])
+    for name, one in DenoiseCommand.options().items():
+        if one.one_tomogram and getattr(given, name, one.default) != one.default:
+            raise InputError(f"{one.flag} goes with one tomogram, and a project has many: leave it out")
 
 
 def _tomograms(root: Any, run_names: Sequence[str], tomo_type: str, voxel_size: float | None) -> Iterator[Any]:

@@ -6,6 +6,7 @@ napari and its widgets are imported when it asks for them; ``napari.yaml`` tells
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import shlex
 import subprocess
@@ -233,10 +234,12 @@ class DenoisePanel:
         """The command line that the fields say, from the input on.
 
         Raises:
-            UsageError: for options that ``cryoshuffle denoise`` does not have.
+            UsageError: if tomogram or result is not named, or for quotes that are not closed.
         """
         from cryoshuffle.files.formats import split_suffix
 
+        if not all(split_suffix(field.value)[1] for field in (self.tomogram, self.output)):
+            raise UsageError("name the tomogram and the result, each with its suffix, .mrc for instance")
         words = [str(self.tomogram.value), str(self.output.value), f"--effort={self.effort.value}"]
         if self.tilt_axis.value != _FIND:
             words.append(f"--tilt-axis={self.tilt_axis.value}")
@@ -258,11 +261,16 @@ class DenoisePanel:
 
         try:
             words = self.words()
-            options = build_parser().parse_args(["denoise", *words])
+            # What is only said in a terminal, the help for instance, ends the program there.
+            with contextlib.redirect_stdout(io.StringIO()):
+                options = build_parser().parse_args(["denoise", *words])
             resume = ["--resume"] if words == self._stopped_run else []
             process = self.process = DenoiseProcess(words[0], words[1], [*words[2:], *resume])
         except UserError as error:
             self.status.value = str(error)
+            return
+        except SystemExit:
+            self.status.value = f"{self.more.value}: is for a terminal, leave it out here"
             return
 
         def work() -> Iterator[dict[str, Any]]:

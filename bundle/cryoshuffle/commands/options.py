@@ -554,8 +554,15 @@ class RelionShimCommand(RunCommand, OutputOptions, FitOptions):
     folder: str = required("folder for the executables", metavar="DIR")
 
     def words(self) -> list[str]:
-        """The options that were given for all runs, as words of their command line."""
-        return _run_words(self, None)
+        """The options that were given for all runs, as words of their command line.
+
+        Raises:
+            InputError: for ``--overwrite``, which RELION decides.
+        """
+        if self.overwrite:
+            raise InputError("--overwrite is what RELION says to each run of the job: leave it out here")
+        memory = [] if self.memory_gib is None else [f"--memory={self.memory_gib:g}"]
+        return [*_run_words(self, None), *memory]
 
 
 def _run_words(command: Command, checkpoint: str | None) -> list[str]:

@@ -13,6 +13,8 @@ from cryoshuffle.commands.options import DenoiseCommand
 JOB_TYPE = "cryoshuffle.denoise.tomogram"
 RESULT_NAME = "denoised.mrc"
 _AUTO = "auto"
+# Options of the command that the job asks for.
+_ASKED = ("tomogram", "even", "odd", "effort", "tilt_axis")
 _TITLE = "J-Invariant Volume Shuffle for Self-Supervised Cryo-Electron Tomogram Denoising on Single Noisy Volume"
 
 
@@ -65,14 +67,11 @@ def denoise_job() -> type[Any]:
 
         def get_commands(self) -> list[Any]:
             """The command that the pipeliner runs in the folder of the project."""
-            values = {name: self.joboptions[name].get_string() for name in ("tomogram", "even", "odd")}
-            named = {name: self.joboptions[name].get_string() for name in ("effort", "tilt_axis")}
-            chosen = {**{name: values[name] for name in ("even", "odd")}, **named}
-            words = [
-                f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value not in ("", _AUTO)
-            ]
+            given = {name: self.joboptions[name].get_string() for name in _ASKED}
+            tomogram = given.pop("tomogram")
+            words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value not in ("", _AUTO)]
             more = [str(word) for word in self.parse_additional_args()]
-            files = ["--", values["tomogram"], f"{self.output_dir}{RESULT_NAME}"]
+            files = ["--", tomogram, f"{self.output_dir}{RESULT_NAME}"]
             return [PipelinerCommand(["cryoshuffle", "denoise", *words, "--quiet", *more, *files])]
 
     return DenoiseJob

@@ -207,7 +207,7 @@ def check_output(
         other = named.setdefault(Path(beside).resolve(), content)
         if other != content:
             raise FileError(f"{beside}: is named for {other} and for {content}, choose two names")
-        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, force=force)
+        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, force=force, ome_zarr=ome_zarr)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     _check_room(path, voxels, np.dtype(dtype).itemsize, folder, 2 if error is None else 5)

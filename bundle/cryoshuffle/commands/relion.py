@@ -59,12 +59,14 @@ def write_shim(folder: str | os.PathLike[str], words: Sequence[str] = ()) -> dic
         FileError: if a file of that name is not one of ours, or cannot be written.
     """
     folder = Path(folder)
-    for path in (folder / name for name in TOOLS.values()):
-        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
-            raise FileError(f"{path}: is not one that cryoshuffle wrote, choose another folder")
     try:
+        for path in (folder / name for name in TOOLS.values()):
+            if path.is_dir() or (path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")):
+                raise FileError(f"{path}: is not one that cryoshuffle wrote, choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         return {tool: _write_tool(folder / name, tool, words) for tool, name in TOOLS.items()}
+    except FileError:
+        raise
     except OSError as error:
         raise FileError(f"{folder}: cannot be written ({error.strerror or error}), choose another folder") from error
 
@@ -224,7 +226,12 @@ def run_external(folder: Path, run: Callable[[], int], results: Sequence[str] = 
 
     Returns:
         the exit code.
+
+    Raises:
+        FileError: if there is a file where the folder should be.
     """
+    if folder.exists() and not folder.is_dir():
+        raise FileError(f"{folder}: is a file where the folder of the job should be, choose another with --o")
     for name in (EXIT_SUCCESS, EXIT_FAILURE, EXIT_ABORTED, ABORT_NOW):
         (folder / name).unlink(missing_ok=True)
     mark = EXIT_FAILURE
