@@ -12,7 +12,13 @@ from monai.transforms import Compose, Invertd
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.files import intensity, scratch
-from cryoshuffle.files.intensity import FillNotFinite, FillNotFinited, StandardiseIntensity, StandardiseIntensityd
+from cryoshuffle.files.intensity import (
+    FillNotFinite,
+    FillNotFinited,
+    StandardiseIntensity,
+    StandardiseIntensityd,
+    mean_and_deviation,
+)
 from cryoshuffle.fit import transforms
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.fit.transforms import (
@@ -55,8 +61,35 @@ def test_bad_voxels_are_counted_and_the_first_is_named():
     values[0, 3, 4, 5] = float("inf")
     with pytest.raises(ValueError, match=r"2 voxels are NaN or Inf, the first at \(z, y, x\) = \(1, 2, 3\)"):
         StandardiseIntensity()(MetaTensor(values, meta={"filename_or_obj": "t.mrc"}))
+    for bad in (float("inf"), -float("inf")):
+        values[0, 1, 2, 3] = bad
+        with pytest.raises(ValueError, match=r"2 voxels are NaN or Inf, the first at \(z, y, x\) = \(1, 2, 3\)"):
+            StandardiseIntensity()(MetaTensor(values, meta={"filename_or_obj": "t.mrc"}))
     with pytest.raises(ValueError, match=r"t.mrc: all voxels are 3, there is nothing"):
         StandardiseIntensity()(MetaTensor(torch.full((1, 4, 4, 4), 3.0), meta={"filename_or_obj": "t.mrc"}))
+
+
+@pytest.mark.parametrize("section", [2**9, 2**24])
+def test_mean_and_deviation_are_those_of_the_whole_whatever_the_sections(monkeypatch, section):
+    """Of a volume whose planes differ much; the mean of the deviations of its planes is another number."""
+    monkeypatch.setattr(scratch, "SECTION", section)
+    values = torch.randn(1, 9, 8, 7, generator=torch.Generator().manual_seed(0)) + 10 * torch.arange(9.0)[:, None, None]
+    mean, deviation = mean_and_deviation(values)
+    assert mean == pytest.approx(float(values.double().mean()), rel=1e-12)
+    assert deviation == pytest.approx(float(values.double().std(correction=0)), rel=1e-12)
+    assert deviation > 5 * float(values[0].double().std(dim=(1, 2)).mean())
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_one_image_again_and_again_is_told_beyond_the_first_section(monkeypatch, axis):
+    """Equal planes across an axis are refused; one that differs at the far end is enough to be taken."""
+    monkeypatch.setattr(scratch, "SECTION", 2**9)
+    plane = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0)).narrow(axis, 0, 1)
+    values = plane.repeat_interleave(8, axis)
+    with pytest.raises(ValueError, match=f"across {'zyx'[axis - 1]} are equal"):
+        StandardiseIntensity()(MetaTensor(values))
+    values[0, -1, -1, -1] += 1
+    StandardiseIntensity()(MetaTensor(values))
 
 
 def test_a_window_is_a_part_of_the_volume_outside_the_slab():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -166,31 +167,57 @@ class StandardiseIntensity(InvertibleTransform):
         return result
 
 
-def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
-    """Mean and standard deviation of an image; it is read twice, section by section."""
-    count, first, total = 0, None, 0.0
+def mean_and_deviation(values: torch.Tensor) -> tuple[float, float]:
+    """Mean and standard deviation of an image, which is read twice, section by section.
+
+    Args:
+        values: ``(C, Z, Y, X)``, perhaps on disk.
+
+    Returns:
+        Both are summed as float64; they are not finite where a voxel is not.
+    """
+    total = sum(float(values[:, part].sum(dtype=torch.float64)) for part in scratch.sections(values.shape))
+    mean, power = total / values.numel(), 0.0
     for part in scratch.sections(values.shape):
-        section = values[:, part]
-        bad = ~torch.isfinite(section)
+        power += sum(float((values[:, z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
+    return mean, (power / values.numel()) ** 0.5
+
+
+def _not_finite(values: torch.Tensor) -> tuple[int, tuple[int, ...] | None]:
+    """How many voxels are no numbers, and where the first of them is."""
+    count, first = 0, None
+    for part in scratch.sections(values.shape):
+        bad = ~torch.isfinite(values[:, part])
         if first is None and bool(bad.any()):
             z, y, x = (int(i) for i in torch.nonzero(bad)[0][1:])
             first = (part.start + z, y, x)
         count += int(bad.sum())
-        total += float(section.sum(dtype=torch.float64))
+    return count, first
+
+
+def _repeated(values: torch.Tensor) -> list[int]:
+    """Axes across which all planes are equal; as a rule the first section tells that there are none."""
+    axes = [axis for axis in (1, 2, 3) if values.shape[axis] > 1]
+    for part in scratch.sections(values.shape):
+        section = values[:, part]
+        axes = [a for a in axes if bool((section == (values if a == 1 else section).narrow(a, 0, 1)).all())]
+        if not axes:
+            break
+    return axes
+
+
+def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
+    """Mean and standard deviation of an image that can be denoised."""
+    mean, std = mean_and_deviation(values)
+    count, first = (0, None) if math.isfinite(mean) else _not_finite(values)
     if count:
         raise InputError(
             f"{name}: {count} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
             "add --fill-nan to put the mean of the others in their place"
         )
-    mean, power = total / values.numel(), 0.0
-    repeated = [axis for axis in (1, 2, 3) if values.shape[axis] > 1]
-    for part in scratch.sections(values.shape):
-        section = values[:, part]
-        repeated = [a for a in repeated if bool((section == (values if a == 1 else section).narrow(a, 0, 1)).all())]
-        power += sum(float((values[:, z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
-    std = (power / values.numel()) ** 0.5
     if std == 0.0:
         raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")
+    repeated = _repeated(values)
     if repeated:
         raise InputError(
             f"{name}: all its planes across {'zyx'[repeated[0] - 1]} are equal, one image again and again: "

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import load_tomogram, tomogram_shape
-from cryoshuffle.files.intensity import FillNotFinite
+from cryoshuffle.files.intensity import FillNotFinite, mean_and_deviation
 from cryoshuffle.report.pictures import plane_across, stretch
 
 # XY slices in a page by their longest side, voxels; longest side of one in pixels.
@@ -92,15 +91,6 @@ class ShownSlices:
     deviation: float
     shrink: float
     errors: tuple[float, float] | None
-
-
-def _deviation(values: Tensor) -> float:
-    """Standard deviation of a volume, section by section."""
-    total = sum(float(values[part].sum(dtype=torch.float64)) for part in scratch.sections(values.shape, 0))
-    mean, power = total / values.numel(), 0.0
-    for part in scratch.sections(values.shape, 0):
-        power += sum(float((values[z].double() - mean).square_().sum()) for z in range(part.start, part.stop))
-    return math.sqrt(power / values.numel())
 
 
 def _positions(side: int, longest: int) -> list[int]:
@@ -208,9 +198,9 @@ def read_slices(
         if path is not None and tomogram_shape(path, permissive) != shape:
             raise InputError(f"{path}: is not of the size of {tomogram}, name the tomogram it was made from")
     image: Any = FillNotFinite(fill_nan)(load_tomogram(tomogram, permissive, folder))
-    sizes, values = _voxel_size(image), image.as_tensor()[0]
-    deviation = _deviation(values)
-    planes = {"before": _cut(values)}
+    sizes, values = _voxel_size(image), image.as_tensor()
+    deviation = mean_and_deviation(values)[1]
+    planes = {"before": _cut(values[0])}
     del image, values
     for name, path in (("after", result), ("error", error)):
         if path is not None:
