@@ -21,7 +21,7 @@ from cryoshuffle.report.opening import RunOpening
 CPU = torch.device("cpu")
 
 
-def opening(tomogram, blind: BlindSet, **more) -> dict[str, str]:
+def opening(tomogram, blind: BlindSet, others=(), **more) -> dict[str, str]:
     """What is said of a network that takes a hundredth of a second for a window, by name."""
 
     class Slow(torch.nn.Module):
@@ -30,7 +30,7 @@ def opening(tomogram, blind: BlindSet, **more) -> dict[str, str]:
             return x
 
     values = {"effort": "standard", "steps": 38, "window": 12, "device": CPU, "device_name": "cpu", **more}
-    one = RunOpening([str(tomogram)], SimpleNamespace(blind_set=blind), Slow().eval(), **values)
+    one = RunOpening([str(tomogram), *map(str, others)], SimpleNamespace(blind_set=blind), Slow().eval(), **values)
     return dict(line.split(":", 1) for line in one.lines())
 
 
@@ -60,6 +60,16 @@ def test_the_time_follows_pace_steps_limit_and_mirrors(tmp_path):
     assert seconds(steps=38) < seconds(steps=1000) < seconds(steps=100_000)
     assert seconds(steps=100_000, minutes=2) < seconds(steps=100_000)
     assert seconds(steps=1, mirrors=True) > seconds(steps=1)
+
+
+def test_the_time_counts_the_voxels_of_each_tomogram(tmp_path, monkeypatch):
+    """Of several that differ in size, in any order: their sum."""
+    counts = []
+    monkeypatch.setattr(RunOpening, "_seconds", lambda self, voxels: counts.append(voxels) or 1.0)
+    small, large = small_tomogram(tmp_path / "a.mrc", (24, 36, 30)), small_tomogram(tmp_path / "b.mrc", (48, 36, 32))
+    for first, *others in ((small, large), (large, small)):
+        assert opening(first, BlindSet("voxel"), others)["tomogram"].endswith(", and 1 more")
+    assert counts == [24 * 36 * 30 + 48 * 36 * 32] * 2
 
 
 @pytest.mark.parametrize(("error", "words"), [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from torch import nn
 
 from cryoshuffle.devices import device_name, device_reason, is_first_process
 from cryoshuffle.files.formats import read_header
+from cryoshuffle.inference.inferers import MIRRORED
 from cryoshuffle.lattice import as_triple
 from cryoshuffle.noise.choice import BlindPlan
 from cryoshuffle.report.log import StagePlace
@@ -20,7 +22,6 @@ from cryoshuffle.report.log import StagePlace
 # volume's windows, for the comparison with the filter, the result and each further mirror image. Seconds for the rest.
 # Measured on two cores of an AMD EPYC with 36 x 206 x 94 voxels.
 _STEP, _COMPARED, _DENOISED, _REST_S = 4.2, 3.6, 1.4, 8.0
-_MIRRORS = 8
 
 
 def describe_time(seconds: float) -> str:
@@ -92,9 +93,9 @@ class RunOpening:
 
     def lines(self) -> list[str]:
         """What is said, a line each."""
-        header = read_header(self.tomograms[0], self.permissive)
+        shapes = [read_header(tomogram, self.permissive).shape_zyx for tomogram in self.tomograms]
         more = f", and {len(self.tomograms) - 1} more" if len(self.tomograms) > 1 else ""
-        size = " × ".join(map(str, header.shape_zyx))
+        size = " × ".join(map(str, shapes[0]))
         stages = f" in {self.stages} stages" if self.stages > 1 else ""
         said = {
             "tomogram": f"{self.tomograms[0]}, {size} voxels (z, y, x){more}",
@@ -103,7 +104,7 @@ class RunOpening:
             "effort": f"{self.effort}, {self.steps} steps{stages}",
         }
         if self.device.type == "cpu":
-            voxels = len(self.tomograms) * header.shape_zyx[0] * header.shape_zyx[1] * header.shape_zyx[2]
+            voxels = sum(map(math.prod, shapes))
             said["time"] = f"{describe_time(self._seconds(voxels))} on this machine as it is now"
         return [f"{name + ':':12}{words}" for name, words in said.items()]
 
@@ -126,6 +127,5 @@ class RunOpening:
         fit = self.steps * _STEP * took
         if self.minutes is not None:
             fit = min(fit, 60 * self.minutes)
-        return fit + _REST_S + voxels / empty.numel() * took * (
-            _COMPARED + _DENOISED * (_MIRRORS if self.mirrors else 1)
-        )  # fmt: skip
+        windows = voxels / empty.numel()
+        return fit + _REST_S + windows * took * (_COMPARED + _DENOISED * (len(MIRRORED) if self.mirrors else 1))
