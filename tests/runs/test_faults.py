@@ -281,16 +281,19 @@ def test_a_gain_and_an_offset_of_the_input_are_those_of_the_result(tmp_path, fit
 
 
 def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, monkeypatch, capsys):
-    """The result, and twice the volume while the program runs."""
+    """The result, and while the program runs three times the volume, four with a residual, five with an error map."""
     tomogram, checkpoint = fitted
     size = tomogram.stat().st_size
     monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
-    usage = type("Usage", (), {"free": int(2.5 * size)})()
+    usage = type("Usage", (), {"free": int(3.5 * size)})()
     monkeypatch.setattr("cryoshuffle.commands.preflight.shutil.disk_usage", lambda path: usage)
-    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 2
-    assert "make room or choose another folder" in capsys.readouterr().err
-    usage.free = int(3.5 * size)
-    assert main(["apply", str(checkpoint), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 0
+    for number, more in enumerate(([], ["--residual", str(tmp_path / "r.mrc")], ["--error", str(tmp_path / "e.mrc")])):
+        command = ["apply", str(checkpoint), str(tomogram), str(tmp_path / f"{number}.mrc"), "--quiet", *more]
+        usage.free = int((3.5 + number) * size)
+        assert main(command) == 2
+        assert "make room or choose another folder" in capsys.readouterr().err
+        usage.free += size
+        assert main(command) == 0
 
 
 @pytest.mark.filterwarnings("ignore:Data array contains NaN")

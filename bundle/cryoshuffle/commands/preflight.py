@@ -169,8 +169,8 @@ def check_output(
         overwrite: allow an output that exists, if it is a result of ours.
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
-        folder: of the run, which takes a volume too large for memory twice while it runs; None for none. It is made
-            when the run begins, so the output may lie in it before it is there.
+        folder: of the run, which takes a volume too large for memory three to five times while it runs; None for none.
+            It is made when the run begins, so the output may lie in it before it is there.
         residual: path of what is taken away, looked at in the same way; None for none.
         error: path of the error map, looked at in the same way; None for none.
         force: allow one that exists whatever it is.
@@ -210,7 +210,10 @@ def check_output(
         check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, force=force, ome_zarr=ome_zarr)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
-    _check_room(path, voxels, np.dtype(dtype).itemsize, folder, 2 if error is None else 5)
+    # Volumes on disk at once. Image and prediction stay to the end. Beside them the page reads one volume at a time, a
+    # residual two. An error map takes three: noisy input, power, and the prediction from that input.
+    copies = 5 if error is not None else 4 if residual is not None else 3
+    _check_room(path, voxels, np.dtype(dtype).itemsize, folder, copies)
 
 
 def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None, copies: int) -> None:
