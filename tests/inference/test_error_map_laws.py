@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.inference.error_map import ErrorMap, StoredNoise, read_noise
+from cryoshuffle.inference.checkpoints import StoredNoise, stored_noise
+from cryoshuffle.inference.error_map import ErrorMap, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.fields import draw_noise, lay_noise, level_plane, noise_level
@@ -134,6 +135,14 @@ def test_the_level_of_a_whole_volume_is_that_of_its_slabs():
     assert torch.allclose(level_plane(volume[:60], WHITE), noise_level(volume[:60], WHITE)[0])
     slabs = [noise_level(volume[first:last], WHITE)[0].square() for first, last in ((0, 80), (80, 160))]
     assert torch.allclose(level_plane(volume, WHITE), (sum(slabs) / 2).sqrt())
+
+
+def test_noise_that_a_model_keeps_is_checked_by_whoever_reads_it():
+    """None where there is none; another shape and a negative power are refused, as for an error map."""
+    assert stored_noise({"model": {}}, "m.pt") is None
+    for spectrum in (torch.ones(4, 4, 3), -half_spectrum(WHITE)):
+        with pytest.raises(InputError, match=r"m.pt: its noise is of shape .* fit a model anew"):
+            stored_noise({"noise": {"spectrum": spectrum, "levels": True}}, "m.pt")
 
 
 def test_half_of_a_spectrum_tells_all_of_it():

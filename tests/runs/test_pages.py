@@ -257,6 +257,30 @@ def test_halves_that_share_nothing_or_are_gone_are_said_so(halved, tmp_path):
     assert "residual" in numbers
 
 
+def test_the_model_of_a_run_is_read_once_and_its_noise_checked(fitted, tmp_path, monkeypatch, capsys):
+    """Settings and noise come from one reading; noise of another shape is a sentence, and there is no page."""
+    tomogram, model = fitted
+    own = Path(shutil.copy(model, tmp_path / "own.pt"))
+    assert main(["apply", str(own), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]) == 0
+    reads, load = [], torch.load
+
+    def counted(path, **more):
+        reads.append(Path(path))
+        return load(path, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", counted)
+        _, numbers = _told(tmp_path / "out_run")
+    assert reads == [own]
+    assert len(numbers["power"]["ratios"]) == 4
+    checkpoint = torch.load(own, weights_only=True)
+    checkpoint["noise"]["spectrum"] = torch.ones(4, 4, 3)
+    torch.save(checkpoint, own)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "out_run")]) == 2
+    assert "own.pt: its noise is of shape (4, 4, 3) or negative, fit a model anew" in capsys.readouterr().err
+
+
 def test_scores_in_the_folder_of_the_run_are_shown_if_they_are_of_its_result(halved, tmp_path):
     """Curves and numbers of ``evaluate``; a half that is in the result is said to flatter; others' scores stay out."""
     place = shutil.copytree(halved / "out_run", tmp_path / "out_run")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from torch import nn
+from torch import Tensor, nn
 
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
@@ -24,6 +24,7 @@ from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.linear_filter import as_widths
+from cryoshuffle.noise.spectrum import GRID, full_spectrum
 from cryoshuffle.noise.whitening import WhitenNoise
 
 logger = logging.getLogger("cryoshuffle")
@@ -137,7 +138,19 @@ def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
     """
     if not Path(path).is_file():
         return ModelSettings(BlindSet("plane", "y"), None, None)
-    checkpoint = load_plain(path)
+    return model_settings(load_plain(path), path)
+
+
+def model_settings(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> ModelSettings:
+    """What a model was fitted with.
+
+    Args:
+        checkpoint: of :func:`load_plain`.
+        path: of it, for the message.
+
+    Raises:
+        InputError: if it names more than plain settings.
+    """
     whitening = checkpoint.get("whitening")
     if whitening is not None:
         whitening = WhitenNoise(**whitening).whitening.config()
@@ -161,6 +174,38 @@ def _blend(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         "gain": float(blend["gain"]),
         **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
     }
+
+
+@dataclass(frozen=True)
+class StoredNoise:
+    """The noise of the tomogram that a model was fitted to.
+
+    Attributes:
+        spectrum: power on a grid of :data:`cryoshuffle.noise.spectrum.GRID`, of the standardised tomogram.
+        levels: whether it is stronger at some places than at others.
+    """
+
+    spectrum: Tensor
+    levels: bool
+
+
+def stored_noise(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> StoredNoise | None:
+    """The noise that a model keeps; None where it keeps none.
+
+    Args:
+        checkpoint: of :func:`load_plain`.
+        path: of it, for the message.
+
+    Raises:
+        InputError: if the noise is of another shape, or negative.
+    """
+    stored = checkpoint.get("noise")
+    if not isinstance(stored, Mapping) or not isinstance(stored.get("spectrum"), Tensor):
+        return None
+    spectrum = stored["spectrum"].float()
+    if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
+        raise InputError(f"{path}: its noise is of shape {tuple(spectrum.shape)} or negative, fit a model anew")
+    return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
 
 
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:

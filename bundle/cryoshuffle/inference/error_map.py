@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from monai.networks.utils import eval_mode
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files import scratch
-from cryoshuffle.inference.checkpoints import load_plain
+from cryoshuffle.inference.checkpoints import StoredNoise, load_plain, stored_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.fields import draw_noise, lay_noise, level_plane
 from cryoshuffle.noise.linear_filter import gaussian, gaussian_reach
-from cryoshuffle.noise.spectrum import GRID, full_spectrum
 
 PASSES, MOST_PASSES = 4, 16
 # Share of a field of noise that is added, and width over which powers are averaged, voxels.
@@ -27,21 +25,8 @@ _STEP, _WIDTH = 0.1, 2.0
 _LOST, _EVERYWHERE = 1.3, 0.24
 
 
-@dataclass(frozen=True)
-class StoredNoise:
-    """The noise of the tomogram that a model was fitted to.
-
-    Attributes:
-        spectrum: power on a grid of :data:`cryoshuffle.noise.spectrum.GRID`, of the standardised tomogram.
-        levels: whether it is stronger at some places than at others.
-    """
-
-    spectrum: Tensor
-    levels: bool
-
-
 def read_noise(path: str | os.PathLike[str]) -> StoredNoise:
-    """The noise that a model keeps.
+    """The noise that a model keeps, which an error map cannot be made without.
 
     Args:
         path: of the model.
@@ -50,16 +35,13 @@ def read_noise(path: str | os.PathLike[str]) -> StoredNoise:
         FileError: if it is missing.
         InputError: if it is no model of ours, or keeps no noise.
     """
-    stored = load_plain(path).get("noise")
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("spectrum"), Tensor):
+    noise = stored_noise(load_plain(path), path)
+    if noise is None:
         raise InputError(
             f"{path}: does not know the noise of its tomogram, so there is no error map: fit a model anew, and not "
             "with --no-refine"
         )
-    spectrum = stored["spectrum"].float()
-    if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
-        raise InputError(f"{path}: its noise is of shape {tuple(spectrum.shape)} or negative, fit a model anew")
-    return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
+    return noise
 
 
 class ErrorMap:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.intensity import IS_SPREAD
-from cryoshuffle.inference.error_map import PASSES, ErrorMap, StoredNoise, read_noise
+from cryoshuffle.inference.checkpoints import StoredNoise
+from cryoshuffle.inference.error_map import PASSES, ErrorMap, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 
 logger = logging.getLogger("cryoshuffle")

@@ -15,7 +15,7 @@ from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.formats import load_tomogram, tomogram_shape
 from cryoshuffle.files.intensity import FillNotFinite
 from cryoshuffle.files.scratch import central_crop
-from cryoshuffle.noise.spectrum import full_spectrum
+from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.scores.artefacts import (
     detail_slopes,
     painted_noise,
@@ -48,14 +48,12 @@ class NoiseScale:
     """The noise of a tomogram as a model keeps it, and what it takes to compare a residual with it.
 
     Attributes:
-        spectrum: half of its power spectrum, of the standardised tomogram.
-        levels: whether it was taken for as strong as the finest detail is from place to place.
+        stored: that the model keeps.
         deviation: standard deviation of the whole tomogram, grey values.
         detail: share of the residual that was given back to the result.
     """
 
-    spectrum: Tensor
-    levels: bool
+    stored: StoredNoise
     deviation: float
     detail: float = 0.0
 
@@ -71,15 +69,14 @@ def _power(
         noise: of the tomogram.
         start: of what is around, voxels.
     """
-    spectrum = full_spectrum(noise.spectrum)
 
     def standard(volumes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         before, after = ((volume - volumes[0].mean()) / noise.deviation for volume in volumes)
         return before, before - (before - after) / (1 - noise.detail)
 
-    regions = residual_levels(*standard(around), spectrum, noise.levels)
+    regions = residual_levels(*standard(around), noise.stored.spectrum, noise.stored.levels)
     regions["places"] = [[a + b for a, b in zip(start, place, strict=True)] for place in regions["places"]]
-    return {**residual_power(*standard(middles), spectrum), "regions": regions}
+    return {**residual_power(*standard(middles), noise.stored.spectrum), "regions": regions}
 
 
 def measure(

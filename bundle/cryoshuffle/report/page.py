@@ -18,7 +18,7 @@ from PIL import Image
 
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import write_json, write_text
-from cryoshuffle.inference.checkpoints import load_plain, read_model_settings
+from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
 from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
@@ -176,11 +176,18 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
     return path
 
 
-def _noise_scale(provenance: Mapping[str, Any], deviation: float) -> NoiseScale | None:
-    """The noise that the model of a run keeps; None where it keeps none, or the result has much of the residual."""
+def _noise_scale(
+    provenance: Mapping[str, Any], models: Mapping[Path, Mapping[str, Any]], deviation: float
+) -> NoiseScale | None:
+    """The noise that the model of a run keeps; None where it keeps none, or the result has much of the residual.
+
+    ``models`` are those that were read before.
+    """
     path, detail = Path(provenance["network"]["path"]), float(provenance["settings"].get("detail") or 0.0)
-    noise = load_plain(path).get("noise") if path.is_file() and detail < _MOSTLY_GIVEN_BACK else None
-    return None if noise is None else NoiseScale(noise["spectrum"], bool(noise["levels"]), deviation, detail)
+    if not path.is_file() or detail >= _MOSTLY_GIVEN_BACK:
+        return None
+    noise = stored_noise(models[path] if path in models else load_plain(path), path)
+    return None if noise is None else NoiseScale(noise, deviation, detail)
 
 
 def _warn(listed: Sequence[Finding]) -> None:
@@ -227,13 +234,14 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     network = blind if noise is not None and blind.is_file() else Path(provenance["network"]["path"])
     if not network.is_file():
         raise FileError(f"{network}: is gone, the network of the run is needed for its report")
-    stride = read_model_settings(network).stride
+    models = {network: load_plain(network)}
+    stride = model_settings(models[network], network).stride
     strides = [1, 1, 1] if stride is None else list(stride)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
     window = provenance.get("window_zyx")
     fill_nan, error = bool(settings["fill_nan"]), (provenance.get("error") or {}).get("path")
     shown = read_slices(source, result, error, permissive, fill_nan, place)
-    scale = _noise_scale(provenance, shown.deviation)
+    scale = _noise_scale(provenance, models, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale)
     scores = _read(place / "evaluation.json")
     refinement = _read(place / "refinement.json") if noise is not None else None
