@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
 from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.verdict import SUBJECTS, Finding, verdict
 
-LATTICE = {"stride": 3, "scatter": 0.1}
+LATTICE = {"stride": 3, "scatter": 0.1, "excess": 1.0, "imbalance": 1.0}
+RESIDUAL = {"correlation_with_result": 0.1, "low_frequency_correlation": 0.1, "autocorrelation": {}}
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
@@ -27,8 +29,8 @@ HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolut
         ),
         ({"refinement": {"trust": 0.5}}, {"refinement": {"trust": 0.49}}, "look", "of the result is the network's"),
         (
-            {"numbers": {"residual": {"low_frequency_correlation": -0.34}}},
-            {"numbers": {"residual": {"low_frequency_correlation": -0.36}}},
+            {"numbers": {"residual": {**RESIDUAL, "low_frequency_correlation": -0.34}}},
+            {"numbers": {"residual": {**RESIDUAL, "low_frequency_correlation": -0.36}}},
             "look",
             "coarse detail in common",
         ),
@@ -80,8 +82,8 @@ def test_a_number_stands_beside_its_limit():
         (one,) = findings(None, None, {"signal_left": kept})
         assert f"is {ratio:.2f} times as strong where there is structure as elsewhere, good below 1.35" in one.words
     for content, limit in (
-        ({"residual": {"low_frequency_correlation": 0.1}}, "+0.10, good within ±0.35"),
-        ({"residual": {"low_frequency_correlation": 0.4}}, "+0.40, good within ±0.35"),
+        ({"residual": {**RESIDUAL, "low_frequency_correlation": 0.1}}, "+0.10, good within ±0.35"),
+        ({"residual": {**RESIDUAL, "low_frequency_correlation": 0.4}}, "+0.40, good within ±0.35"),
         ({"painted": {**PAINTED, "least": 0.2}}, "+0.20 or more in every region, good above -0.1"),
         ({"seams": {"borders": 1.1, "halfway": 1.0}}, "1.10 times those nearby, good below 1.4"),
         ({"lattice": {"y": {**LATTICE, "excess": 1.2}}}, "1.20 times the power nearby, good below 1.30"),
@@ -182,6 +184,56 @@ def test_what_could_not_be_measured_is_to_be_looked_at():
     assert (one.level, one.subject) == ("look", "measured")
 
 
+NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
+GOOD = {
+    "power": {**POWER, "regions": EVEN},
+    "residual": {**RESIDUAL, "autocorrelation": {"z": [0.05, 0, 0, 0], "y": [0.9] * 4, "x": [0.3, 0.1, 0.05, 0]}},
+    "seams": {"borders": 1.1, "halfway": 1.0},
+    "lattice": {"y": LATTICE, "x": LATTICE},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "subject", "words"),
+    [
+        ("power", {"ratios": [1.3, 0.95, 0.8, 0.5]}, "power", "1.30 times the power"),
+        ("power", {"ratios": [1.0, 0.95, 0.8, 1.4]}, "power", "1.40 times the power"),
+        ("power", {"ratios": [0.5, 0.95, 0.8, 0.5]}, "power", "good from 0.85 up"),
+        ("power", {"ratios": [1.0, 0.6, 0.8, 0.5]}, "power", "good from 0.7 up"),
+        ("residual", {"correlation_with_result": -0.26}, "shared", "correlation -0.26, good within ±0.25"),
+        ("residual", {"low_frequency_correlation": 0.36}, "coarse", "good within ±0.35"),
+        ("residual", {"autocorrelation": {"z": [0, 0.11, 0, 0]}}, "alike", "Along z .* by 0.11, good up to 0.1"),
+        ("seams", {"borders": 1.5}, "seams", "good below 1.4"),
+        ("lattice", {"x": {**LATTICE, "excess": 1.4}}, "stripes", "along x: 1.40 times"),
+        ("lattice", {"x": {**LATTICE, "imbalance": 1.11}}, "planes", "along x .* have 1.11 times .* good below 1.1"),
+    ],
+)
+def test_what_the_table_tells_to_look_at_the_verdict_has_heard_of(part, wrong, subject, words):
+    """One number beyond its limit: one row of its own, one finding, and no good verdict; else all of them good."""
+    for content, beyond in (({}, False), (wrong, True)):
+        numbers = {**GOOD, part: {**GOOD[part], **content}}
+        rows = [what for what, _, state in graded(NOISE, numbers) if state.startswith("look")]
+        listed = findings(NOISE, {"trust": 0.8}, numbers)
+        wanting = [one for one in listed if one.level != "ok"]
+        assert (len(rows), len(wanting)) == (beyond, beyond)
+        assert (verdict(listed).word == "good") != beyond
+    assert wanting[0].subject == subject
+    assert re.search(words, wanting[0].words)
+
+
+def test_bands_and_their_errors_are_as_many_as_there_are_limits():
+    """Others are no numbers of ours; a row that silently is not there would be taken for good."""
+    for part in ({"ratios": [1.0] * 3}, {"errors": [0.1] * 5}):
+        with pytest.raises(ValueError, match="zip"):
+            graded(None, {"power": {**POWER, **part}})
+
+
+def test_a_number_that_is_none_is_not_good():
+    """NaN is within no limits."""
+    (row,) = graded(None, {"seams": {"borders": float("nan"), "halfway": 1.0}})
+    assert row[2].startswith("look")
+
+
 def test_any_doubt_makes_doubt_any_look_makes_look_and_nothing_else():
     """Of all mixtures of three findings; the order in which they stand does not matter."""
     by_level = {"ok": "good", "look": "look", "bad": "doubt"}
@@ -201,25 +253,30 @@ def test_the_reason_is_the_first_in_the_order_of_worth():
     for first, second in itertools.pairwise(listed):
         assert verdict([second, first]).reason == first.words
     good = verdict([Finding("ok", "It is good.", "noise")])
-    assert good.words.startswith("good. All 1 checks are within their limits.")
+    assert good.words.startswith("good. Every check is within its limits.")
 
 
 def test_every_finding_weighs_something_and_says_what_to_do():
     """All that findings are of stands in the order of worth; what is not good has an advice, what is good has none."""
     wrong = {
         "power": {**POWER, "ratios": [2.0] * 4, "regions": {**EVEN, "ratios": [1.0, 2.0, 0.2]}},
-        "residual": {"low_frequency_correlation": 0.9},
+        "residual": {
+            "correlation_with_result": 0.9,
+            "low_frequency_correlation": 0.9,
+            "autocorrelation": {"y": [0.5, 0.2, 0.1, 0.0]},
+        },
         "halves": {**HALVES, "beyond_chance": False},
         "signal_left": {"ratio": 3.0, "scatter": 0.05, "where": [1, 2, 3]},
         "seams": {"borders": 3.0, "halfway": 1.0},
-        "lattice": {"y": {**LATTICE, "excess": 3.0}},
+        "lattice": {"y": {**LATTICE, "excess": 3.0, "imbalance": 2.0}},
         "painted": {**PAINTED, "least": -0.5, "levels": [0.5, 1.5]},
         "slopes": [-1.0, 1.0, 1.0, 1.0],
         "not_measured": "too small",
     }
     refinement = {"trust": 0.2, "weight": 1.7, "excessive": True, "levels": False}
     history = [{"stage": "refining", "step": 1, "steps": 2, "out_of_time": True}]
-    listed = findings({"clean": False, "reason": "measured"}, refinement, wrong, history)
+    noise = {"clean": False, "reason": "measured", "autocorrelation": {"y": [0.0] * 4}}
+    listed = findings(noise, refinement, wrong, history)
     assert sorted(one.subject for one in listed) == sorted(SUBJECTS)
     assert all(one.level != "ok" and one.advice for one in listed)
     fine = findings({"clean": True, "reason": "measured"}, {"trust": 0.8}, {"power": {**POWER, "regions": EVEN}})

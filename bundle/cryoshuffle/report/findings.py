@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +45,119 @@ _IMBALANCE = 1.1
 DETAIL_NAMES = ("under 0.7", *(f"{low} to {high}" for low, high in pairwise(BAND_EDGES)))
 
 
+@dataclass(frozen=True)
+class Check:
+    """One number of a result, and between which limits it is good.
+
+    Attributes:
+        subject: one of :data:`cryoshuffle.report.verdict.SUBJECTS`, which a finding on it is of.
+        what: was measured.
+        value: the number.
+        text: the number for people.
+        low: it is good above this.
+        high: it is good below this.
+        limit: both for people; empty where there is none.
+        margin: what chance may take it beyond either.
+        where: axis or band of detail that it is of; empty for the whole.
+    """
+
+    subject: str
+    what: str
+    value: float
+    text: str
+    low: float
+    high: float
+    limit: str
+    margin: float = 0.0
+    where: str = ""
+
+    @property
+    def weak(self) -> bool:
+        """Whether the number is below its limits."""
+        return self.value < self.low - self.margin
+
+    @property
+    def good(self) -> bool:
+        """Whether the number is within its limits; what is no number is not."""
+        return self.low - self.margin < self.value < self.high + self.margin
+
+
+def checks(noise: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[Check]:
+    """The numbers of a result that stand in the table of its page, in that order.
+
+    Args:
+        noise: content of ``noise.json``; None where the network was fitted elsewhere.
+        numbers: of :func:`cryoshuffle.report.measurement.measure`.
+
+    Raises:
+        ValueError: if there are more or fewer powers than bands of detail, or correlations than lags.
+    """
+    listed = []
+    if "power" in numbers:
+        listed += _power_checks(numbers["power"])
+    if "residual" in numbers:
+        listed += _residual_checks(numbers["residual"], noise)
+    if "seams" in numbers:
+        jumps = numbers["seams"]["borders"]
+        what = "jumps at window borders, over those nearby"
+        listed.append(Check("seams", what, jumps, f"{jumps:.2f}", -math.inf, _SEAMS, f"{_SEAMS}"))
+    for axis, lattice in numbers.get("lattice", {}).items():
+        listed += _lattice_checks(axis, lattice)
+    return listed
+
+
+def _power_checks(power: Mapping[str, Any]) -> list[Check]:
+    """Of the residual, by band of detail."""
+    listed = []
+    for ratio, error, least, name in zip(power["ratios"], power["errors"], _LEAST_POWER, DETAIL_NAMES, strict=True):
+        what = f"residual over noise, power in detail of {name} voxels"
+        low, limit = (least, f"{least} to {_MOST_POWER}") if least else (-math.inf, f"{_MOST_POWER}")
+        listed.append(Check("power", what, ratio, f"{ratio:.2f}", low, _MOST_POWER, limit, _CHANCE * error, name))
+    return listed
+
+
+def _residual_checks(residual: Mapping[str, Any], noise: Mapping[str, Any] | None) -> list[Check]:
+    """Correlations of the residual, with the result and with itself."""
+    shared, coarse = residual["correlation_with_result"], residual["low_frequency_correlation"]
+    what = "residual and result, correlation"
+    listed = [
+        Check("shared", what, shared, f"{shared:+.3f}", -_SHARED, _SHARED, f"±{_SHARED}"),
+        Check(
+            "coarse",
+            "the same, coarse detail",
+            coarse,
+            f"{coarse:+.3f}",
+            -_COARSE_SHARED,
+            _COARSE_SHARED,
+            f"±{_COARSE_SHARED}",
+        ),
+    ]
+    known = {} if noise is None else noise.get("autocorrelation") or {}
+    for axis, values in residual["autocorrelation"].items():
+        what, text, apart = f"residual with itself along {axis}, 1 to 4 voxels apart", _lags(values), 0.0
+        most, limit = math.inf, ""
+        if axis in known:
+            apart = max(abs(a - b) for a, b in zip(values, known[axis], strict=True))
+            text, most, limit = f"{text}   (noise: {_lags(known[axis])})", _ALIKE, f"{_ALIKE} from the noise"
+        listed.append(Check("alike", what, apart, text, -math.inf, most, limit, where=axis))
+    return listed
+
+
+def _lags(correlations: Sequence[float]) -> str:
+    return " ".join(f"{r:+.2f}" for r in correlations)
+
+
+def _lattice_checks(axis: str, lattice: Mapping[str, Any]) -> list[Check]:
+    """Of the result, along an axis of the lattice."""
+    excess, most, strongest = lattice["excess"], 1 + _STRIPES * lattice["scatter"], lattice["imbalance"]
+    stripes = f"stripes along {axis} of period {lattice['stride']}, over the power nearby"
+    planes = f"fine detail along {axis} in the strongest planes, over the mean"
+    return [
+        Check("stripes", stripes, excess, f"{excess:.2f}", -math.inf, most, f"{most:.2f}", where=axis),
+        Check("planes", planes, strongest, f"{strongest:.2f}", -math.inf, _IMBALANCE, f"{_IMBALANCE}", where=axis),
+    ]
+
+
 def findings(
     noise: Mapping[str, Any] | None,
     refinement: Mapping[str, Any] | None,
@@ -57,7 +172,7 @@ def findings(
         numbers: of :func:`cryoshuffle.report.measurement.measure`.
         history: lines of ``history.jsonl``.
     """
-    listed = []
+    listed, checked = [], checks(noise, numbers)
     if noise is not None:
         listed.append(_noise_finding(noise))
     listed += _time_findings(history)
@@ -65,16 +180,18 @@ def findings(
         listed += _share_findings(refinement)
     listed += _painted_findings(refinement, numbers)
     if "power" in numbers:
-        listed += _power_findings(numbers["power"])
-    if "residual" in numbers:
-        listed.append(_coarse_finding(numbers["residual"]["low_frequency_correlation"]))
+        listed.append(_power_finding([one for one in checked if one.subject == "power"]))
+        listed.append(_place_finding(numbers["power"]["regions"]))
+    listed += [_coarse_finding(one) for one in checked if one.subject == "coarse"]
     if "halves" in numbers:
         listed.append(_halves_finding(numbers["halves"]))
     if "signal_left" in numbers:
         listed.append(_kept_finding(numbers["signal_left"]))
-    if "seams" in numbers:
-        listed.append(_seams_finding(numbers["seams"]))
-    listed += [_stripes_finding(axis, stripes) for axis, stripes in numbers.get("lattice", {}).items()]
+    listed += [_seams_finding(one, numbers["seams"]["halfway"]) for one in checked if one.subject == "seams"]
+    listed += [
+        _stripes_finding(one, numbers["lattice"][one.where]["stride"]) for one in checked if one.subject == "stripes"
+    ]
+    listed += _other_findings(checked)
     if "not_measured" in numbers:
         words = f"The result was not measured: {numbers['not_measured']}."
         listed.append(Finding("look", words, "measured", "Judge it by eye alone."))
@@ -121,37 +238,32 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
     return listed
 
 
-def _power_findings(power: Mapping[str, Any]) -> list[Finding]:
-    """How strong the residual is beside the noise that was measured, by band of detail and by region."""
-    listed = []
-    amounts = list(zip(power["ratios"], power["errors"], _LEAST_POWER, DETAIL_NAMES, strict=True))
-    strong = [(r, name) for r, e, _, name in amounts if r > _MOST_POWER + _CHANCE * e]
-    weak = [(r, name) for r, e, least, name in amounts if r < least - _CHANCE * e]
+def _power_finding(bands: Sequence[Check]) -> Finding:
+    """How strong the residual is beside the noise that was measured, by band of detail."""
+    weak = [one for one in bands if one.weak]
+    strong = [one for one in bands if not one.good and not one.weak]
     if strong:
-        ratio, name = max(strong)
+        most = max(strong, key=lambda one: one.value)
         words = (
-            f"The residual has {ratio:.2f} times the power of the measured noise in detail of {name} voxels, good up "
-            f"to {_MOST_POWER}: signal was taken away, or the noise is stronger than it was measured."
+            f"The residual has {most.text} times the power of the measured noise in detail of {most.where} voxels, "
+            f"good up to {most.high}: signal was taken away, or the noise is stronger than it was measured."
         )
         advice = "Look for structures in the residual; if there are some, give --detail 0.1 or another --effort."
-        listed.append(Finding("bad", words, "power", advice))
-    elif weak:
-        ratio, name = min(weak)
-        least = next(least for r, _, least, _ in amounts if r == ratio)
+        return Finding("bad", words, "power", advice)
+    if weak:
+        least = min(weak, key=lambda one: one.value)
         words = (
-            f"The residual has {ratio:.2f} times the power of the measured noise in detail of {name} voxels, good from "
-            f"{least} up: noise was left in, or it is weaker than it was measured."
+            f"The residual has {least.text} times the power of the measured noise in detail of {least.where} voxels, "
+            f"good from {least.low} up: noise was left in, or it is weaker than it was measured."
         )
         advice = "Trust no texture as fine as that; name even and odd half, which tell the noise better."
-        listed.append(Finding("bad", words, "power", advice))
-    else:
-        words = (
-            f"The residual is as strong as the measured noise: {power['ratios'][0]:.2f} times its power in the finest "
-            f"detail, good from {_LEAST_POWER[0]} to {_MOST_POWER}, and at most {max(power['ratios'][1:]):.2f} times "
-            "in coarser detail."
-        )
-        listed.append(Finding("ok", words, "power"))
-    return [*listed, _place_finding(power["regions"])]
+        return Finding("bad", words, "power", advice)
+    words = (
+        f"The residual is as strong as the measured noise: {bands[0].text} times its power in the finest detail, good "
+        f"from {_LEAST_POWER[0]} to {_MOST_POWER}, and at most {max(one.value for one in bands[1:]):.2f} times in "
+        "coarser detail."
+    )
+    return Finding("ok", words, "power")
 
 
 def _place_finding(regions: Mapping[str, Any]) -> Finding:
@@ -176,17 +288,45 @@ def _place_finding(regions: Mapping[str, Any]) -> Finding:
     return Finding("look", words, "place", f"Look there: {why}.")
 
 
-def _coarse_finding(shared: float) -> Finding:
+def _coarse_finding(shared: Check) -> Finding:
     """What coarse detail residual and result have in common."""
-    good = abs(shared) < _COARSE_SHARED
     words = (
-        f"The residual has {'little ' if good else ''}coarse detail in common with the result: correlation "
-        f"{shared:+.2f}, good within ±{_COARSE_SHARED}."
+        f"The residual has {'little ' if shared.good else ''}coarse detail in common with the result: correlation "
+        f"{shared.value:+.2f}, good within {shared.limit}."
     )
-    if good:
+    if shared.good:
         return Finding("ok", words, "coarse")
     why = "It is signal that was removed, or noise that was kept: look at the residual."
     return Finding("look", f"{words} {why}", "coarse", "Where it shows structures, look for them in the tomogram.")
+
+
+def _other_findings(checked: Sequence[Check]) -> list[Finding]:
+    """What the table tells to look at and no other finding is of; of what is good there is nothing to say."""
+    listed = []
+    for one in checked:
+        if one.good:
+            continue
+        if one.subject == "shared":
+            words = (
+                f"Residual and result have detail in common: correlation {one.value:+.2f}, good within {one.limit}. It "
+                "is signal that was removed or made too strong, or noise that was kept."
+            )
+            listed.append(Finding("look", words, "shared", "Look for structures in the residual."))
+        elif one.subject == "alike":
+            words = (
+                f"Along {one.where} the correlation of the residual with itself differs from that of the noise by "
+                f"{one.value:.2f}, good up to {one.high}: not all of it is noise, or the noise was misjudged."
+            )
+            listed.append(Finding("look", words, "alike", "Look for structures in the residual."))
+        elif one.subject == "planes":
+            words = (
+                f"The planes of the lattice along {one.where} differ in fine detail: the strongest have {one.text} "
+                f"times the mean, good below {one.limit}."
+            )
+            listed.append(
+                Finding("look", words, "planes", "Take no difference between neighbouring planes for detail.")
+            )
+    return listed
 
 
 def _kept_finding(kept: Mapping[str, Any]) -> Finding:
@@ -203,27 +343,24 @@ def _kept_finding(kept: Mapping[str, Any]) -> Finding:
     return Finding("look", f"{words}: {why}.", "kept", "Look at the residual there.")
 
 
-def _seams_finding(seams: Mapping[str, Any]) -> Finding:
+def _seams_finding(jumps: Check, halfway: float) -> Finding:
     """Whether there are seams between windows."""
-    good = seams["borders"] < _SEAMS
     words = (
-        f"{'No seams' if good else 'Seams'} between the windows it was denoised in: jumps at their borders are "
-        f"{seams['borders']:.2f} times those nearby, good below {_SEAMS}"
+        f"{'No seams' if jumps.good else 'Seams'} between the windows it was denoised in: jumps at their borders are "
+        f"{jumps.text} times those nearby, good below {jumps.limit}"
     )
-    if good:
+    if jumps.good:
         return Finding("ok", f"{words}.", "seams")
-    why = f"halfway between borders they are {seams['halfway']:.2f} times"
+    why = f"halfway between borders they are {halfway:.2f} times"
     return Finding("look", f"{words}; {why}.", "seams", "Denoise with a larger --inference-window.")
 
 
-def _stripes_finding(axis: str, stripes: Mapping[str, Any]) -> Finding:
+def _stripes_finding(excess: Check, stride: int) -> Finding:
     """Whether there are stripes of the lattice along an axis."""
-    limit = 1 + _STRIPES * stripes["scatter"]
-    good = stripes["excess"] < limit
-    words = "No stripes of the lattice" if good else f"Stripes of period {stripes['stride']}"
-    power = f"{stripes['excess']:.2f} times the power nearby, good below {limit:.2f}"
-    advice = "" if good else "Take no repeat of that period for structure."
-    return Finding("ok" if good else "look", f"{words} along {axis}: {power}.", "stripes", advice)
+    words = "No stripes of the lattice" if excess.good else f"Stripes of period {stride}"
+    power = f"{excess.text} times the power nearby, good below {excess.limit}"
+    advice = "" if excess.good else "Take no repeat of that period for structure."
+    return Finding("ok" if excess.good else "look", f"{words} along {excess.where}: {power}.", "stripes", advice)
 
 
 def _halves_finding(halves: Mapping[str, Any]) -> Finding:
@@ -286,44 +423,12 @@ def graded(noise: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[
     Args:
         noise: content of ``noise.json``; None where the network was fitted elsewhere.
         numbers: of :func:`cryoshuffle.report.measurement.measure`.
+
+    Raises:
+        ValueError: as :func:`checks`.
     """
-    lines: list[tuple[str, str, str]] = []
-
-    def grade(what: str, value: str, good: bool, limit: str) -> None:
-        lines.append((what, value, f"{'good' if good else 'look'}, the limit is {limit}"))
-
-    for ratio, error, least, name in zip(
-        *(numbers.get("power", {}).get(key, ()) for key in ("ratios", "errors")),
-        _LEAST_POWER,
-        DETAIL_NAMES,
-        strict=False,
-    ):
-        good = least - _CHANCE * error <= ratio <= _MOST_POWER + _CHANCE * error
-        limit = f"{least} to {_MOST_POWER}" if least else f"{_MOST_POWER}"
-        grade(f"residual over noise, power in detail of {name} voxels", f"{ratio:.2f}", good, limit)
-    if "residual" in numbers:
-        residual = numbers["residual"]
-        shared, coarse = residual["correlation_with_result"], residual["low_frequency_correlation"]
-        grade("residual and result, correlation", f"{shared:+.3f}", abs(shared) < _SHARED, f"±{_SHARED}")
-        grade("the same, coarse detail", f"{coarse:+.3f}", abs(coarse) < _COARSE_SHARED, f"±{_COARSE_SHARED}")
-        known = {} if noise is None else noise.get("autocorrelation") or {}
-        for axis, values in residual["autocorrelation"].items():
-            text = " ".join(f"{r:+.2f}" for r in values)
-            what = f"residual with itself along {axis}, 1 to 4 voxels apart"
-            if axis not in known:
-                lines.append((what, text, "no limit, the noise was not measured here"))
-                continue
-            apart = max(abs(a - b) for a, b in zip(values, known[axis], strict=True))
-            of_noise = " ".join(f"{r:+.2f}" for r in known[axis])
-            grade(what, f"{text}   (noise: {of_noise})", apart < _ALIKE, f"{_ALIKE} from the noise")
-    if "seams" in numbers:
-        jumps = numbers["seams"]["borders"]
-        grade("jumps at window borders, over those nearby", f"{jumps:.2f}", jumps < _SEAMS, f"{_SEAMS}")
-    for axis, lattice in numbers.get("lattice", {}).items():
-        limit = 1 + _STRIPES * lattice["scatter"]
-        what = f"stripes along {axis} of period {lattice['stride']}, over the power nearby"
-        grade(what, f"{lattice['excess']:.2f}", lattice["excess"] < limit, f"{limit:.2f}")
-        strongest = lattice["imbalance"]
-        what = f"fine detail along {axis} in the strongest planes, over the mean"
-        grade(what, f"{strongest:.2f}", strongest < _IMBALANCE, f"{_IMBALANCE}")
-    return lines
+    none = "no limit, the noise was not measured here"
+    return [
+        (one.what, one.text, f"{'good' if one.good else 'look'}, the limit is {one.limit}" if one.limit else none)
+        for one in checks(noise, numbers)
+    ]

@@ -19,10 +19,13 @@ SUBJECTS = (
     "uneven",
     "kept",
     "coarse",
+    "shared",
+    "alike",
     "time",
     "share",
     "seams",
     "stripes",
+    "planes",
     "halves",
     "measured",
 )
@@ -81,5 +84,5 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
         if listed:
             first = min(listed, key=lambda one: SUBJECTS.index(one.subject))
             return Verdict(word, first.words, first.advice)
-    good = f"All {len(findings)} checks are within their limits." if findings else "Nothing speaks against it."
+    good = "Every check is within its limits." if findings else "Nothing speaks against it."
     return Verdict("good", good, "Look at the result beside the tomogram before you use it.")
