@@ -15,6 +15,7 @@ RESIDUAL = {"correlation_with_result": 0.1, "low_frequency_correlation": 0.1, "a
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
 
 
@@ -153,12 +154,35 @@ def test_a_weight_above_all_is_told():
 )
 def test_a_residual_below_or_above_the_noise_is_told(power, level, words):
     """In fine detail both, in coarse detail, where noise stays in the result, above only; what may be chance is not."""
-    one, place = findings(None, None, {"power": {**power, "regions": EVEN}})
+    _, one, place = findings(NOISE, None, {"power": {**power, "regions": EVEN}})
     assert (one.level, one.subject, place.level) == (level, "power", "ok")
     assert words in one.words
     assert bool(one.advice) == (level == "bad")
     rows = graded(None, {"power": power})
     assert all(state.startswith("good") for *_, state in rows) == (level == "ok")
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (1.0, "as strong as the noise that the model was fitted to: 1.00 times its power"),
+        (
+            0.5,
+            "0.50 times the power of the noise that the model was fitted to .*left in, or it is weaker than that",
+        ),
+        (1.5, "1.50 times the power of the noise that the model was fitted to .*or the noise is stronger than that"),
+    ],
+)
+def test_the_noise_of_another_tomogram_gives_no_doubt(first, words):
+    """Where the noise was not measured here, it is not called that, and the way out is a fit; else it is doubt."""
+    numbers = {"power": {**POWER, "ratios": [first, 0.95, 0.8, 0.5], "regions": EVEN}}
+    one, _ = findings(None, None, numbers)
+    assert re.search(words, one.words)
+    assert "measured" not in one.words
+    assert (one.level, one.advice) == (
+        ("ok", "") if first == 1 else ("look", "Fit this tomogram by itself, and compare.")
+    )
+    assert verdict(findings(NOISE, None, numbers)).word == ("good" if first == 1 else "doubt")
 
 
 @pytest.mark.parametrize(("ratio", "level"), [(0.76, "ok"), (0.7, "look"), (1.19, "ok"), (1.3, "look"), (1.21, "ok")])
@@ -184,7 +208,6 @@ def test_what_could_not_be_measured_is_to_be_looked_at():
     assert (one.level, one.subject) == ("look", "measured")
 
 
-NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
 GOOD = {
     "power": {**POWER, "regions": EVEN},
     "residual": {**RESIDUAL, "autocorrelation": {"z": [0.05, 0, 0, 0], "y": [0.9] * 4, "x": [0.3, 0.1, 0.05, 0]}},

@@ -180,7 +180,7 @@ def findings(
         listed += _share_findings(refinement)
     listed += _painted_findings(refinement, numbers)
     if "power" in numbers:
-        listed.append(_power_finding([one for one in checked if one.subject == "power"]))
+        listed.append(_power_finding([one for one in checked if one.subject == "power"], noise is not None))
         listed.append(_place_finding(numbers["power"]["regions"]))
     listed += [_coarse_finding(one) for one in checked if one.subject == "coarse"]
     if "halves" in numbers:
@@ -238,32 +238,36 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
     return listed
 
 
-def _power_finding(bands: Sequence[Check]) -> Finding:
-    """How strong the residual is beside the noise that was measured, by band of detail."""
+def _power_finding(bands: Sequence[Check], measured_here: bool) -> Finding:
+    """How strong the residual is beside the noise, by band of detail.
+
+    That of another tomogram, which the model was fitted to, may differ for no fault of the result.
+    """
     weak = [one for one in bands if one.weak]
     strong = [one for one in bands if not one.good and not one.weak]
+    noise = "the measured noise" if measured_here else "the noise that the model was fitted to"
+    if not strong and not weak:
+        words = (
+            f"The residual is as strong as {noise}: {bands[0].text} times its power in the finest detail, good from "
+            f"{_LEAST_POWER[0]} to {_MOST_POWER}, and at most {max(one.value for one in bands[1:]):.2f} times in "
+            "coarser detail."
+        )
+        return Finding("ok", words, "power")
     if strong:
-        most = max(strong, key=lambda one: one.value)
-        words = (
-            f"The residual has {most.text} times the power of the measured noise in detail of {most.where} voxels, "
-            f"good up to {most.high}: signal was taken away, or the noise is stronger than it was measured."
-        )
+        worst = max(strong, key=lambda one: one.value)
+        limit, why = f"up to {worst.high}", "signal was taken away, or the noise is stronger"
         advice = "Look for structures in the residual; if there are some, give --detail 0.1 or another --effort."
-        return Finding("bad", words, "power", advice)
-    if weak:
-        least = min(weak, key=lambda one: one.value)
-        words = (
-            f"The residual has {least.text} times the power of the measured noise in detail of {least.where} voxels, "
-            f"good from {least.low} up: noise was left in, or it is weaker than it was measured."
-        )
+    else:
+        worst = min(weak, key=lambda one: one.value)
+        limit, why = f"from {worst.low} up", "noise was left in, or it is weaker"
         advice = "Trust no texture as fine as that; name even and odd half, which tell the noise better."
-        return Finding("bad", words, "power", advice)
     words = (
-        f"The residual is as strong as the measured noise: {bands[0].text} times its power in the finest detail, good "
-        f"from {_LEAST_POWER[0]} to {_MOST_POWER}, and at most {max(one.value for one in bands[1:]):.2f} times in "
-        "coarser detail."
+        f"The residual has {worst.text} times the power of {noise} in detail of {worst.where} voxels, good {limit}: "
+        f"{why} than {'it was measured' if measured_here else 'that'}."
     )
-    return Finding("ok", words, "power")
+    if measured_here:
+        return Finding("bad", words, "power", advice)
+    return Finding("look", words, "power", "Fit this tomogram by itself, and compare.")
 
 
 def _place_finding(regions: Mapping[str, Any]) -> Finding:
