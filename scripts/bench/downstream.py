@@ -38,9 +38,9 @@ from cryoshuffle.simulation.tilt_series import load_particles
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import membranes, methods
 from bench.detection import Detections, match, voxels
-from bench.markdown import documents_of, replace_section, table, wrapped
+from bench.markdown import table, wrapped, write_section
 from bench.methods import Job, NotRunError
-from bench.options import check_settings, count, name_list, refuse_unknown, triple
+from bench.options import check_settings, count, name_list, refuse_unknown, stored_settings, triple, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import BY_KEY, SNR, prepare
 
@@ -380,16 +380,8 @@ def _made_with(results: Sequence[Result]) -> str:
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section of the page of benchmarks, and the raw numbers."""
     results = load_results(options.work)
-    page, data, _ = documents_of(options.docs)
-    write_json({"settings": settings, "results": results}, data / "benchmarks_downstream.json")
-    before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
-    page.write_text(replace_section(before, section(results, settings), BEGIN, END), encoding="utf-8")
-
-
-def _seeds(text: str) -> list[int]:
-    if not all(part.isdigit() for part in name_list(text)) or not name_list(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers with commas between")
-    return [int(part) for part in name_list(text)]
+    content = {"settings": settings, "results": results}
+    write_section(options.docs, "downstream", section(results, settings), (BEGIN, END), content)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -401,7 +393,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", type=name_list, default=[*TASKS], help=f"of {','.join(TASKS)} (default: all)")
     # Of the cells of the first seeds, that of seed 1 has next to no membrane that its tilts show.
     parser.add_argument("--tune-seed", type=int, default=3, help="all choices are made on it (default: 3)")
-    parser.add_argument("--seeds", type=_seeds, default=[0, 2], help="that are scored (default: 0,2)")
+    parser.add_argument("--seeds", type=whole_numbers, default=[0, 2], help="that are scored (default: 0,2)")
     parser.add_argument("--shape", type=triple, default=(80, 144, 144), help="z,y,x, voxels (default: 80,144,144)")
     parser.add_argument("--rotations", type=count, default=100, help="of the template (default: 100)")
     parser.add_argument("--unet-steps", type=count, default=400, help="of the U-Net (default: 400)")
@@ -423,10 +415,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--tune-seed {options.tune_seed} is among --seeds: choices must come from another tomogram")
     options.work = options.work.absolute()
     if options.report_only:
-        path = options.work / "settings.json"
-        if not path.is_file():
-            parser.error(f"{options.work} holds no results: run something first")
-        write_documents(options, json.loads(path.read_text(encoding="utf-8")))
+        write_documents(options, stored_settings(options.work, parser))
         return
     names = ("tune_seed", "seeds", "shape", "rotations", "unet_steps", "steps")
     settings = {name: getattr(options, name) for name in names}

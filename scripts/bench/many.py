@@ -27,9 +27,9 @@ from cryoshuffle.report.log import read_history
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods
-from bench.markdown import documents_of, replace_section, table, wrapped
+from bench.markdown import table, wrapped, write_section
 from bench.methods import Job, NotRunError, Outcome
-from bench.options import check_settings, name_list, refuse_unknown
+from bench.options import check_settings, name_list, refuse_unknown, stored_settings, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import BY_KEY, SNR, prepare, score
 
@@ -221,12 +221,8 @@ def load_results(work: Path) -> list[dict[str, Any]]:
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section and the raw numbers, from what is in the work folder."""
     results = load_results(options.work)
-    page, data, _ = documents_of(options.docs)
-    document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    section = replace_section(document, many_section(results, settings), BEGIN, END)
-    page.write_text(section, encoding="utf-8")
-    write_json({"settings": dict(settings), "results": results}, data / "benchmarks_many.json")
-    print(f"documents: {page}")
+    content = {"settings": dict(settings), "results": results}
+    write_section(options.docs, "many", many_section(results, settings), (BEGIN, END), content)
 
 
 class Session:
@@ -287,14 +283,11 @@ def _fit_options(settings: Mapping[str, Any], whole: bool = True) -> list[str]:
     return ["--window", ",".join(map(str, settings["window"])), "--tilt-axis", "y", *steps]
 
 
-def _list_of(kind: type[int] | type[float]) -> Callable[[str], list[int | float]]:
-    def parse(text: str) -> list[int | float]:
-        try:
-            return [kind(part) for part in name_list(text)]
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not numbers with commas between") from None
-
-    return parse
+def _ratios(text: str) -> list[float]:
+    try:
+        return [float(part) for part in name_list(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not numbers with commas between") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -306,12 +299,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ways", type=name_list, default=name_list(known), help=f"to run now, of {known} (default: all)"
     )
-    parser.add_argument("--ratios", type=_list_of(float), default=[1.0, 1.0, 1.0, 0.5],
+    parser.add_argument("--ratios", type=_ratios, default=[1.0, 1.0, 1.0, 0.5],
                         help="a tomogram each: its SNR over that of the case (default: 1,1,1,0.5)")  # fmt: skip
     parser.add_argument("--fitted", type=int, default=2, help="so many of them make the network (default: 2)")
-    parser.add_argument("--shape", type=_list_of(int), default=[48, 80, 80], help="z,y,x, voxels (default: 48,80,80)")
+    parser.add_argument("--shape", type=whole_numbers, default=[48, 80, 80], help="z,y,x, voxels (default: 48,80,80)")
     parser.add_argument(
-        "--window", type=_list_of(int), default=[24, 36, 24], help="of a step, voxels (default: 24,36,24)"
+        "--window", type=whole_numbers, default=[24, 36, 24], help="of a step, voxels (default: 24,36,24)"
     )
     parser.add_argument("--steps", type=int, help="of the fits that are not short (default: those of the command)")
     parser.add_argument("--few", type=int, default=60, help="steps of a short fit (default: 60)")
@@ -337,10 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_options(options, parser)
     options.work = options.work.absolute()
     if options.report_only:
-        path = options.work / "settings.json"
-        if not path.is_file():
-            parser.error(f"{options.work} holds no results: run something first")
-        write_documents(options, json.loads(path.read_text(encoding="utf-8")))
+        write_documents(options, stored_settings(options.work, parser))
         return
     settings = {
         name: getattr(options, name) for name in ("cases", "shape", "ratios", "fitted", "window", "steps", "few")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+from cryoshuffle.files.writing import write_json, write_text
 
 
 def number(value: float) -> str:
@@ -77,3 +81,27 @@ def documents_of(docs: Path) -> tuple[Path, Path, Path]:
     for folder in (page.parent, data, pictures):
         folder.mkdir(parents=True, exist_ok=True)
     return page, data, pictures
+
+
+def write_section(docs: Path, name: str, section: str, markers: tuple[str, str], content: Any) -> None:
+    """Write a section of the page of benchmarks and the raw numbers behind it, each file whole, or neither.
+
+    Args:
+        docs: folder of the documents.
+        name: of the benchmark, in ``benchmarks_<name>.json``.
+        section: with its markers.
+        markers: in front of the section and behind it.
+        content: of the raw numbers, plain values.
+
+    Raises:
+        SystemExit: if the page has only one of the markers, or in the wrong order; nothing is written then.
+    """
+    page, data, _ = documents_of(docs)
+    document = page.read_text(encoding="utf-8") if page.is_file() else ""
+    try:
+        changed = replace_section(document, section, *markers)
+    except ValueError as error:
+        sys.exit(f"{page}: {error}")
+    write_text(changed, page)
+    write_json(content, data / f"benchmarks_{name}.json")
+    print(f"documents: {page}")

@@ -27,6 +27,14 @@ def counts(text: str) -> list[int]:
     return numbers
 
 
+def whole_numbers(text: str) -> list[int]:
+    """Whole numbers with commas between, of which 0 is one."""
+    names = name_list(text)
+    if not names or not all(name.isdecimal() for name in names):
+        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers with commas between")
+    return [int(name) for name in names]
+
+
 def count(text: str) -> int:
     """A whole number above 0."""
     if not text.isdigit() or int(text) < 1:
@@ -56,6 +64,19 @@ def refuse_unknown(parser: argparse.ArgumentParser, what: str, given: Iterable[s
     for name in given:
         if name not in known:
             parser.error(f"there is no {what} '{name}': choose of {', '.join(known)}")
+
+
+def stored_settings(work: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The settings that a work folder was begun with; ends where there are none.
+
+    Args:
+        work: the folder.
+        parser: that tells it.
+    """
+    path = work / "settings.json"
+    if not path.is_file():
+        parser.error(f"{work} holds no results: run something first")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def check_settings(work: Path, settings: Mapping[str, Any], program: str, free: Iterable[str] = ()) -> None:

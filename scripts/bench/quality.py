@@ -29,9 +29,9 @@ from cryoshuffle.simulation.tilt_series import save_simulation, simulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods, report
-from bench.markdown import documents_of, replace_section
+from bench.markdown import documents_of, write_section
 from bench.methods import ABLATION, METHODS, Job, Method, NotRunError, Outcome
-from bench.options import check_settings, name_list, refuse_unknown
+from bench.options import check_settings, name_list, refuse_unknown, stored_settings, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
@@ -153,7 +153,7 @@ def draw(work: Path, pictures: Path, results: Sequence[Mapping[str, Any]]) -> di
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section, the raw numbers and the pictures, from what is in the work folder."""
     results = load_results(options.work)
-    page, data, pictures = documents_of(options.docs)
+    _, _, pictures = documents_of(options.docs)
     captions = draw(options.work, pictures, results)
     report.save_effort_plot(results, CASES, pictures / "benchmark_effort.png")
     grids = {
@@ -167,18 +167,10 @@ def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) ->
         for case in methods.ABLATED_CASES
         if any(r["case"] == case and r["method"] in names for r in results)
     }
-    section = report.quality_section(results, {**settings, "grids": grids}, rows(METHODS), ablated, captions)
-    document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    page.write_text(replace_section(document, section, report.BEGIN, report.END), encoding="utf-8")
-    write_json({"settings": {**settings, "grids": grids}, "results": results}, data / "benchmarks_quality.json")
-    print(f"documents: {page}")
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in name_list(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not whole numbers with commas between") from None
+    described = {**settings, "grids": grids}
+    section = report.quality_section(results, described, rows(METHODS), ablated, captions)
+    content = {"settings": described, "results": results}
+    write_section(options.docs, "quality", section, (report.BEGIN, report.END), content)
 
 
 def _ratios(text: str) -> dict[str, float]:
@@ -195,8 +187,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cases", type=name_list, default=list(CASES), help=f"of {','.join(CASES)} (default: all)")
     parser.add_argument("--methods", type=name_list, help=f"of {','.join(BY_KEY)} (default: all but the ablation)")
     parser.add_argument("--ablation", action="store_true", help="also ours with one thing changed, on wbp and aligned")
-    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="medians are over these (default: 0,1,2)")
-    parser.add_argument("--shape", type=_numbers, default=[80, 144, 144], help="z,y,x, voxels (default: 80,144,144)")
+    parser.add_argument("--seeds", type=whole_numbers, default=[0, 1, 2], help="for medians (default: 0,1,2)")
+    parser.add_argument("--shape", type=whole_numbers, default=[80, 144, 144], help="z,y,x (default: 80,144,144)")
     parser.add_argument("--snr", type=_ratios, default={}, help=f"case=ratio with commas between (default: {known})")
     parser.add_argument("--steps", type=int, help="of our fits (default: as many as their effort has)")
     parser.add_argument("--peer-steps", type=int, default=600, help="of Noise2Void and cryoCARE (default: 600)")
@@ -225,11 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     wanted = chosen(options, parser)
     options.work = options.work.absolute()
-    settings_path = options.work / "settings.json"
     if options.report_only:
-        if not settings_path.is_file():
-            parser.error(f"{options.work} holds no results: run something first")
-        write_documents(options, json.loads(settings_path.read_text(encoding="utf-8")))
+        write_documents(options, stored_settings(options.work, parser))
         return
     settings = {
         "shape": options.shape,

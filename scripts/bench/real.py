@@ -37,7 +37,7 @@ from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
 from cryoshuffle.simulation.tilt_series import reconstruct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.markdown import documents_of, replace_section, wrapped
+from bench.markdown import documents_of, wrapped, write_section
 from bench.provenance import ROOT, commit, machine
 from bench.report import save_panel
 
@@ -313,16 +313,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
-    page, data, pictures = documents_of(options.docs)
+    _, data, pictures = documents_of(options.docs)
     path = data / "benchmarks_real.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     known[title] = {
         "machine": machine(), "commit": commit(), "bands_voxels": BANDS,
         "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
     }  # fmt: skip
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    before = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
-    page.write_text(replace_section(before, section(known), BEGIN, END), encoding="utf-8")
+    write_section(options.docs, "real", section(known), (BEGIN, END), known)
     if title == "gold erased" and not options.halves_only:
         shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}
         for effort in options.efforts.split(","):

@@ -33,9 +33,9 @@ from cryoshuffle.errors import SettingError
 from cryoshuffle.files.writing import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench.markdown import documents_of, replace_section
+from bench.markdown import write_section
 from bench.methods import NotRunError
-from bench.options import check_settings, count, counts, name_list, refuse_unknown, triple
+from bench.options import check_settings, count, counts, name_list, refuse_unknown, stored_settings, triple
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.speed_measures import beside_matmul, beside_paper, cube, cube_sides, memory, rates, start_up
 from bench.speed_peers import beside_noise2void, beside_topaz, check_peer
@@ -96,12 +96,8 @@ def load_results(work: Path) -> list[dict[str, Any]]:
 def write_documents(options: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """The section and the raw numbers, from what is in the work folder."""
     results = load_results(options.work)
-    page, data, _ = documents_of(options.docs)
-    document = page.read_text(encoding="utf-8") if page.is_file() else ""
-    section = speed_section(results, settings)
-    page.write_text(replace_section(document, section, BEGIN, END), encoding="utf-8")
-    write_json({"settings": settings, "results": results}, data / "benchmarks_speed.json")
-    print(f"documents: {page}")
+    content = {"settings": settings, "results": results}
+    write_section(options.docs, "speed", speed_section(results, settings), (BEGIN, END), content)
 
 
 def choose_places(device: str, threads: Sequence[int]) -> list[Place]:
@@ -151,11 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     check_names(options, parser)
     options.work = options.work.absolute()
-    settings_path = options.work / "settings.json"
     if options.report_only:
-        if not settings_path.is_file():
-            parser.error(f"{options.work} holds no results: measure something first")
-        write_documents(options, json.loads(settings_path.read_text(encoding="utf-8")))
+        write_documents(options, stored_settings(options.work, parser))
         return
     try:
         places = choose_places(options.device, options.threads)

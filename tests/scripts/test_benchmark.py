@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from functools import partial
@@ -114,6 +115,44 @@ def test_only_the_section_between_the_markers_is_replaced(report, load_script):
     assert replace("", first).startswith("# Benchmarks\n\n" + report.BEGIN)
     with pytest.raises(ValueError, match="mend or remove"):
         replace(report.END + report.BEGIN, first)
+
+
+def test_page_and_numbers_are_written_both_or_neither(load_script, tmp_path, capsys):
+    """A page with one marker is refused by its name, and nothing is written; without that marker both are."""
+    write = partial(
+        load_script("bench.markdown").write_section, tmp_path, "sums", "<b>\n\nnew\n\n<e>\n", ("<b>", "<e>")
+    )
+    page, numbers = tmp_path / "explain" / "benchmarks.md", tmp_path / "data" / "benchmarks_sums.json"
+    page.parent.mkdir()
+    page.write_text("# Benchmarks\n\n<b>\n\nold\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"benchmarks\.md: the document must hold '<b>' and behind it '<e>'"):
+        write([1])
+    assert page.read_text(encoding="utf-8") == "# Benchmarks\n\n<b>\n\nold\n"
+    assert not numbers.exists()
+    page.write_text("# Benchmarks\n\nold\n", encoding="utf-8")
+    write([1])
+    assert page.read_text(encoding="utf-8") == "# Benchmarks\n\nold\n\n<b>\n\nnew\n\n<e>\n"
+    assert json.loads(numbers.read_text(encoding="utf-8")) == [1]
+    assert capsys.readouterr().out == f"documents: {page}\n"
+
+
+def test_a_work_folder_without_results_is_refused(load_script, tmp_path, capsys):
+    """Where there are results, their settings are read."""
+    options = load_script("bench.options")
+    with pytest.raises(SystemExit, match="2"):
+        options.stored_settings(tmp_path, argparse.ArgumentParser())
+    assert f"{tmp_path} holds no results: run something first" in capsys.readouterr().err
+    options.check_settings(tmp_path, {"steps": 8}, "sums")
+    assert options.stored_settings(tmp_path, argparse.ArgumentParser()) == {"steps": 8}
+
+
+def test_lists_of_whole_numbers_have_0_and_are_not_empty(load_script):
+    """What is no whole number is named."""
+    parse = load_script("bench.options").whole_numbers
+    assert parse("0,12,3") == [0, 12, 3]
+    for text in ("", ",", "1,x", "-1", "1.5", "²"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not whole numbers with commas between"):
+            parse(text)
 
 
 def test_a_picture_of_pure_noise_is_small_enough(report, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_settings_that_would_score_what_was_tuned_are_refused(downstream, tmp_pa
         assert sentence in capsys.readouterr().err
 
 
-def test_the_section_tells_losses_and_stays_beside_the_others(downstream):
+def test_the_section_tells_losses_and_stays_beside_the_others(downstream, load_script):
     """What denoising loses is said in words; what was not run is a dash; the rest of the page stays."""
     facts = {"machine": "M", "commit": "abc", "version": "V"}
     counts = {"0": {"ribosomes": 3, "blobs": 9, "membrane": 0.05}}
@@ -248,6 +249,7 @@ def test_the_section_tells_losses_and_stays_beside_the_others(downstream):
     assert "lost against the Gaussian: none." in plain
     assert "ridge filter +" not in text
     assert "To find: 3 ribosomes, 9 molecules, 5.0% membrane (seed 0)." in text
-    page = downstream.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", text, downstream.BEGIN, downstream.END)
+    replace = partial(load_script("bench.markdown").replace_section, begin=downstream.BEGIN, end=downstream.END)
+    page = replace("# Benchmarks\n\n## Speed\n\nfast\n", text)
     assert "## Speed" in page
-    assert downstream.replace_section(page, text, downstream.BEGIN, downstream.END) == page
+    assert replace(page, text) == page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -62,12 +63,13 @@ def test_only_what_is_complete_is_compared(many):
     assert _row(many.session_table(alone_missing, SETTINGS, "wbp"), "`apply net.pt`")[3] == ""
 
 
-def test_the_section_stands_beside_the_others(many):
+def test_the_section_stands_beside_the_others(many, load_script):
     """Machine, commit and version are named once; the rest of the page stays; a session without results is left out."""
     section = many.many_section(RESULTS[:-1], SETTINGS)
-    page = many.replace_section("# Benchmarks\n\n## Speed\n", section, many.BEGIN, many.END)
+    replace = partial(load_script("bench.markdown").replace_section, begin=many.BEGIN, end=many.END)
+    page = replace("# Benchmarks\n\n## Speed\n", section)
     assert page.startswith("# Benchmarks\n\n## Speed\n")
-    assert many.replace_section(page, section, many.BEGIN, many.END) == page
+    assert replace(page, section) == page
     assert "- machine: M\n- commit: abc\n- version: V" in page
     assert "SNR 0.061; tomogram 2 has 0.5 times that." in page
     assert "Session aligned" not in page

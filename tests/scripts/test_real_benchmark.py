@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -69,7 +71,7 @@ def test_a_folder_without_the_tilt_series_is_refused(real, tmp_path, capsys):
     assert "give the folder testdata of warpylib 1.1.2" in capsys.readouterr().err
 
 
-def test_the_section_shows_what_was_found_and_stays_beside_the_others(real):
+def test_the_section_shows_what_was_found_and_stays_beside_the_others(real, load_script):
     """Hindsight, efforts, slopes and shares, with machine and commit; what was not run has no row."""
     rows = [
         {"method": "raw half", "correlation": 0.0283, "bands": [0.1, 0.2, 0.3, 0.4]},
@@ -84,6 +86,7 @@ def test_the_section_shows_what_was_found_and_stays_beside_the_others(real):
     assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 0.25 | 40 |" in text
     assert "| `--effort fast`, seed 0 | 1.0, 2.0 | cell -0.012, ice, right -0.012" in text
     assert "On a mill, commit abc." in text
-    page = real.replace_section("# Benchmarks\n\n## Speed\n\nfast\n", text, real.BEGIN, real.END)
+    replace = partial(load_script("bench.markdown").replace_section, begin=real.BEGIN, end=real.END)
+    page = replace("# Benchmarks\n\n## Speed\n\nfast\n", text)
     assert "## Speed" in page
-    assert real.replace_section(page, text, real.BEGIN, real.END) == page
+    assert replace(page, text) == page
