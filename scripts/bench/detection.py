@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+# What templates find, of the molecules of the package: the ribosome, the largest and last in the order of names.
+TEMPLATE = 3
+
 
 @dataclass(frozen=True)
 class Detections:

@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -37,7 +39,7 @@ from cryoshuffle.simulation.tilt_series import load_particles
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import membranes, methods
-from bench.detection import Detections, match, voxels
+from bench.detection import TEMPLATE, Detections, match, voxels
 from bench.markdown import table, wrapped, write_section
 from bench.methods import Job, NotRunError
 from bench.options import check_settings, count, name_list, refuse_unknown, stored_settings, triple, whole_numbers
@@ -132,9 +134,6 @@ def load_scene(folder: Path, voxel_size_angstrom: float) -> Scene:
         folder: that ``save_simulation`` has written.
         voxel_size_angstrom: of the volumes.
     """
-    # Not loaded for --report-only, which needs no acryo.
-    from bench.picking import TEMPLATE
-
     particles = load_particles(folder / "particles.csv")
     membrane = np.array(mrcfile.read(folder / "membrane.mrc")).astype(bool)
     positions = np.array([p.position_zyx for p in particles])
@@ -286,10 +285,13 @@ def run(case: Case, inputs: Sequence[str], tasks: Sequence[str]) -> None:
             print(f"{case.name}, {name}, {task}: AP {mean(values):.3f}", flush=True)
 
 
-def _versions() -> str:
-    from importlib.metadata import version
+def has_acryo() -> bool:
+    """Whether acryo, which picks, is installed."""
+    return find_spec("acryo") is not None
 
-    return f"{own_versions()}, acryo {version('acryo')}"
+
+def _versions() -> str:
+    return f"{own_versions()}, acryo {version('acryo')}" if has_acryo() else own_versions()
 
 
 def load_results(work: Path) -> list[dict[str, Any]]:
@@ -417,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.report_only:
         write_documents(options, stored_settings(options.work, parser))
         return
+    if not set(PICKING).isdisjoint(options.tasks) and not has_acryo():
+        parser.error('picking needs acryo: pip install -e ".[bench]", or leave it out of --tasks')
     names = ("tune_seed", "seeds", "shape", "rotations", "unet_steps", "steps")
     settings = {name: getattr(options, name) for name in names}
     settings["shape"] = list(options.shape)

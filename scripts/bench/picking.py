@@ -15,11 +15,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch.nn.functional import avg_pool3d
 
+from bench.detection import TEMPLATE
 from cryoshuffle.simulation.phantoms import TEMPLATE_ANGSTROM, load_templates, scaled
 from cryoshuffle.simulation.tilt_series import TiltScheme, apply_ctf, project, reconstruct
 
-# The ribosome, the largest molecule of the package: the last in the order of names.
-TEMPLATE = 3
 # Templates are matched in voxels of at least this size: finer detail is below the first zero of the transfer function.
 MATCHED_ANGSTROM = 20.0
 BOX_ANGSTROM = 280.0

@@ -194,14 +194,18 @@ def downstream(load_script):
     return load_script("bench.downstream")
 
 
-@needs_acryo
-def test_the_benchmark_runs_and_writes_its_section(downstream, tmp_path, capsys):
-    """Each input and task has its cell; a second run measures nothing again; other settings are refused."""
+@pytest.mark.parametrize("tasks", ["ridge,unet", pytest.param("templates,log,dog,ridge,unet", marks=needs_acryo)])
+def test_the_benchmark_runs_and_writes_its_section(downstream, tmp_path, capsys, tasks):
+    """Each input and task has its cell; a second run measures nothing again; other settings are refused.
+
+    Membranes need no acryo.
+    """
     arguments = ["--cases", *BENCH, "--inputs", "noisy,truth", "--work", str(tmp_path / "w"), "--docs", str(tmp_path)]
+    arguments += ["--tasks", tasks]
     downstream.main(arguments)
     assert "wbp, truth, unet: AP" in capsys.readouterr().out
     written = json.loads((tmp_path / "data" / "benchmarks_downstream.json").read_text(encoding="utf-8"))
-    assert len(written["results"]) == 3 * len(downstream.TASKS)
+    assert len(written["results"]) == 3 * len(tasks.split(","))
     assert all(0 <= one["ap"] <= 1 for r in written["results"] for one in r["scores"].values())
     ap = {(r["input"], r["task"]): r["scores"]["0"]["ap"] for r in written["results"]}
     assert ap["truth", "ridge"] > ap["noisy", "ridge"] > ap["chance", "ridge"]
@@ -212,6 +216,21 @@ def test_the_benchmark_runs_and_writes_its_section(downstream, tmp_path, capsys)
     assert "AP" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="was begun with rotations 3"):
         downstream.main([*arguments, "--rotations", "4"])
+
+
+@pytest.mark.parametrize("tasks", ["ridge,log", "templates", "dog,unet"])
+def test_picking_without_acryo_is_refused_before_any_work(downstream, tmp_path, capsys, monkeypatch, tasks):
+    """In one sentence with both ways out; what is made with a program that is absent does not name it."""
+    monkeypatch.setattr(downstream, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        downstream.main(["--tasks", tasks, "--work", str(tmp_path / "w"), "--docs", str(tmp_path)])
+    told = 'picking needs acryo: pip install -e ".[bench]", or leave it out of --tasks'
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert "acryo" not in downstream._versions()
+    monkeypatch.setattr(downstream, "find_spec", lambda name: name)
+    monkeypatch.setattr(downstream, "version", lambda name: f"of {name}")
+    assert downstream._versions().endswith(", acryo of acryo")
 
 
 def test_settings_that_would_score_what_was_tuned_are_refused(downstream, tmp_path, capsys):
