@@ -42,7 +42,16 @@ from bench import membranes, methods
 from bench.detection import TEMPLATE, Detections, match, voxels
 from bench.markdown import table, wrapped, write_section
 from bench.methods import Job, NotRunError
-from bench.options import check_settings, count, name_list, refuse_unknown, stored_settings, triple, whole_numbers
+from bench.options import (
+    check_settings,
+    check_shape,
+    count,
+    name_list,
+    refuse_unknown,
+    stored_settings,
+    triple,
+    whole_numbers,
+)
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import BY_KEY, SNR, prepare
 
@@ -421,6 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if not set(PICKING).isdisjoint(options.tasks) and not has_acryo():
         parser.error('picking needs acryo: pip install -e ".[bench]", or leave it out of --tasks')
+    check_shape(options.shape, parser)
     names = ("tune_seed", "seeds", "shape", "rotations", "unet_steps", "steps")
     settings = {name: getattr(options, name) for name in names}
     settings["shape"] = list(options.shape)

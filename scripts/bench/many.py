@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods
 from bench.markdown import table, wrapped, write_section
 from bench.methods import Job, NotRunError, Outcome
-from bench.options import check_settings, name_list, refuse_unknown, stored_settings, whole_numbers
+from bench.options import check_settings, check_shape, name_list, refuse_unknown, stored_settings, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 from bench.quality import BY_KEY, SNR, prepare, score
 
@@ -332,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.report_only:
         write_documents(options, stored_settings(options.work, parser))
         return
+    check_shape(options.shape, parser)
     settings = {
         name: getattr(options, name) for name in ("cases", "shape", "ratios", "fitted", "window", "steps", "few")
     }

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.lattice import Triple, as_triple
+from cryoshuffle.simulation.phantoms import SMALLEST_SIDE
 
 
 def name_list(text: str) -> list[str]:
@@ -49,6 +50,19 @@ def triple(text: str) -> Triple:
         return as_triple(numbers[0] if len(numbers) == 1 else numbers, "size", smallest=1)
     except SettingError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def check_shape(shape: Sequence[int], parser: argparse.ArgumentParser) -> None:
+    """Refuse sizes that cannot be simulated, before a work folder is begun.
+
+    Args:
+        shape: (Z, Y, X), voxels.
+        parser: that tells it.
+    """
+    try:
+        as_triple(shape, "--shape", smallest=SMALLEST_SIDE)
+    except SettingError as error:
+        parser.error(str(error))
 
 
 def refuse_unknown(parser: argparse.ArgumentParser, what: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import methods, report
 from bench.markdown import documents_of, write_section
 from bench.methods import ABLATION, METHODS, Job, Method, NotRunError, Outcome
-from bench.options import check_settings, name_list, refuse_unknown, stored_settings, whole_numbers
+from bench.options import check_settings, check_shape, name_list, refuse_unknown, stored_settings, whole_numbers
 from bench.provenance import ROOT, commit, machine, own_versions
 
 # The cell in voxels of 20 Å as well, as large as those of the real one.
@@ -220,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.report_only:
         write_documents(options, stored_settings(options.work, parser))
         return
+    check_shape(options.shape, parser)
     settings = {
         "shape": options.shape,
         "snr": {**SNR, **options.snr},

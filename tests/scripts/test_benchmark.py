@@ -146,6 +146,22 @@ def test_a_work_folder_without_results_is_refused(load_script, tmp_path, capsys)
     assert options.stored_settings(tmp_path, argparse.ArgumentParser()) == {"steps": 8}
 
 
+@pytest.mark.parametrize(
+    ("program", "more"),
+    [("bench.quality", ()), ("bench.many", ("--cases", "wbp")), ("bench.downstream", ("--tasks", "ridge"))],
+)
+def test_sizes_that_cannot_be_simulated_are_refused_before_a_folder_is_begun(
+    load_script, tmp_path, capsys, program, more
+):
+    """In one sentence; the same work folder may then be begun with others."""
+    work = tmp_path / "work"
+    with pytest.raises(SystemExit, match="2"):
+        load_script(program).main([*more, "--shape", "16,8,16", "--work", str(work), "--docs", str(tmp_path)])
+    assert "8, 16" in (told := capsys.readouterr().err)
+    assert "give three whole numbers of at least 16 along z, y, x" in told
+    assert not work.exists()
+
+
 def test_lists_of_whole_numbers_have_0_and_are_not_empty(load_script):
     """What is no whole number is named."""
     parse = load_script("bench.options").whole_numbers

@@ -20,6 +20,8 @@ from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.lattice import as_triple
 
 TEMPLATES = Path(__file__).parent / "templates"
+# Of a simulated volume, voxels.
+SMALLEST_SIDE = 16
 TEMPLATE_ANGSTROM = 10.0
 # A cell is crowded: this much of it is in molecules that are drawn, and more in smaller ones that are not.
 _OCCUPIED = 0.25
@@ -108,7 +110,7 @@ def make_phantom(
         seed: of places and orientations.
         templates: molecule densities; None takes those of the package.
     """
-    z, y, x = as_triple(shape, "phantom shape", smallest=16)
+    z, y, x = as_triple(shape, "phantom shape", smallest=SMALLEST_SIDE)
     random = torch.Generator().manual_seed(seed)
     molecules = load_templates() if templates is None else list(templates)
     volume, membrane = torch.zeros(z, y, x), torch.zeros(z, y, x, dtype=torch.bool)
@@ -178,7 +180,7 @@ def make_cell(
         templates: molecule densities in voxels of that size; None takes those of the package.
         voxel_size_angstrom: of the volume.
     """
-    z, y, x = as_triple(shape, "phantom shape", smallest=16)
+    z, y, x = as_triple(shape, "phantom shape", smallest=SMALLEST_SIDE)
     random = torch.Generator().manual_seed(seed)
     if templates is None:
         templates = [scaled(molecule, TEMPLATE_ANGSTROM / voxel_size_angstrom) for molecule in load_templates()]

@@ -23,6 +23,7 @@ from cryoshuffle.files.volumes import affine_of
 from cryoshuffle.files.writing import check_new_file, write_json, write_text
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.simulation.phantoms import (
+    SMALLEST_SIDE,
     TEMPLATE_ANGSTROM,
     Cell,
     Particle,
@@ -409,7 +410,7 @@ def simulate(
         raise SettingError(f"SNR is {snr}: give more than 0")
     if case == "white" and mtf_at_nyquist < 1:
         raise SettingError(f"MTF is {mtf_at_nyquist}: the case white has no detector, leave it out")
-    sides = as_triple(shape, "shape", smallest=16)
+    sides = as_triple(shape, "shape", smallest=SMALLEST_SIDE)
     scheme = scheme if scheme is not None else TiltScheme(
         shift_voxels=0.5 if case in {"aligned", "insitu"} else 0.0, sirt_iterations=10 if case == "sirt" else 0,
         mtf_at_nyquist=mtf_at_nyquist, **(_IN_SITU if case == "insitu" else {}),

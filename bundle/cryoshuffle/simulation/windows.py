@@ -20,7 +20,7 @@ from cryoshuffle.boxes import draw_box
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import as_triple
 from cryoshuffle.memory import keep_memory
-from cryoshuffle.simulation.phantoms import load_templates, scaled
+from cryoshuffle.simulation.phantoms import SMALLEST_SIDE, load_templates, scaled
 from cryoshuffle.simulation.tilt_series import CASES, TiltScheme, simulate
 
 _DENSE = 0.05
@@ -118,7 +118,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
     ) -> None:
         self.templates, self.only = templates, only
         self.molecules = [_tight(density) for density in load_templates(templates, only)]
-        self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=16)
+        self.window, self.shape = as_triple(window, "window"), as_triple(shape, "shape", smallest=SMALLEST_SIDE)
         if any(w > n for w, n in zip(self.window, self.shape, strict=True)):
             raise SettingError(f"a window of {self.window} does not fit into volumes of {self.shape}: make it smaller")
         if pool < 1 or windows_per_volume < 1:
