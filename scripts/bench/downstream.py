@@ -337,16 +337,23 @@ def case_table(results: Sequence[Result], case: str) -> str:
 
 
 def losses(results: Sequence[Result], case: str) -> str:
-    """A sentence on what denoised inputs lose against the noisy tomogram, and one against the Gaussian."""
+    """A sentence on what denoised inputs lose against the noisy tomogram, and one against the Gaussian.
+
+    Each is there only where something was measured on both sides.
+    """
     sentences = []
     for reference, what in (("noisy", "the noisy tomogram"), ("gaussian", "the Gaussian")):
-        lost = []
+        compared, lost = False, []
         for name in ("fast", "auto"):
             for task, label in TASKS.items():
                 before, after = (value(results, case, one, task, "ap") for one in (reference, name))
-                if before is not None and after is not None and round(after - before, 2) < 0:
+                if before is None or after is None:
+                    continue
+                compared = True
+                if round(after - before, 2) < 0:
                     lost.append(f"{label} {after - before:+.2f} ({INPUTS[name].replace('**', '')})")
-        sentences.append(f"Average precision lost against {what}: {', '.join(lost) if lost else 'none'}.")
+        if compared:
+            sentences.append(f"Average precision lost against {what}: {', '.join(lost) if lost else 'none'}.")
     return " ".join(sentences)
 
 
@@ -378,7 +385,7 @@ def section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
             for seed, one in counts.items()
         ]
         parts += [f"### Downstream of case {case}", f"SNR {SNR[case]:g}. To find: {'; '.join(told)}."]
-        parts += [case_table(results, case), losses(results, case)]
+        parts += [case_table(results, case), *filter(None, [losses(results, case)])]
     parts += ["### Downstream, made with", _made_with(results), END]
     return wrapped(parts)
 

@@ -265,7 +265,13 @@ def test_the_section_tells_losses_and_stays_beside_the_others(downstream, load_s
     assert "| chance | – | – | – | 0.05 | – |" in text
     plain = text.replace("\n", " ")
     assert "lost against the noisy tomogram: templates -0.25 (cryoshuffle, `--effort fast`)." in plain
-    assert "lost against the Gaussian: none." in plain
+    assert "lost against the Gaussian" not in plain
+    behind = downstream.losses([*results, result("gaussian", "ridge", 0.5)], "wbp")
+    assert behind.endswith("lost against the Gaussian: none.")
+    assert "-0.25" in downstream.losses([*results, result("gaussian", "ridge", 0.75)], "wbp").partition("Gaussian")[2]
+    alone = downstream.section([result("noisy", "ridge", 0.25)], settings)
+    assert "lost against" not in alone
+    assert "\n\n\n" not in alone
     assert "ridge filter +" not in text
     assert "To find: 3 ribosomes, 9 molecules, 5.0% membrane (seed 0)." in text
     replace = partial(load_script("bench.markdown").replace_section, begin=downstream.BEGIN, end=downstream.END)
