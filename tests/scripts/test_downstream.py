@@ -234,16 +234,19 @@ def test_picking_without_acryo_is_refused_before_any_work(downstream, tmp_path, 
 
 
 def test_settings_that_would_score_what_was_tuned_are_refused(downstream, tmp_path, capsys):
-    """In one sentence each."""
+    """In one sentence each, and before a work folder is begun; so is a case without tilts."""
     for words, sentence in (
         (["--seeds", "0,3"], "--tune-seed 3 is among --seeds"),
         (["--inputs", "fog"], "there is no input 'fog'"),
+        (["--cases", "wbp,white"], "--cases white has no tilt series, and templates have the contrast transfer and"),
+        (["--cases", "fog"], "there is no case 'fog': choose of wbp, aligned"),
         (["--seeds", "x"], "is not whole numbers"),
         (["--report-only"], "holds no results"),
     ):
         with pytest.raises(SystemExit):
             downstream.main([*words, "--work", str(tmp_path / "w"), "--docs", str(tmp_path)])
         assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "w").exists()
 
 
 def test_the_section_tells_losses_and_stays_beside_the_others(downstream, load_script):
