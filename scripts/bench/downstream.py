@@ -21,7 +21,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -188,17 +188,17 @@ class Case:
         size = prepare(folder, self.name, self.settings["shape"], SNR[self.name], seed)
         return load_scene(folder, size)
 
-    @cache  # noqa: B019
+    @cached_property
     def gaussian_width(self) -> float:
         """The width, voxels, with which the tomogram of the tuning seed is most like its truth."""
         folder = self.scene(self.settings["tune_seed"]).folder
         noisy, truth = (methods.read(folder / f"{name}.mrc") for name in ("tomogram", "truth"))
-        return max(BY_KEY["gaussian"].grid, key=lambda s: correlation(gaussian(noisy, float(s)), truth))
+        return max(map(float, BY_KEY["gaussian"].grid), key=lambda s: correlation(gaussian(noisy, s), truth))
 
     def _volume(self, name: str, seed: int) -> np.ndarray:
         folder = self.scene(seed).folder
         if name == "gaussian":
-            return gaussian(methods.read(folder / "tomogram.mrc"), float(self.gaussian_width())).numpy()
+            return gaussian(methods.read(folder / "tomogram.mrc"), self.gaussian_width).numpy()
         path = folder / f"{ {'noisy': 'tomogram'}.get(name, name) }.mrc"
         if not path.is_file():
             job = Job(folder, seed, self.settings["steps"], 0, _CAP_S, "cpu", None)
@@ -218,12 +218,12 @@ class Case:
         from bench import picking
 
         if task == "templates":
-            bank = self.bank()
+            bank = self.bank
             return {f"{self.settings['rotations']} rotations": lambda v: picking.match_templates(v, bank, size)}
         pick = {"log": picking.pick_log, "dog": picking.pick_dog}[task]
         return {f"{s:g} Å": lambda v, s=s: pick(v, s / size) for s in picking.SIGMAS_ANGSTROM}
 
-    @cache  # noqa: B019
+    @cached_property
     def bank(self) -> Any:
         """The templates of the case."""
         from bench import picking
