@@ -100,6 +100,24 @@ def test_noise_that_differs_from_place_to_place_is_seen_beside_what_was_modelled
         assert len(regions["ratios"]) == len(regions["places"]) == 2 * 3 * 3
 
 
+def test_a_level_that_was_not_modelled_is_seen(noise, spectrum):
+    """Noise 5 % stronger than its spectrum: :func:`level_plane` counts that as none. Beyond 10 % it follows."""
+    signal = _signal()
+    for strength, expected in ((1.0, 1.0), (1.05, 1.05**2), (0.95, 0.95**2), (1.3, 1.0)):
+        for levels in (True, False):
+            regions = residual_levels(signal + strength * noise, signal, spectrum, levels)
+            wanted = expected if levels else strength**2
+            assert regions["ratios"] == pytest.approx([wanted] * len(regions["ratios"]), rel=0.04), (strength, levels)
+
+
+def test_errors_of_regions_are_those_that_chance_gives(noise, spectrum):
+    """Ratios of noise alone are within four standard errors, and not all within a fourth of one."""
+    signal = _signal()
+    regions = residual_levels(signal + noise, signal, spectrum, levels=False)
+    apart = [abs(ratio - 1) / error for ratio, error in zip(regions["ratios"], regions["errors"], strict=True)]
+    assert 0.25 < max(apart) < 4
+
+
 def test_a_region_is_named_by_its_middle(noise, spectrum):
     """Noise that is left in one corner makes the residual weak there, and only there."""
     signal = _signal()

@@ -62,9 +62,36 @@ def fine_power(volume: Tensor) -> Tensor:
 
 def fine_power_of_noise(spectrum: Tensor) -> float:
     """The mean of :func:`fine_power` over noise of a spectrum."""
+    return float(_fine_spectrum(spectrum).mean())
+
+
+def fine_voxels(spectrum: Tensor) -> float:
+    """How many voxels of noise of a spectrum count as one in the mean of :func:`fine_power`.
+
+    That mean over n voxels has a relative standard error of ``sqrt(2 * voxels / n)``.
+    """
+    passed = _fine_spectrum(spectrum)
+    return float(passed.square().mean() / passed.mean().square())
+
+
+def _fine_spectrum(spectrum: Tensor) -> Tensor:
+    """The spectrum of noise less the mean around each voxel."""
     line = (1 + 2 * torch.cos(2 * math.pi * torch.fft.fftfreq(GRID, dtype=torch.float64))) / 3
     mean = line[:, None, None] * line[:, None] * line
-    return float((spectrum.double() * (1 - mean).square()).mean())
+    return spectrum.double() * (1 - mean).square()
+
+
+def bounded_fine_power(volume: Tensor, expected: float) -> Tensor:
+    """:func:`fine_power`, where a bead of gold counts for little: it is no noise.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+        expected: mean for noise alone, of :func:`fine_power_of_noise`.
+
+    Shape:
+        that of ``volume``.
+    """
+    return fine_power(volume).clamp_(max=_STRONGEST * expected)
 
 
 def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
@@ -82,8 +109,7 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
         Factor of the amplitude, of the shape of ``volume``, between 0.5 and 2.
     """
     expected = fine_power_of_noise(spectrum)
-    # A bead of gold is no noise.
-    power = fine_power(volume).clamp(max=_STRONGEST * expected)
+    power = bounded_fine_power(volume, expected)
     blocks = [min(_LEVEL_BLOCK, n) for n in power.shape]
     coarse = F.avg_pool3d(power[None, None], blocks, ceil_mode=True, count_include_pad=False)
     coarse = F.avg_pool3d(F.pad(coarse, (1,) * 6, mode="replicate"), 3, stride=1)

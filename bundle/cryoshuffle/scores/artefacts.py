@@ -16,7 +16,8 @@ from torch import Tensor
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, as_triple
 from cryoshuffle.noise.estimate import noise_from_halves
-from cryoshuffle.noise.linear_filter import BAND_EDGES, band_noise, bands, gaussian
+from cryoshuffle.noise.fields import bounded_fine_power, fine_power_of_noise, fine_voxels, level_plane
+from cryoshuffle.noise.linear_filter import band_noise, bands, gaussian
 from cryoshuffle.scores.metrics import check_comparable, correlation
 from cryoshuffle.scores.shells import fourier_shell_correlation, shell_power
 
@@ -33,8 +34,6 @@ _FINEST = 0.8
 DETAIL_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6))
 # Voxels of a region along y and along x, and the most regions along each.
 _REGION, _REGIONS = 32, 3
-# Power over that of the noise beyond which a voxel is a bead of gold, and what the level of the noise is held to.
-_STRONGEST, _LEVELS = 16.0, (0.25, 4.0)
 
 
 def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -222,8 +221,8 @@ def residual_levels(before: Tensor, after: Tensor, spectrum: Tensor, levels: boo
         before: the noisy tomogram, standardised, ``(Z, Y, X)``.
         after: the denoised one, on the same scale.
         spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
-        levels: whether the noise was taken for as strong as the finest detail of the tomogram is, over the whole of Z;
-            False where it was taken for even.
+        levels: whether the noise was taken for as strong from place to place as
+            :func:`cryoshuffle.noise.fields.level_plane` says; False where it was taken for even.
 
     Returns:
         Of the regions, up to 3 along each axis: ``ratios`` of the powers of residual and noise, ``errors`` that chance
@@ -233,21 +232,18 @@ def residual_levels(before: Tensor, after: Tensor, spectrum: Tensor, levels: boo
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
     """
     check_comparable(before=before, after=after)
-    power, voxels = band_noise(spectrum)[0]
+    expected, voxels = fine_power_of_noise(spectrum), fine_voxels(spectrum)
     inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
-
-    def fine(volume: Tensor) -> Tensor:
-        return (volume - gaussian(volume, BAND_EDGES[0]))[inner].square_().div_(power).clamp_(max=_STRONGEST)
-
-    removed, noisy = fine(before - after), fine(before)
+    removed = bounded_fine_power(before - after, expected)[inner]
+    level = level_plane(before, spectrum)[inner[1:]] if levels else torch.ones(removed.shape[1:])
+    modelled = expected * level.square()
     cuts = [_cuts(n) for n in removed.shape]
     regions: dict[str, Any] = {"ratios": [], "errors": [], "places": []}
     for y, x in itertools.product(*cuts[1:]):
-        level = float(noisy[:, y, x].mean(dtype=torch.float64)) if levels else 1.0
-        level = min(_LEVELS[1], max(_LEVELS[0], level))
+        power = float(modelled[y, x].mean(dtype=torch.float64))
         for z in cuts[0]:
             part = removed[z, y, x]
-            regions["ratios"].append(float(part.mean(dtype=torch.float64)) / level)
+            regions["ratios"].append(float(part.mean(dtype=torch.float64)) / power)
             regions["errors"].append(math.sqrt(2 * voxels / part.numel()))
             middles = zip((z, y, x), inner, strict=True)
             regions["places"].append([(cut.start + cut.stop) // 2 + margin.start for cut, margin in middles])
