@@ -249,7 +249,7 @@ class Case:
             scores[str(seed)] = {"ap": detections.average_precision(), **detections.at(threshold)}
         return {
             "case": self.name, "input": name, "task": task, "choice": best, "threshold": threshold,
-            "tuned_ap": tuned[best].average_precision(), "scores": scores,
+            "tuned_ap": tuned[best].average_precision(), **at_end(best, [*ways]), "scores": scores,
         }  # fmt: skip
 
     def chance(self, task: str) -> dict[str, Any]:
@@ -281,6 +281,16 @@ class Case:
             }
             for seed in self.settings["seeds"]
         }
+
+
+def at_end(choice: str, labels: Sequence[str]) -> dict[str, bool]:
+    """Whether a choice is the first or the last of its grid, by the name that results have for it.
+
+    Args:
+        choice: one of the labels.
+        labels: of all that was tried, in order; nothing is said of a single one.
+    """
+    return {"at_end": choice in (labels[0], labels[-1])} if len(labels) > 1 else {}
 
 
 def run(case: Case, inputs: Sequence[str], tasks: Sequence[str]) -> None:
@@ -323,7 +333,11 @@ def value(results: Sequence[Result], case: str, name: str, task: str, key: str) 
 
 
 def case_table(results: Sequence[Result], case: str) -> str:
-    """Average precision by input and task; recall and precision, or Dice, at the frozen threshold in brackets."""
+    """Average precision by input and task; recall and precision, or Dice, at the frozen threshold in brackets.
+
+    A star is on what was tuned to the end of its grid.
+    """
+    ends = {(r["input"], r["task"]) for r in results if r["case"] == case and r.get("at_end")}
     rows = []
     for name, label in {**INPUTS, CHANCE: "chance"}.items():
         cells = []
@@ -334,7 +348,8 @@ def case_table(results: Sequence[Result], case: str) -> str:
                 cells.append("–")
             else:
                 first, *rest = (f"{number:.2f}" for number in numbers)
-                cells.append(first if name == CHANCE else f"{first} ({', '.join(rest)})")
+                star = " \\*" if (name, task) in ends else ""
+                cells.append(first if name == CHANCE else f"{first} ({', '.join(rest)}){star}")
         if set(cells) != {"–"}:
             rows.append([label, *cells])
     return table(["input", *TASKS.values()], rows, 1)
@@ -389,7 +404,10 @@ def section(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
             for seed, one in counts.items()
         ]
         parts += [f"### Downstream of case {case}", f"SNR {SNR[case]:g}. To find: {'; '.join(told)}."]
-        parts += [case_table(results, case), *filter(None, [losses(results, case)])]
+        parts.append(case_table(results, case))
+        if any(r.get("at_end") for r in results if r["case"] == case):
+            parts.append("\\* The width is the smallest or the largest of those tried.")
+        parts += filter(None, [losses(results, case)])
     parts += ["### Downstream, made with", _made_with(results), END]
     return wrapped(parts)
 

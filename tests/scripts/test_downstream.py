@@ -212,6 +212,9 @@ def test_the_benchmark_runs_and_writes_its_section(downstream, tmp_path, capsys,
     page = (tmp_path / "explain" / "benchmarks.md").read_text(encoding="utf-8")
     assert "| noisy tomogram |" in page
     assert str(tmp_path) not in page + json.dumps(written)
+    assert [r["task"] for r in written["results"] if "at_end" in r] == [
+        task for _ in range(2) for task in ("log", "dog", "ridge") if task in tasks
+    ]
     downstream.main(arguments)
     assert "AP" not in capsys.readouterr().out
     with pytest.raises(SystemExit, match="was begun with rotations 3"):
@@ -247,6 +250,21 @@ def test_settings_that_would_score_what_was_tuned_are_refused(downstream, tmp_pa
             downstream.main([*words, "--work", str(tmp_path / "w"), "--docs", str(tmp_path)])
         assert sentence in capsys.readouterr().err
         assert not (tmp_path / "w").exists()
+
+
+def test_a_choice_at_the_end_of_its_grid_is_marked(downstream):
+    """The first and the last have a star, which is explained; one within does not, nor one that had no others."""
+    assert downstream.at_end("20 Å", ["20 Å", "30 Å", "40 Å"]) == {"at_end": True}
+    assert downstream.at_end("40 Å", ["20 Å", "30 Å", "40 Å"]) == {"at_end": True}
+    assert downstream.at_end("30 Å", ["20 Å", "30 Å", "40 Å"]) == {"at_end": False}
+    assert downstream.at_end("400 steps", ["400 steps"]) == {}
+    facts = {"machine": "M", "commit": "abc", "version": "V", "counts": {}}
+    one = {"case": "wbp", "input": "noisy", "scores": {"0": {"ap": 0.5, "recall": 0.5, "precision": 0.25, "dice": 0.5}}}
+    results = [{**one, "task": "log", "at_end": True, **facts}, {**one, "task": "dog", "at_end": False, **facts}]
+    assert "| 0.50 (0.50, 0.25) \\* | 0.50 (0.50, 0.25) |" in downstream.case_table(results, "wbp")
+    settings = {"shape": [8, 9, 10], "seeds": [0], "tune_seed": 1, "rotations": 5, "unet_steps": 6}
+    assert "\n\\* The width is the smallest or the largest of those tried.\n" in downstream.section(results, settings)
+    assert "\\*" not in downstream.section(results[1:], settings)
 
 
 def test_the_section_tells_losses_and_stays_beside_the_others(downstream, load_script):
