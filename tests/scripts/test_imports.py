@@ -10,16 +10,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-TEXTS = sorted([*ROOT.glob("scripts/**/*.sh"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("README.md")])
+SHELL = [path for path in ROOT.glob("scripts/**/*") if path.is_file() and path.suffix in ("", ".sh")]
+TEXTS = sorted([*SHELL, *ROOT.glob("scripts/**/*.py"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("README.md")])
 
 
-def absent(text: str) -> list[str]:
-    """Names of the package that lines of a text import, and that are not there."""
+Statement = ast.Import | ast.ImportFrom
+
+
+def of_lines(text: str) -> list[Statement]:
+    """Imports of the package in Python that stands within another text."""
+    pattern = r"^ *(from cryoshuffle[\w.]* import .+|import cryoshuffle[\w.]*)$"
+    return [ast.parse(line.strip()).body[0] for line in re.findall(pattern, text, flags=re.MULTILINE)]
+
+
+def of_program(text: str) -> list[Statement]:
+    """Imports of the package anywhere in a program, over several lines as well."""
+    return [
+        node
+        for node in ast.walk(ast.parse(text))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cryoshuffle")
+        or (isinstance(node, ast.Import) and node.names[0].name.split(".")[0] == "cryoshuffle")
+    ]
+
+
+def absent(statements: list[Statement]) -> list[str]:
+    """Names of the package that are imported, and that are not there."""
     missing = []
-    for line in re.findall(
-        r"^ *(from cryoshuffle[\w.]* import .+|import cryoshuffle[\w.]*)$", text, flags=re.MULTILINE
-    ):
-        (statement,) = ast.parse(line.strip()).body
+    for statement in statements:
         module = statement.module if isinstance(statement, ast.ImportFrom) else statement.names[0].name
         try:
             place = importlib.import_module(module)
@@ -34,10 +51,15 @@ def absent(text: str) -> list[str]:
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_imported_is_there(path):
     """Each import is tried."""
-    assert absent(path.read_text(encoding="utf-8")) == []
+    text = path.read_text(encoding="utf-8")
+    assert absent(of_program(text) if path.suffix == ".py" else of_lines(text)) == []
 
 
 def test_what_has_moved_away_is_noticed():
     """A name that its module no longer has, and a module that is gone."""
     text = "x\n  from cryoshuffle.files.writing import ExactPath, write_json\nimport cryoshuffle.outputs\n"
-    assert absent(text) == ["cryoshuffle.files.writing.ExactPath", "cryoshuffle.outputs"]
+    gone = ["cryoshuffle.files.writing.ExactPath", "cryoshuffle.outputs"]
+    assert absent(of_lines(text)) == gone
+    program = "def f():\n  from cryoshuffle.files.writing import (\n  ExactPath,\n  )\nimport cryoshuffle.outputs\n"
+    assert sorted(absent(of_program(program))) == gone
+    assert {"demo", "setup", "test", "peers_setup", "real.py"} <= {path.name for path in TEXTS}
