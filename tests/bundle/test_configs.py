@@ -164,6 +164,8 @@ def test_no_overlay_drops_what_a_root_does_before_and_after_a_run(path):
 def test_an_overlay_that_drops_checks_is_noticed():
     """A list replaced, and a run without checks and lock."""
     assert dropped({"initialize": [], "run": ["$@fit.run()"]}) == {"initialize", "@fit_checks", "lock_run"}
+    assert dropped({"run": ["@fit_checks", "$@evaluator.run()"]}) == {"@result_checks"}
+    assert dropped({"run": ["@fit_checks", "@result_checks", "$@evaluator.run()"]}) == set()
 
 
 def test_later_stages_are_handled_as_the_reference_stage_declares():
