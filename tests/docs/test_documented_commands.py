@@ -14,6 +14,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 OTHERS = {"--nthreads", "--nv", "--output-type", "--run-names", "--tomo-type"}
 PAGES = [
     "../README",
+    "index",
     "tutorial",
     "faq",
     "explain/trust",
