@@ -32,7 +32,7 @@ _UNEVEN = 1.25
 # result. A result without any detail has 1.24 to 2.4 in the third band and 2.6 to 18 in the fourth.
 _LEAST_POWER = (0.85, 0.7, 0.0, 0.0)
 _MOST_POWER = 1.15
-# The same of the finest detail, in the region where it is least and most; those have .90 to 1.04,
+# The same of the finest detail, in the region where it is least and most; those have .90 to 1.07,
 # and .77 to 1.04 beside noise that is taken for even.
 _PLACES = (0.75, 1.2)
 # Standard errors that chance may take a power beyond its limits.
