@@ -104,17 +104,26 @@ def measure(work: Path, case: str, seed: int, shape: Sequence[int], effort: str)
         "case": case, "seed": seed, "effort": effort,
         **calibration(apart, right[inside]),
         "wrong": wrong,
-        "residual": residual_power(folder / f"e_{effort}_run"),
+        "residual": residual_numbers(folder / f"e_{effort}_run"),
         **origin(),
     }  # fmt: skip
     write_json(result, finished)
     return result
 
 
-def residual_power(run_folder: Path) -> dict[str, Any]:
-    """Power of the residual over that of the measured noise, as the report of a run has it: by band, and by region."""
-    power = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))["numbers"]["power"]
-    return {"bands": power["ratios"], "regions": [min(power["regions"]["ratios"]), max(power["regions"]["ratios"])]}
+def residual_numbers(run_folder: Path) -> dict[str, Any]:
+    """The residual beside the measured noise, as the report of a run has it.
+
+    Returns:
+        ``bands`` and ``regions`` of its power, and what it has in common with the tomogram (``removed``), by band.
+    """
+    numbers = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))["numbers"]
+    ratios = numbers["power"]["regions"]["ratios"]
+    return {
+        "bands": numbers["power"]["ratios"],
+        "regions": [min(ratios), max(ratios)],
+        "removed": numbers["removed"]["ratios"],
+    }
 
 
 def compare_halves(work: Path, halves: Sequence[Path], effort: str) -> dict[str, Any]:
@@ -130,7 +139,7 @@ def compare_halves(work: Path, halves: Sequence[Path], effort: str) -> dict[str,
     result = {
         "halves": [str(half.name) for half in halves],
         "within_two": {name: float((apart[place] < 2 * both[place]).mean()) for name, place in regions.items()},
-        "residual": residual_power(work / f"even_{effort}_run"),
+        "residual": residual_numbers(work / f"even_{effort}_run"),
         **origin(),
     }
     write_json(result, work / f"halves_{effort}.json")
@@ -182,15 +191,17 @@ def section(content: Mapping[str, Any]) -> str:
             "results differ by no more than two standard errors of both together:",
             table(["region", "share of the voxels"], shares, 1),
         ]
+    bands = [f"band {number}" for number in range(1, 5)]
     powers = [
-        [name, *(f"{ratio:.2f}" for ratio in power["bands"]), *(f"{ratio:.2f}" for ratio in power["regions"])]
-        for name, power in residuals
+        [name, *(f"{ratio:.2f}" for kind in ("bands", "regions", "removed") for ratio in residual[kind])]
+        for name, residual in residuals
     ]
     parts += [
         "The residual of the same runs beside the noise that each has measured, as power: by band of detail, fine to "
-        "coarse, and the least and the most of the regions that the report looks at. The limits of the report follow "
-        "from this table.",
-        table(["tomogram", "band 1", "band 2", "band 3", "band 4", "least region", "most"], powers, 1),
+        "coarse, and the least and the most of the regions that the report looks at. Last, by band, the mean product "
+        "of residual and tomogram over the power of the noise: 1 where as much was taken away as there is noise. The "
+        "limits of the report follow from this table.",
+        table(["tomogram", *bands, "least region", "most", *(f"removed, {band}" for band in bands)], powers, 1),
     ]
     results = [*content["cases"], *([] if content["halves"] is None else [content["halves"]])]
     facts = {name: ", ".join(sorted({one[name] for one in results})) for name in ("machine", "commit", "versions")}

@@ -10,8 +10,10 @@ The tilt series (41 images of 10 Å pixels, ±60°, CC0) travels in the source d
 Makes the tomogram (20 Å voxels, tilt axis y) and its halves, of every other tilt. Denoises the even half and scores it
 against the raw odd half, which has noise of its own: correlation, whole and in bands (differences of Gaussians).
 A result that keeps the signal is in no band below the raw half.
-Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: 1 for the mean of all
-signals that the tomogram allows, more for a result that is too faint, negative for structure that the tomogram has not.
+The slope of the odd half on that result, by band, is 1 for the mean of all signals that the tomogram allows, and more
+for a result that is too faint.
+Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: noise that stays in the
+result makes it larger, so it is above 1; negative for structure that the tomogram has not.
 The share of the finest detail, by region: above 0 it is copied, below 0 its negative is painted.
 Writes docs/data/benchmarks_real.json, a section of docs/explain/benchmarks.md and docs/pictures/benchmark_cell.png.
 """
@@ -184,7 +186,7 @@ def against_half(result: np.ndarray, half: np.ndarray) -> dict[str, object]:
 
 
 def slopes(tomogram: np.ndarray, result: np.ndarray) -> list[float]:
-    """Slope of tomogram on result in :data:`SLOPE_BANDS`, fine to coarse."""
+    """Slope of a tomogram, or a half of it, on a result in :data:`SLOPE_BANDS`, fine to coarse."""
     part, found = inner(tomogram.shape), []
     for band in SLOPE_BANDS:
         noisy, denoised = (band_of(v, *band)[part].astype(np.float64) for v in (tomogram, result))
@@ -224,26 +226,28 @@ def section(findings: Mapping[str, Any]) -> str:
         "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
         "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
         "correlation (CC), over all detail and in four bands, fine to coarse. The rows with hindsight know both",
-        "halves. By `scripts/bench/real.py`.",
+        "halves. Slopes are those of the odd half on the result, fine to coarse, in bands of an octave: 1 for the",
+        "mean of all signals that the tomogram allows, more where a result is too faint. By `scripts/bench/real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
         lines += [
             "", f"### Beads of {name}", "", f"On {one['machine']}, commit {one['commit']}.", "",
             "| method | CC | " + " | ".join(f"{low} to {high} voxels" for low, high in one["bands_voxels"])
-            + " | share of the network | s |",
-            "| --- |" + " ---: |" * (3 + len(one["bands_voxels"])),
+            + " | slopes | share of the network | s |",
+            "| --- |" + " ---: |" * (4 + len(one["bands_voxels"])),
         ]  # fmt: skip
         for row in one["rows"]:
             title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
             cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
             facts = ["" if row.get(name) is None else str(row[name]) for name in ("trust", "seconds")]
-            lines.append("| " + " | ".join([*cells, *facts]) + " |")
+            against = ", ".join(f"{slope:.2f}" for slope in row.get("slopes_of_other_half", []))
+            lines.append("| " + " | ".join([*cells, against, *facts]) + " |")
         if not any("slopes" in row for row in one["rows"]):
             continue
         lines += [
-            "", "The whole tomogram, denoised. Slopes: of tomogram on result by band, fine to coarse. A slope is 1 for",
-            "the mean of all signals that the tomogram allows, and above 1 where the result is fainter. Share: how",
-            "much of the finest detail is copied, by region; below 0 the result has its negative.", "",
+            "", "The whole tomogram, denoised. Slopes: of tomogram on result by band, fine to coarse. Noise that stays",
+            "in the result makes them larger than 1; below 0 the result has what the tomogram has not. Share: how much",
+            "of the finest detail is copied, by region; below 0 the result has its negative.", "",
             "| method | slopes | share |", "| --- | --- | --- |",
         ]  # fmt: skip
         for row in one["rows"]:
@@ -293,7 +297,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = folder / f"{effort}_{seed}_even.mrc"
             seconds = denoise(folder / "even.mrc", out, words)
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
-            row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(read(out), odd)}
+            result = read(out)
+            row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(result, odd)}
+            row["slopes_of_other_half"] = slopes(odd, result)
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
                 denoise(folder / "full.mrc", out, words)

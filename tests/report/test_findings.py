@@ -13,6 +13,7 @@ from cryoshuffle.report.verdict import SUBJECTS, Finding, verdict
 LATTICE = {"stride": 3, "scatter": 0.1, "excess": 1.0, "imbalance": 1.0}
 RESIDUAL = {"correlation_with_result": 0.1, "low_frequency_correlation": 0.1, "autocorrelation": {}}
 PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
+REMOVED = {"ratios": [1.0, 1.0, 0.95, 1.1], "errors": [0.003, 0.005, 0.01, 0.03]}
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
 NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
@@ -30,10 +31,10 @@ HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolut
         ),
         ({"refinement": {"trust": 0.5}}, {"refinement": {"trust": 0.49}}, "look", "of the result is the network's"),
         (
-            {"numbers": {"residual": {**RESIDUAL, "low_frequency_correlation": -0.34}}},
-            {"numbers": {"residual": {**RESIDUAL, "low_frequency_correlation": -0.36}}},
+            {"numbers": {"removed": {**REMOVED, "ratios": [1.0, 1.0, 0.95, 1.38]}}},
+            {"numbers": {"removed": {**REMOVED, "ratios": [1.0, 1.0, 0.95, 1.40]}}},
             "look",
-            "coarse detail in common",
+            "in common",
         ),
         (
             {"numbers": {"halves": {**HALVES, "beyond_chance": True}}},
@@ -83,8 +84,11 @@ def test_a_number_stands_beside_its_limit():
         (one,) = findings(None, None, {"signal_left": kept})
         assert f"is {ratio:.2f} times as strong where there is structure as elsewhere, good below 1.35" in one.words
     for content, limit in (
-        ({"residual": {**RESIDUAL, "low_frequency_correlation": 0.1}}, "+0.10, good within ±0.35"),
-        ({"residual": {**RESIDUAL, "low_frequency_correlation": 0.4}}, "+0.40, good within ±0.35"),
+        ({"removed": REMOVED}, "have 0.95 to 1.10 times the power of the noise that the model was fitted to"),
+        ({"removed": {**REMOVED, "ratios": [1.0, 0.7, 1.0, 1.0]}}, "have 0.70 times the power of the noise"),
+        ({"removed": {**REMOVED, "ratios": [1.0, 0.7, 1.0, 1.0]}}, "good from 0.85 to 1.15: noise was left in"),
+        ({"removed": {**REMOVED, "ratios": [1.0, 1.0, 1.0, 1.6]}}, "good from 0.7 to 1.3: signal was taken away"),
+        ({"residual": {**RESIDUAL, "low_frequency_correlation": -0.2}}, "-0.20, good above -0.1"),
         ({"painted": {**PAINTED, "least": 0.2}}, "+0.20 or more in every region, good above -0.1"),
         ({"seams": {"borders": 1.1, "halfway": 1.0}}, "1.10 times those nearby, good below 1.4"),
         ({"lattice": {"y": {**LATTICE, "excess": 1.2}}}, "1.20 times the power nearby, good below 1.30"),
@@ -210,6 +214,7 @@ def test_what_could_not_be_measured_is_to_be_looked_at():
 
 GOOD = {
     "power": {**POWER, "regions": EVEN},
+    "removed": REMOVED,
     "residual": {**RESIDUAL, "autocorrelation": {"z": [0.05, 0, 0, 0], "y": [0.9] * 4, "x": [0.3, 0.1, 0.05, 0]}},
     "seams": {"borders": 1.1, "halfway": 1.0},
     "lattice": {"y": LATTICE, "x": LATTICE},
@@ -223,8 +228,11 @@ GOOD = {
         ("power", {"ratios": [1.0, 0.95, 0.8, 1.4]}, "power", "1.40 times the power"),
         ("power", {"ratios": [0.5, 0.95, 0.8, 0.5]}, "power", "good from 0.85 up"),
         ("power", {"ratios": [1.0, 0.6, 0.8, 0.5]}, "power", "good from 0.7 up"),
-        ("residual", {"correlation_with_result": -0.26}, "shared", "correlation -0.26, good within ±0.25"),
-        ("residual", {"low_frequency_correlation": 0.36}, "coarse", "good within ±0.35"),
+        ("removed", {"ratios": [1.2, 1.0, 1.0, 1.0]}, "removed", "under 0.7 voxels .* 1.20 times .* signal was taken"),
+        ("removed", {"ratios": [0.8, 1.0, 1.0, 1.0]}, "removed", "under 0.7 voxels .* 0.80 times .* noise was left in"),
+        ("removed", {"ratios": [1.0, 1.0, 1.0, 0.6]}, "removed", "2.8 to 5.6 voxels .* 0.60 times .* good from 0.7"),
+        ("residual", {"correlation_with_result": -0.11}, "shared", "correlation -0.11, good above -0.1"),
+        ("residual", {"low_frequency_correlation": -0.11}, "shared", "coarse detail -0.11, good above -0.1"),
         ("residual", {"autocorrelation": {"z": [0, 0.11, 0, 0]}}, "alike", "Along z .* by 0.11, good up to 0.1"),
         ("seams", {"borders": 1.5}, "seams", "good below 1.4"),
         ("lattice", {"x": {**LATTICE, "excess": 1.4}}, "stripes", "along x: 1.40 times"),
@@ -244,11 +252,18 @@ def test_what_the_table_tells_to_look_at_the_verdict_has_heard_of(part, wrong, s
     assert re.search(words, wanting[0].words)
 
 
+def test_coarse_detail_in_common_is_no_fault():
+    """A Wiener filter keeps noise and loses signal alike: its residual correlates with its result by 1."""
+    residual = {**GOOD["residual"], "correlation_with_result": 0.5, "low_frequency_correlation": 1.0}
+    assert verdict(findings(NOISE, {"trust": 0.8}, {**GOOD, "residual": residual})).word == "good"
+
+
 def test_bands_and_their_errors_are_as_many_as_there_are_limits():
     """Others are no numbers of ours; a row that silently is not there would be taken for good."""
     for part in ({"ratios": [1.0] * 3}, {"errors": [0.1] * 5}):
-        with pytest.raises(ValueError, match="zip"):
-            graded(None, {"power": {**POWER, **part}})
+        for name, content in (("power", POWER), ("removed", REMOVED)):
+            with pytest.raises(ValueError, match="zip"):
+                graded(None, {name: {**content, **part}})
 
 
 def test_a_number_that_is_none_is_not_good():
@@ -283,8 +298,9 @@ def test_every_finding_weighs_something_and_says_what_to_do():
     """All that findings are of stands in the order of worth; what is not good has an advice, what is good has none."""
     wrong = {
         "power": {**POWER, "ratios": [2.0] * 4, "regions": {**EVEN, "ratios": [1.0, 2.0, 0.2]}},
+        "removed": {**REMOVED, "ratios": [2.0] * 4},
         "residual": {
-            "correlation_with_result": 0.9,
+            "correlation_with_result": -0.9,
             "low_frequency_correlation": 0.9,
             "autocorrelation": {"y": [0.5, 0.2, 0.1, 0.0]},
         },

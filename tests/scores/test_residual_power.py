@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from cryoshuffle.noise.linear_filter import band_noise, bands, gaussian
+from cryoshuffle.noise.linear_filter import band_noise, bands, convolve, gaussian, wiener_kernel
 from cryoshuffle.noise.spectrum import GRID, full_spectrum
-from cryoshuffle.scores.artefacts import residual_levels, residual_power
+from cryoshuffle.scores.artefacts import noise_removed, residual_levels, residual_power
 
 SHAPE = (72, 104, 112)
 
@@ -79,6 +79,41 @@ def test_what_takes_all_detail_leaves_more_than_the_noise(noise, spectrum):
     smoothed = residual_power(signal + noise, gaussian(signal + noise, 12.0), spectrum)
     assert max(smoothed["ratios"]) > 2
     assert smoothed["ratios"][0] == pytest.approx(1, abs=0.05)
+
+
+def _signal_spectrum() -> torch.Tensor:
+    """Of a signal that is as strong as the noise in detail of about 3 voxels, and stronger in coarser."""
+    k = torch.fft.fftfreq(GRID, dtype=torch.float64).square()
+    return 20 * torch.exp(-150 * (k[:, None, None] + k[:, None] + k))
+
+
+def test_as_much_noise_is_removed_as_there_is(noise, spectrum):
+    """By the truth and by a Wiener filter alike, in each band, though the filter loses signal and keeps noise."""
+    spectra = _signal_spectrum()
+    signal = _field(spectra, 1)
+    tomogram = signal + noise
+    filtered = convolve(tomogram, wiener_kernel(spectra + spectrum, spectrum))
+    assert float((filtered - signal).square().mean()) < 0.6 * float(signal.square().mean())
+    for result in (signal, filtered):
+        removed = noise_removed(tomogram, result, spectrum)
+        for ratio, error in zip(removed["ratios"], removed["errors"], strict=True):
+            assert abs(ratio - 1) < 0.05 + 4 * error
+
+
+def test_what_takes_signal_or_leaves_noise_removes_more_or_less_than_the_noise(noise, spectrum):
+    """In the bands where it does; a wrong spectrum shows in all of them."""
+    signal = _field(_signal_spectrum(), 1)
+    tomogram = signal + noise
+    right = noise_removed(tomogram, signal, spectrum)["ratios"]
+    kept = noise_removed(tomogram, signal + 0.3 * noise, spectrum)["ratios"]
+    assert max(kept[:3]) < 0.85
+    faint = noise_removed(tomogram, 0.5 * signal, spectrum)["ratios"]
+    assert faint[3] > 1.5
+    assert faint[0] == pytest.approx(right[0], abs=0.02)
+    assert noise_removed(tomogram, 1.5 * signal, spectrum)["ratios"][3] < 0.5
+    for factor in (1.5, 0.67):
+        wrong = noise_removed(tomogram, signal, factor * spectrum)["ratios"]
+        assert wrong == pytest.approx([ratio / factor for ratio in right])
 
 
 def test_noise_that_differs_from_place_to_place_is_seen_beside_what_was_modelled(noise, spectrum):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 DATA = Path(__file__).parent.parent.parent / "docs" / "data" / "benchmarks_errors.json"
-POWER = {"bands": [1.0, 0.9, 0.7, 0.5], "regions": [0.9, 1.0]}
+POWER = {"bands": [1.0, 0.9, 0.7, 0.5], "regions": [0.9, 1.0], "removed": [1.01, 1.02, 1.03, 1.04]}
 ORIGIN = {"machine": "two cores", "commit": "abc", "versions": "torch 2"}
 
 
@@ -53,6 +53,7 @@ def test_all_that_is_finished_is_on_the_page_with_where_it_is_from(errors, tmp_p
     assert [(one["case"], one["seed"]) for one in content["cases"]] == [("white", 0), ("wbp", 0), ("wbp", 1)]
     page = errors.section(content)
     assert "- commit: c0, c1" in page
+    assert "| 1.01 | 1.02 | 1.03 | 1.04 |" in page
     assert "real cell" not in page
     halves = {"halves": ["even.mrc", "odd.mrc"], "within_two": {"whole": 0.96}, "residual": POWER, **ORIGIN}
     (tmp_path / "halves_fast.json").write_text(json.dumps(halves))

@@ -77,13 +77,14 @@ def test_the_section_shows_what_was_found_and_stays_beside_the_others(real, load
         {"method": "raw half", "correlation": 0.0283, "bands": [0.1, 0.2, 0.3, 0.4]},
         {
             "method": "fast", "seed": 0, "seconds": 40, "correlation": 0.1, "bands": [0.2, 0.3, 0.4, 0.5],
-            "trust": 0.25, "slopes": [1.0, 2.0], "fine_share": dict.fromkeys(real.REGIONS, -0.012),
+            "trust": 0.25, "slopes_of_other_half": [1.5, 1.25], "slopes": [1.0, 2.0],
+                "fine_share": dict.fromkeys(real.REGIONS, -0.012),
         },
     ]  # fmt: skip
     found = {"gold erased": {"machine": "a mill", "commit": "abc", "bands_voxels": real.BANDS, "rows": rows}}
     text = real.section(found)
-    assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |" in text
-    assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 0.25 | 40 |" in text
+    assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |  |" in text
+    assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 1.50, 1.25 | 0.25 | 40 |" in text
     assert "| `--effort fast`, seed 0 | 1.0, 2.0 | cell -0.012, ice, right -0.012" in text
     assert "On a mill, commit abc." in text
     replace = partial(load_script("bench.markdown").replace_section, begin=real.BEGIN, end=real.END)

@@ -18,6 +18,7 @@ from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.scores.artefacts import (
     detail_slopes,
+    noise_removed,
     painted_noise,
     residual_levels,
     residual_power,
@@ -58,10 +59,10 @@ class NoiseScale:
     detail: float = 0.0
 
 
-def _power(
+def _beside_noise(
     middles: Sequence[Tensor], around: Sequence[Tensor], noise: NoiseScale, start: Sequence[int]
 ) -> dict[str, Any]:
-    """Power of the residual beside the noise, of the middle by band, of more of the volume by region.
+    """The residual beside the noise, of the middle by band, of more of the volume by region.
 
     Args:
         middles: of tomogram and result, grey values.
@@ -76,7 +77,11 @@ def _power(
 
     regions = residual_levels(*standard(around), noise.stored.spectrum, noise.stored.levels)
     regions["places"] = [[a + b for a, b in zip(start, place, strict=True)] for place in regions["places"]]
-    return {**residual_power(*standard(middles), noise.stored.spectrum), "regions": regions}
+    middle_parts, spectrum = standard(middles), noise.stored.spectrum
+    return {
+        "power": {**residual_power(*middle_parts, spectrum), "regions": regions},
+        "removed": noise_removed(*middle_parts, spectrum),
+    }
 
 
 def measure(
@@ -105,8 +110,8 @@ def measure(
         what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, ``signal_left`` of it, with its place
         in the whole volume, ``slopes`` of it and ``painted`` of more of the volume
         (:mod:`cryoshuffle.scores.artefacts`), ``seams`` where a border is in it, ``power`` of the residual beside
-        the noise where that is known, ``voxel_size_zyx`` (Å) where it is known, and the ``full_shape``. Where the
-        volume is too small for them, ``not_measured`` says so instead.
+        the noise and how much of the noise was ``removed`` where the noise is known, ``voxel_size_zyx`` (Å) where it
+        is known, and the ``full_shape``. Where the volume is too small for them, ``not_measured`` says so instead.
         ``halves`` is :func:`cryoshuffle.scores.evaluation.halves_agreement` of the same middle, or
         ``halves_not_measured`` says why not.
 
@@ -142,7 +147,8 @@ def measure(
         around = [part.start for part in middle(full, _AROUND)[1:]]
         numbers["painted"] = {**painted, "where": [a + b for a, b in zip(around, painted["where"], strict=True)]}
         if noise is not None:
-            numbers["power"] = _power((before, after), whole, noise, [part.start for part in middle(full, _AROUND)])
+            at = [part.start for part in middle(full, _AROUND)]
+            numbers.update(_beside_noise((before, after), whole, noise, at))
         if window is not None:
             numbers.update(_seams(after, window, strides, start))
     if halves is not None:

@@ -56,8 +56,8 @@ _POWER_CURVE = (
     "below the residual where the noise outweighs the signal."
 )
 _SHARED_CURVE = (
-    "Good is near 0 at every frequency: above 0 the residual holds signal, or the result noise; below 0 the result "
-    "makes signal stronger than it is."
+    "Good is 0 or more at every frequency: above 0 the residual holds signal and the result noise, which cannot be "
+    "helped where they are alike; below 0 the result makes signal stronger than it is."
 )
 _RISK_CURVE = (
     "The error of the network on voxels that no step has seen, noise included: good is a curve that falls and then "

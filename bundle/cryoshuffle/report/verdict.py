@@ -18,7 +18,7 @@ SUBJECTS = (
     "place",
     "uneven",
     "kept",
-    "coarse",
+    "removed",
     "shared",
     "alike",
     "time",

@@ -41,6 +41,8 @@ def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
 
     Pure noise has the autocorrelation of the noise and no correlation with the result. Signal that was removed
     correlates with the result (above 0), noise that was kept does too; signal made stronger than it was anticorrelates.
+    The mean of all signals that the tomogram allows keeps some noise and loses some signal: it correlates, up to 1
+    where it is no more than a filter. :func:`noise_removed` tells it from a worse result.
 
     Args:
         before: the noisy tomogram, ``(Z, Y, X)``.
@@ -121,8 +123,9 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
 def detail_slopes(before: Tensor, after: Tensor) -> list[float]:
     """Slope of tomogram on result in each band of detail: what a result that makes up detail cannot keep above 0.
 
-    1 where the result is the mean of all signals that the tomogram allows, more where it is too faint, or keeps noise;
-    below 0 where it holds the tomogram's negative.
+    1 where the result has all of the signal and none of the noise, more where it is fainter or keeps noise, below 0
+    where it holds the tomogram's negative. The mean of all signals that the tomogram allows is both, fainter and not
+    free of noise: a Wiener filter that passes half of the power of a band has a slope of 2 there.
 
     Args:
         before: the noisy tomogram, ``(Z, Y, X)``.
@@ -211,6 +214,37 @@ def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str,
         part = band[inner].double()
         ratios.append(float(part.square().mean()) / power)
         errors.append(math.sqrt(2 * voxels / part.numel()))
+    return {"ratios": ratios, "errors": errors}
+
+
+def noise_removed(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
+    """How much of the noise was taken away in each band of detail: what residual and tomogram have in common.
+
+    The residual is an estimate of the noise. If it is the mean of all noise that the tomogram allows, its product with
+    the tomogram has the mean of the noise's power; so have the residuals of any Wiener filter and of the truth. More
+    tells that signal was taken away as well, less that noise was left in or signal made too strong. Or the noise is not
+    as strong as it was measured.
+
+    Args:
+        before: the noisy tomogram, standardised, ``(Z, Y, X)``.
+        after: the denoised one, on the same scale.
+        spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
+
+    Returns:
+        For each band, fine to coarse (:func:`cryoshuffle.noise.linear_filter.bands`): ``ratios``, the mean product of
+        residual and tomogram over the power of the noise, and ``errors``, the standard errors that chance gives them.
+
+    Raises:
+        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
+    """
+    check_comparable(before=before, after=after)
+    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
+    ratios, errors = [], []
+    for removed, whole, (power, voxels) in zip(bands(before - after), bands(before), band_noise(spectrum), strict=True):
+        residual, tomogram = removed[inner].double(), whole[inner].double()
+        ratios.append(float((residual * tomogram).mean()) / power)
+        signal = max(0.0, float(tomogram.square().mean()) / power - 1)
+        errors.append(math.sqrt((2 + signal) * voxels / residual.numel()))
     return {"ratios": ratios, "errors": errors}
 
 
