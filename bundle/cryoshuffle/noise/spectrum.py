@@ -212,26 +212,31 @@ def noise_spectrum(
     normal = blind_set.tilt_axis
     if normal is None:
         return remaining
-    passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
+    whole = smooth_cross_spectrum(volume, volume)
+    total = _positive(whole, volume)
+    passed, total = filter_power(total, normal).movedim(normal, 0), total.movedim(normal, 0)
     was_filtered = float(passed.min()) < 1
     # A filter outweighs what interpolation did along the axis. Noise that it made alike there the blind network may
     # have learnt, so its residual tells nothing.
     shape = passed if was_filtered else _profile_along_tilt_axis(volume, normal)
-    unexplained = smooth_cross_spectrum(volume, volume if denoised is None else volume - denoised)
-    total, remaining = unexplained.movedim(normal, 0) / passed, remaining.movedim(normal, 0)
+    unexplained = whole if denoised is None else smooth_cross_spectrum(volume, volume - denoised)
+    unexplained, remaining = unexplained.movedim(normal, 0) / passed, remaining.movedim(normal, 0)
 
     def across(above: float) -> Tensor:
         high = frequency > above
-        return (total[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
+        return (unexplained[high] * shape[high]).sum(dim=0) / shape[high].square().sum(dim=0)
 
-    known = [_unfiltered_power(total)] if was_filtered else [across(BAND), across(HIGHEST), remaining.mean(dim=0)]
-    power = _lesser(known, min(volume.shape))
+    if was_filtered:
+        bounds = [_unfiltered_power(unexplained)]
+    else:
+        bounds = [across(BAND), across(HIGHEST), remaining.mean(dim=0)]
+    power = _lesser(bounds, min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
-        noise = _without_overlapping_signal(volume, normal, power, shape, volume if around is None else around)
+        noise = _without_overlapping_signal(volume, normal, total, power, shape, volume if around is None else around)
     if was_filtered:
         # Beyond what is known of the filter there is no signal.
-        noise = torch.where(_radii()[1] < 0.5, noise, smooth_spectrum(volume).movedim(normal, 0))
+        noise = torch.where(_radii()[1] < 0.5, noise, total)
     return _positive(noise.movedim(0, normal), volume).contiguous()
 
 
@@ -296,12 +301,15 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
     return (passed[lower] * (1 - step + lower) + passed[lower + 1] * (step - lower)).exp().movedim(0, normal)
 
 
-def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shape: Tensor, around: Tensor) -> Tensor:
+def _without_overlapping_signal(
+    volume: Tensor, normal: int, total: Tensor, power: Tensor, shape: Tensor, around: Tensor
+) -> Tensor:
     """Noise less what real tomograms have of signal in the bands that tell it; see :mod:`cryoshuffle.noise.ramp`.
 
     Args:
         volume: the tomogram, ``(Z, Y, X)``.
         normal: number of the tilt axis.
+        total: power of the tomogram, the tilt axis first.
         power: of the noise across the tilt axis, an upper bound, ``(GRID, GRID)``.
         shape: of the noise along it, for each direction, ``(GRID, GRID, GRID)``.
         around: more of the tomogram.
@@ -315,7 +323,6 @@ def _without_overlapping_signal(volume: Tensor, normal: int, power: Tensor, shap
         slope, error = ramp_slope(around, normal, 0, shape)
         slope += _DOUBT * error
     noise = hold_to_ramp(power, slope) * shape
-    total = smooth_spectrum(volume).movedim(normal, 0)
     if normal != 0:
         noise = torch.maximum(noise, total - _most_signal(around, normal))
     # Weak signal that no other tilt confirms is taken for noise.
