@@ -14,12 +14,12 @@ from cryoshuffle.errors import SettingError
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.starting import update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
-from cryoshuffle.lattice import Lattice
+from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import unwrap
 from cryoshuffle.noise.estimate import SKEW, noise_from_volume, without_outliers
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
-from cryoshuffle.noise.spectrum import half_spectrum, noise_spectrum, smooth_spectrum
+from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
 
@@ -34,10 +34,6 @@ _NOISY = 0.85
 _LARGEST_ERROR = 0.12
 # Noise that a volume alone tells, over that of its halves, from which on the halves are believed.
 _LESS = 0.8
-# Voxels below which a fit learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
-ENOUGH = 1_000_000
-
-
 # Share of the voxels that beads of gold and their surroundings are, from which on their rays are many.
 _BEADS = 3e-5
 LEANS = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it"
@@ -113,51 +109,96 @@ def measure_noise_model(
     lattice = getattr(core, "lattice", None)
     if not isinstance(lattice, Lattice) or lattice.blind_set.hides_nothing:
         raise SettingError("the second stage needs a blind-spot network to measure the noise with")
+    blind_set = lattice.blind_set
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
     was_training = core.training
     core.eval()
-    settled = None if start is None or lattice.blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
-    spectra, crops, skews = [], [], []
-    beads = seen = 0
-    for item in volumes:
-        crop = central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _SIDE)
+    settled = None if start is None or blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
+    both = None if halves is None else load_halves(halves, permissive, mask, tomogram)
+
+    def predict(volume: Tensor) -> Tensor:
         with torch.no_grad():
-            after = inferer(crop[None].to(device), core)[0].cpu()
-        before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, after))
-        before, _ = without_outliers(before)
-        crops.append(before)
-        half_spectrum = None
-        if halves is not None:
-            both = load_halves(halves, permissive, mask, tomogram)
-            even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in both))
-            half_spectrum = smooth_spectrum(even - odd)
-            if lattice.blind_set.tilt_axis is None or before.numel() < ENOUGH:
-                spectra.append(half_spectrum)
-                continue
-        denoised = None
-        if settled is not None:
-            update_attention_means(settled, [{"image": before[None]}])
-            with torch.no_grad():
-                denoised = inferer(before[None, None].to(device), settled)[0, 0].cpu()
-        around = undo_whitening(central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _AROUND), whitening)[0]
-        around, outliers = without_outliers(around)
-        beads, seen = beads + outliers, seen + around.numel()
-        spectrum = noise_spectrum(before, before - after, lattice.blind_set, denoised, around)
-        if half_spectrum is not None:
-            # Halves of tilts differ in signal too, where their planes lie apart.
-            spectra.append(torch.where(spectrum < _LESS * half_spectrum, spectrum, half_spectrum))
-            continue
-        spectra.append(spectrum)
-        if lattice.blind_set.tilt_axis is not None:
-            skews.append(noise_from_volume(before).skew[lattice.blind_set.axis])
+            return inferer(volume[None].to(device), core)[0].cpu()
+
+    def explain(volume: Tensor) -> Tensor | None:
+        if settled is None:
+            return None
+        update_attention_means(settled, [{"image": volume[None]}])
+        with torch.no_grad():
+            return inferer(volume[None, None].to(device), settled)[0, 0].cpu()
+
+    images = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
+    noises = [_measure_volume(image, predict, explain, whitening, blind_set, both) for image in images]
     core.train(was_training)
-    spectrum = torch.stack(spectra).mean(dim=0).float()
+    spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
+    skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
-    large = sum(torch.as_tensor(item["image"]).numel() for item in volumes) >= ENOUGH
+    # A fit to fewer voxels learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
+    large = sum(image.numel() for image in images) >= ENOUGH
     error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
     doubt = "" if skew <= SKEW or large else LEANS
-    if beads > _BEADS * seen:
+    if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
         doubt = RAYS
-    linear = choose_linear(crops, spectrum, error, shape_for(lattice.blind_set))
-    fine = sum(float(fine_power(crop).mean()) for crop in crops) / len(crops)
+    middles = [noise.middle for noise in noises]
+    linear = choose_linear(middles, spectrum, error, shape_for(blind_set))
+    fine = sum(float(fine_power(middle).mean()) for middle in middles) / len(middles)
     return NoiseModel(spectrum, linear, doubt, levels=fine_power_of_noise(spectrum) > _NOISY * fine)
+
+
+@dataclass(frozen=True)
+class _VolumeNoise:
+    """The noise of one volume.
+
+    Attributes:
+        middle: of the volume, ``(Z, Y, X)``, not whitened, without outliers.
+        spectrum: of the noise.
+        skew: how the noise leans; None where that is not asked.
+        outliers: voxels of beads of gold and their surroundings.
+        voxels: that were searched for them.
+    """
+
+    middle: Tensor
+    spectrum: Tensor
+    skew: float | None = None
+    outliers: int = 0
+    voxels: int = 0
+
+
+def _measure_volume(
+    image: Tensor,
+    predict: Callable[[Tensor], Tensor],
+    explain: Callable[[Tensor], Tensor | None],
+    whitening: Mapping[str, Any] | None,
+    blind_set: BlindSet,
+    halves: tuple[Tensor, Tensor] | None,
+) -> _VolumeNoise:
+    """Measure the noise in the middle of a volume.
+
+    Args:
+        image: the volume, ``(1, Z, Y, X)``, whitened perhaps.
+        predict: what the blind network makes of a part of it.
+        explain: what a network that sees everything makes of ``(Z, Y, X)`` without whitening; None where there is none.
+        whitening: of the volume.
+        blind_set: of the blind network.
+        halves: even and odd, whose difference is the noise; None for none.
+    """
+    crop = central_crop(image, _SIDE)
+    before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, predict(crop)))
+    before, _ = without_outliers(before)
+    of_halves = None
+    if halves is not None:
+        even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in halves))
+        of_halves = smooth_spectrum(even - odd)
+        if blind_set.tilt_axis is None or before.numel() < ENOUGH:
+            return _VolumeNoise(before, of_halves)
+    denoised = explain(before)
+    around = undo_whitening(central_crop(image, _AROUND), whitening)[0]
+    around, outliers = without_outliers(around)
+    spectrum = noise_spectrum(before, before - after, blind_set, denoised, around)
+    skew = None
+    if of_halves is not None:
+        # Halves of tilts differ in signal too, where their planes lie apart.
+        spectrum = torch.where(spectrum < _LESS * of_halves, spectrum, of_halves)
+    elif blind_set.tilt_axis is not None:
+        skew = noise_from_volume(before).skew[blind_set.axis]
+    return _VolumeNoise(before, spectrum, skew, outliers, around.numel())
