@@ -121,6 +121,22 @@ class FilterComparison:
         """As plain values for the inferer and the checkpoint."""
         return {"trust": self.shares or self.trust, **self.linear.config()}
 
+    def config(self) -> dict[str, Any]:
+        """As plain values for a JSON file."""
+        return {
+            "trust": self.trust,
+            "sigma": list(self.linear.sigma),
+            "gain": self.linear.gain,
+            "filter": self.linear.describe(),
+            "weight": self.weight.value,
+            "error": self.weight.error,
+            "excessive": self.is_excessive,
+            "bands": [
+                {"weight": band.value, "error": band.error, "trust": share}
+                for band, share in zip(self.bands, self.shares, strict=True)
+            ],
+        }
+
     def describe(self) -> str:
         """In one sentence, for log and report."""
         where = "on voxels held out of the fit " if self.fitted else f"{self.doubt}: " if self.doubt else ""
@@ -187,6 +203,70 @@ def _where_to_compare(device: torch.device, drawn: int) -> torch.device:
     return device if fits else torch.device("cpu")
 
 
+@dataclass
+class _Recorruption:
+    """Draws noise for a place, adds it and takes it away, and tells what network and filter make of that.
+
+    Attributes:
+        noise: of the volume, and the filter.
+        denoise: runs the network over ``(1, 1, Z, Y, X)``.
+        device: of the network.
+        strength: of the recorruption.
+        draws: fields of noise.
+        random: where the noise comes from.
+    """
+
+    noise: NoiseModel
+    denoise: Callable[[Tensor], Tensor]
+    device: torch.device
+    strength: float
+    draws: int
+    random: torch.Generator
+
+    def differences(self, part: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Network less filter, and target less filter, for each field of noise with either sign."""
+        level = noise_level(part, self.noise.spectrum) if self.noise.levels else 1.0
+        where = _where_to_compare(self.device, self.draws * part.numel())
+        here = part.to(where)
+        apart, residuals = [], []
+        for _ in range(self.draws):
+            field = level * lay_noise(draw_noise(self.noise.spectrum, self.random), part.shape)
+            for signed in (field, -field):
+                given = (part + self.strength * signed).to(where)
+                with torch.no_grad():
+                    net = self.denoise(given[None, None].to(self.device))[0, 0].to(where)
+                linear = self.noise.linear(given)
+                apart.append(net - linear)
+                residuals.append(here - signed.to(where) / self.strength - linear)
+        return apart, residuals
+
+
+def _weigh(
+    volumes: Sequence[Mapping[str, Any]], recorruption: _Recorruption, held_out: HeldOutSlab | None
+) -> FilterComparison:
+    """Network against filter, over all detail and, where the filter knows frequencies, by band."""
+    noise = recorruption.noise
+    by_band = noise.linear.kernel is not None
+    whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
+    for item in volumes:
+        image = torch.as_tensor(item["image"]).as_subclass(Tensor)
+        for number, (part, core) in enumerate(_places(image, held_out, by_band)):
+            apart, residuals = recorruption.differences(part)
+            if number == 0:
+                whole.add([one[core] for one in apart], [one[core] for one in residuals])
+            if by_band:
+                # A list of bands for each field, turned into a list of fields for each band.
+                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, residuals)]
+                for comparison, *band in zip(places[number], *split, strict=True):
+                    comparison.add(*([one[core] for one in ones] for ones in band))
+    least: tuple[Weight, ...] = ()
+    if by_band:
+        compared = places if held_out is not None else places[:1]
+        per_place = [[comparison.weight() for comparison in place] for place in compared]
+        least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
+    return FilterComparison(noise.linear, whole.weight(), least, held_out is not None, noise.doubt)
+
+
 def compare_with_filter(
     volumes: Sequence[Mapping[str, Any]],
     network: nn.Module,
@@ -231,57 +311,14 @@ def compare_with_filter(
         update_attention_means(judged, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
-    by_band = noise.linear.kernel is not None
-    whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
-    for item in volumes:
-        image = torch.as_tensor(item["image"]).as_subclass(Tensor)
-        for number, (part, core) in enumerate(_places(image, held_out, by_band)):
-            level = noise_level(part, noise.spectrum) if noise.levels else 1.0
-            where = _where_to_compare(torch.device(device), draws * part.numel())
-            here = part.to(where)
-            apart, residuals = [], []
-            for _ in range(draws):
-                field = level * lay_noise(draw_noise(noise.spectrum, random), part.shape)
-                for signed in (field, -field):
-                    given = (part + strength * signed).to(where)
-                    with torch.no_grad():
-                        net = inferer(given[None, None].to(device), judged)[0, 0].to(where)
-                    linear = noise.linear(given)
-                    apart.append(net - linear)
-                    residuals.append(here - signed.to(where) / strength - linear)
-            if number == 0:
-                whole.add([one[core] for one in apart], [one[core] for one in residuals])
-            if by_band:
-                # A list of bands for each field, turned into a list of fields for each band.
-                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, residuals)]
-                for comparison, *band in zip(places[number], *split, strict=True):
-                    comparison.add(*([one[core] for one in ones] for ones in band))
-    least: tuple[Weight, ...] = ()
-    if by_band:
-        compared = places if held_out is not None else places[:1]
-        per_place = [[comparison.weight() for comparison in place] for place in compared]
-        least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
-    verdict = FilterComparison(noise.linear, whole.weight(), least, held_out is not None, noise.doubt)
+    recorruption = _Recorruption(
+        noise, lambda volume: inferer(volume, judged), torch.device(device), strength, draws, random
+    )
+    verdict = _weigh(volumes, recorruption, held_out)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in judged.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend(), "noise": noise.config()}, output)
-    write_json(
-        {
-            "trust": verdict.trust,
-            "sigma": list(noise.linear.sigma),
-            "gain": noise.linear.gain,
-            "filter": noise.linear.describe(),
-            "weight": verdict.weight.value,
-            "error": verdict.weight.error,
-            "excessive": verdict.is_excessive,
-            "levels": noise.levels,
-            "bands": [
-                {"weight": band.value, "error": band.error, "trust": share}
-                for band, share in zip(verdict.bands, verdict.shares, strict=True)
-            ],
-        },
-        Path(output_dir) / "refinement.json",
-    )
+    write_json({**verdict.config(), "levels": noise.levels}, Path(output_dir) / "refinement.json")
     with RunLog(output_dir):
         log = logger.info if verdict.trust >= MOSTLY and not verdict.is_excessive else logger.warning
         log("%s: %s", verdict.describe(), output)
