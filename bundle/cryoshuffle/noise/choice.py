@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,27 +262,32 @@ def choose_blind_set(
         raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
     if empty is not None and (halves is not None or len(tomograms) > 1):
         raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
+    first, read = str(tomograms[0]), partial(load_volume, permissive=permissive, folder=folder, fill_nan=fill_nan)
     if halves is not None:
-        volume = load_volume(str(tomograms[0]), permissive, LARGEST, folder, fill_nan, mask)
-        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask, str(tomograms[0]))))
+        volume = read(first, largest=LARGEST, mask=mask)
+        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask, first)))
     elif empty is not None:
-        volume = load_volume(str(tomograms[0]), permissive, folder=folder, fill_nan=fill_nan)
-        estimate = noise_from_empty(volume, load_mask(empty, folder, str(tomograms[0])))
+        estimate = noise_from_empty(read(first), load_mask(empty, folder, first))
     else:
         estimates = []
         for path in tomograms:
-            volume = load_volume(str(path), permissive, LARGEST, folder, fill_nan, mask)
+            volume = read(str(path), largest=LARGEST, mask=mask)
             estimates.append(noise_from_volume(volume))
             if estimates[-1].filtered and tilt_axis is not None:
                 _refuse_without_detail(path, volume, tilt_axis)
         estimate = average(estimates)
     if blind == "auto" and radius is None:
         return BlindPlan(choose_blind(estimate, tilt_axis), estimate)
+    return BlindPlan(_plane_as_asked(estimate, tilt_axis, radius or 0), estimate)
+
+
+def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int | Sequence[int]) -> BlindChoice:
+    """A plane of the half-width that was asked for, across the axis that was, or that the noise tells."""
     white = all(estimate.leftover(axis, 0) <= CLEAN for axis in AXES)
     axis = tilt_axis or ("y" if white else choose_blind(estimate).blind_set.axis)
-    blind_set = BlindSet("plane", axis, radius or 0)
+    blind_set = BlindSet("plane", axis, radius)
     if blind_set.half_width >= LAGS:
-        return BlindPlan(BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=True), estimate)
+        return BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=True)
     leftover = estimate.leftover(axis, blind_set.half_width)
     reason = f"plane across {axis}, as asked for; it leaves a correlation of {leftover:.3f}"
-    return BlindPlan(BlindChoice(blind_set, None, reason, clean=leftover <= CLEAN), estimate)
+    return BlindChoice(blind_set, None, reason, clean=leftover <= CLEAN)
