@@ -185,26 +185,46 @@ def make_cell(
     if templates is None:
         templates = [scaled(molecule, TEMPLATE_ANGSTROM / voxel_size_angstrom) for molecule in load_templates()]
 
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=random))
-
     grid = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (z, y, x)), indexing="ij")
-    # The cell is part of a large, flat body whose middle lies beside the volume, at any side of it.
-    angle, radius = uniform(0, 2 * math.pi), uniform(0.8, 1.3) * max(y, x)
-    into = uniform(-0.05, 0.25) * min(y, x)
-    middle = [y / 2 + (radius - into) * math.sin(angle), x / 2 + (radius - into) * math.cos(angle)]
-    height, ice = uniform(0.6, 0.8) * z, uniform(0.3, 0.45) * z
-    flat = ((grid[1][0] - middle[0]).square() + (grid[2][0] - middle[1]).square()).sqrt()
-    # From the rim inwards the cell rises like the edge of a drop.
-    inwards = (radius - flat).clamp(min=0)
-    half = 0.5 * height * (1 - torch.exp(-inwards / (0.3 * height)))
-    outside = torch.maximum((grid[0] - (z - 1) / 2).abs() - half, (flat - radius).expand(z, y, x))
+    outside, thickness = _cell_edge(grid, random)
     leaflet, width = (a / voxel_size_angstrom for a in (_LEAFLET_ANGSTROM, _LEAFLET_WIDTH_ANGSTROM))
     volume = _CYTOSOL * torch.sigmoid(-(outside + 2 * leaflet))
     for side in (-leaflet, leaflet):
         volume += 0.7 * torch.exp(-((outside + leaflet + side) ** 2) / (2 * max(0.5, width) ** 2))
     membrane = (outside + leaflet).abs() <= leaflet + max(0.5, width)
-    inside = outside < -3 * leaflet
+    particles = _crowd(volume, outside < -3 * leaflet, templates, random)
+    volume = volume.clamp(max=1.5)
+    bead = _GOLD_RADIUS_ANGSTROM / voxel_size_angstrom
+    for _ in range(max(1, round(y * x / (40 * bead) ** 2))):
+        at = [_uniform(random, 0.1, 0.9) * y, _uniform(random, 0.1, 0.9) * x]
+        top = (z - 1) / 2 + float(thickness[int(at[0]), int(at[1])]) / 2
+        distance = torch.stack([g - c for g, c in zip(grid, (top, *at), strict=True)]).norm(dim=0)
+        volume = torch.maximum(volume, _GOLD * torch.sigmoid(2 * (bead - distance)))
+    return Cell(volume, membrane, tuple(particles), thickness)
+
+
+def _uniform(random: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand((), generator=random))
+
+
+def _cell_edge(grid: Sequence[Tensor], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Distance from the surface of a cell, less than 0 inside, (Z, Y, X), and thickness of cell and ice, (Y, X)."""
+    z, y, x = grid[0].shape
+    # The cell is part of a large, flat body whose middle lies beside the volume, at any side of it.
+    angle, radius = _uniform(random, 0, 2 * math.pi), _uniform(random, 0.8, 1.3) * max(y, x)
+    into = _uniform(random, -0.05, 0.25) * min(y, x)
+    middle = [y / 2 + (radius - into) * math.sin(angle), x / 2 + (radius - into) * math.cos(angle)]
+    height, ice = _uniform(random, 0.6, 0.8) * z, _uniform(random, 0.3, 0.45) * z
+    flat = ((grid[1][0] - middle[0]).square() + (grid[2][0] - middle[1]).square()).sqrt()
+    # From the rim inwards the cell rises like the edge of a drop.
+    inwards = (radius - flat).clamp(min=0)
+    half = 0.5 * height * (1 - torch.exp(-inwards / (0.3 * height)))
+    outside = torch.maximum((grid[0] - (z - 1) / 2).abs() - half, (flat - radius).expand(z, y, x))
+    return outside, torch.maximum(2 * half, torch.tensor(ice))
+
+
+def _crowd(volume: Tensor, inside: Tensor, templates: Sequence[Tensor], random: torch.Generator) -> list[Particle]:
+    """Add molecules to a volume in place, until they occupy their share of where they may be."""
     places = inside.nonzero()
     remaining = _OCCUPIED * len(places)
     sizes = [float((template > _BODY).sum()) for template in templates]
@@ -212,7 +232,8 @@ def make_cell(
     while remaining > 0 and len(places):
         number = int(torch.randint(len(templates), (1,), generator=random))
         # More of them are small than there are templates for.
-        factor = uniform(0.8, 1.0) if uniform(0, 1) < 0.4 else uniform(0.35, 0.7)
+        small = _uniform(random, 0, 1) >= 0.4
+        factor = _uniform(random, 0.35, 0.7) if small else _uniform(random, 0.8, 1.0)
         density, rotation = scaled(templates[number], factor), _draw_rotation(random)
         molecule = _rotated(density, rotation)
         place = places[int(torch.randint(len(places), (1,), generator=random))].tolist()
@@ -220,15 +241,7 @@ def make_cell(
         _add_inside(volume, molecule, corner)
         particles.append(_particle(number, density, rotation, corner, factor))
         remaining -= max(20.0, sizes[number] * factor**3)
-    volume = volume.clamp(max=1.5)
-    thickness = torch.maximum(2 * half, torch.tensor(ice))
-    bead = _GOLD_RADIUS_ANGSTROM / voxel_size_angstrom
-    for _ in range(max(1, round(y * x / (40 * bead) ** 2))):
-        at = [uniform(0.1, 0.9) * y, uniform(0.1, 0.9) * x]
-        top = (z - 1) / 2 + float(thickness[int(at[0]), int(at[1])]) / 2
-        distance = torch.stack([g - c for g, c in zip(grid, (top, *at), strict=True)]).norm(dim=0)
-        volume = torch.maximum(volume, _GOLD * torch.sigmoid(2 * (bead - distance)))
-    return Cell(volume, membrane, tuple(particles), thickness)
+    return particles
 
 
 def _draw_rotation(random: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -424,32 +425,17 @@ def simulate(
     specimen = make_phantom(finer, seed, templates)
     phantom, membrane, particles = specimen.density, specimen.membrane, specimen.particles
     if case == "white":
-        truth = phantom - phantom.mean()
-        halves = [torch.randn(sides, generator=random) for _ in range(2)]
+        truth, halves = phantom - phantom.mean(), [torch.randn(sides, generator=random) for _ in range(2)]
     else:
-        angles = scheme.angles_deg()
-        images = apply_mtf(apply_ctf(project(phantom, angles), scheme, voxel_size_angstrom), scheme)
-        thickness = (1 / torch.cos(torch.deg2rad(angles))).sqrt()[:, None, None]
-        shifts = (2 * torch.rand(len(angles), 2, generator=random) - 1) * scheme.shift_voxels
-
-        def finish(series: Tensor) -> Tensor:
-            volume = reconstruct(align(series, shifts), angles, finer[0], scheme.sirt_iterations)
-            return _fourier_crop(volume, sides) if finer != sides else volume
-
-        truth = finish(_shift_exactly(images, -shifts))
-        halves = [finish(thickness * torch.randn(images.shape, generator=random)) for _ in range(2)]
-        if finer != sides:
-            phantom = _fourier_crop(phantom, sides)
-            membrane, particles = _coarser(membrane, particles, sides)
-    noise = (halves[0] + halves[1]) / 2
-    scale = float((truth.var() / (noise.var() * snr)).sqrt())
-    return Simulation(
-        tomogram=truth + scale * noise,
-        even=truth + scale * halves[0],
-        odd=truth + scale * halves[1],
-        truth=truth,
+        truth, halves = _reconstruct_phantom(phantom, scheme, voxel_size_angstrom, sides, random)
+    if finer != sides:
+        phantom = _fourier_crop(phantom, sides)
+        membrane, particles = _coarser(membrane, particles, sides)
+    return _with_noise(
+        truth,
+        halves,
+        _noise_scale(truth, halves, snr),
         phantom=phantom,
-        noise=scale * noise,
         membrane=membrane,
         particles=particles,
         voxel_size_angstrom=voxel_size_angstrom * finer[2] / sides[2],
@@ -458,6 +444,36 @@ def simulate(
         seed=seed,
         mtf_at_nyquist=scheme.mtf_at_nyquist,
     )
+
+
+def _noise_scale(truth: Tensor, halves: Sequence[Tensor], snr: float) -> float:
+    """Factor of the noise, of which each half has its own, for a signal-to-noise ratio of the tomogram."""
+    noise = (halves[0] + halves[1]) / 2
+    return float((truth.var() / (noise.var() * snr)).sqrt())
+
+
+def _with_noise(truth: Tensor, halves: Sequence[Tensor], scale: float, **known: Any) -> Simulation:
+    """A simulation from its truth, the noise of its halves, the factor of that, and its other attributes."""
+    noise = (halves[0] + halves[1]) / 2
+    even, odd = (truth + scale * half for half in halves)
+    return Simulation(tomogram=truth + scale * noise, even=even, odd=odd, truth=truth, noise=scale * noise, **known)
+
+
+def _reconstruct_phantom(
+    phantom: Tensor, scheme: TiltScheme, voxel_size_angstrom: float, shape: Triple, random: torch.Generator
+) -> tuple[Tensor, list[Tensor]]:
+    """A phantom without noise, and two volumes of noise alone, of the shape of the tomogram, behind a tilt series."""
+    angles = scheme.angles_deg()
+    images = apply_mtf(apply_ctf(project(phantom, angles), scheme, voxel_size_angstrom), scheme)
+    thickness = (1 / torch.cos(torch.deg2rad(angles))).sqrt()[:, None, None]
+    shifts = (2 * torch.rand(len(angles), 2, generator=random) - 1) * scheme.shift_voxels
+
+    def finish(series: Tensor) -> Tensor:
+        volume = reconstruct(align(series, shifts), angles, len(phantom), scheme.sirt_iterations)
+        return _fourier_crop(volume, shape) if volume.shape != shape else volume
+
+    truth = finish(_shift_exactly(images, -shifts))
+    return truth, [finish(thickness * torch.randn(images.shape, generator=random)) for _ in range(2)]
 
 
 def _simulate_cell(
@@ -478,16 +494,13 @@ def _simulate_cell(
         return reconstruct(images[some], angles[some], shape[0], scheme.sirt_iterations)
 
     truth, halves = finish(signal), [finish(noise) for noise in noises]
-    noise = (halves[0] + halves[1]) / 2
-    scale = float((truth.var() / (noise.var() * snr)).sqrt())
+    scale = _noise_scale(truth, halves, snr)
     images = signal + scale * (noises[0] + noises[1]) / 2
-    return Simulation(
-        tomogram=truth + scale * noise,
-        even=truth + scale * halves[0],
-        odd=truth + scale * halves[1],
-        truth=truth,
+    return _with_noise(
+        truth,
+        halves,
+        scale,
         phantom=cell.density,
-        noise=scale * noise,
         membrane=cell.membrane,
         particles=cell.particles,
         voxel_size_angstrom=voxel_size_angstrom,
