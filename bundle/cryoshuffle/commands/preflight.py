@@ -180,26 +180,9 @@ def check_output(
         FileError: in each of those cases.
         InputError: for a name of no format, one whose package is missing, or a type or version that the format has not.
     """
-    path, source, wanted = Path(output), Path(tomogram), format_of(output)
-    if dtype not in wanted.dtypes:
-        raise InputError(
-            f"{path}: a {wanted.name} is written as {', '.join(wanted.dtypes)}, not as {dtype}; leave the type out or "
-            "write MRC"
-        )
-    if wanted.check_extra is not None:
-        wanted.check_extra(path)
-    image_writer(path, ome_zarr=ome_zarr)(output_dtype=dtype)
-    if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
-        raise FileError(f"{path}: is the input itself, choose another name for the result")
-    if path.exists() and (wanted.is_folder or not path.is_dir()) and not force and not is_ours(path):
-        raise FileError(
-            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
-            "--force; several tomograms go with cryoshuffle batch"
-        )
-    if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
-        check_new_tomogram(path, overwrite or force)
-    elif not os.access(_nearest(path.parent), os.W_OK):
-        raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
+    path = Path(output)
+    _check_format(path, dtype, ome_zarr)
+    _check_place(path, Path(tomogram), overwrite, folder, force)
     named = {path.resolve(): "the result"}
     for beside, content in ((residual, "the residual"), (error, "the error map")):
         if beside is None:
@@ -214,6 +197,34 @@ def check_output(
     # residual two. An error map takes three: noisy input, power, and the prediction from that input.
     copies = 5 if error is not None else 4 if residual is not None else 3
     _check_room(path, voxels, np.dtype(dtype).itemsize, folder, copies)
+
+
+def _check_format(path: Path, dtype: str, ome_zarr: str) -> None:
+    """Refuse a name of no format, or a type or version that the format has not."""
+    wanted = format_of(path)
+    if dtype not in wanted.dtypes:
+        raise InputError(
+            f"{path}: a {wanted.name} is written as {', '.join(wanted.dtypes)}, not as {dtype}; leave the type out or "
+            "write MRC"
+        )
+    if wanted.check_extra is not None:
+        wanted.check_extra(path)
+    image_writer(path, ome_zarr=ome_zarr)(output_dtype=dtype)
+
+
+def _check_place(path: Path, source: Path, overwrite: bool, folder: str | None, force: bool) -> None:
+    """Refuse a path that is the input, holds what is not to be replaced, or cannot be written."""
+    if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
+        raise FileError(f"{path}: is the input itself, choose another name for the result")
+    if path.exists() and (format_of(path).is_folder or not path.is_dir()) and not force and not is_ours(path):
+        raise FileError(
+            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
+            "--force; several tomograms go with cryoshuffle batch"
+        )
+    if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
+        check_new_tomogram(path, overwrite or force)
+    elif not os.access(_nearest(path.parent), os.W_OK):
+        raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
 
 
 def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None, copies: int) -> None:
