@@ -74,49 +74,50 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
         raise ValueError(f"volumes of shapes {tuple(before.shape)} and {tuple(after.shape)} cannot be compared")
     one, two = before.detach().float().cpu(), after.detach().float().cpu()
     z, y, x = (n // 2 for n in one.shape)
-    planes: list[list[np.ndarray]] = [
+    columns: list[list[np.ndarray]] = [
         [v[z].numpy(), plane_across(v, 1, y), plane_across(v, 2, x).T] for v in (one, two)
     ]
-    planes.append([a - b for a, b in zip(*planes, strict=True)])
-    scales = []
-    for shown in planes:
-        values = np.concatenate([p.ravel() for p in shown])
-        scales.append(tuple(float(q) for q in np.percentile(values, (0.5, 99.5))))
+    columns.append([a - b for a, b in zip(*columns, strict=True)])
+    scales = [_grey_range(planes) for planes in columns[:2]]
     half = (scales[0][1] - scales[0][0]) / 2
-    scales[2] = (-half, half)
-
-    zoom = max(1, round(512 / max(one.shape)))
-    shrink = max(1, -(-max(one.shape) // largest))
+    scales.append((-half, half))
+    zoom, shrink = max(1, round(512 / max(one.shape))), max(1, -(-max(one.shape) // largest))
     tiles = [
-        [
-            Image.fromarray(np.ascontiguousarray(stretch(plane, *scale)[::-shrink, ::shrink])).resize(
-                (max(1, plane[:, ::shrink].shape[1] * zoom), max(1, plane[::shrink].shape[0] * zoom)),
-                Image.Resampling.NEAREST,
-            )
-            for plane in column
-        ]
-        for column, scale in zip(planes, scales, strict=True)
+        [_tile(plane, *scale, zoom, shrink) for plane in column] for column, scale in zip(columns, scales, strict=True)
     ]
-    column_width = max(max(tile.width for tile in column) for column in tiles)
-    row_heights = [max(column[row].height for column in tiles) for row in range(3)]
-    width = 3 * column_width + 4 * _MARGIN
-    height = sum(row_heights) + 3 * (_TITLE + _MARGIN) + _MARGIN
+    return _laid_out(tiles, (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}"))
+
+
+def _grey_range(planes: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The 0.5th and the 99.5th percentile of some planes."""
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
+    return float(low), float(high)
+
+
+def _tile(plane: np.ndarray, low: float, high: float, zoom: int, shrink: int) -> Image.Image:
+    """A plane as a picture, its first axis upwards, enlarged or thinned out."""
+    tile = Image.fromarray(np.ascontiguousarray(stretch(plane, low, high)[::-shrink, ::shrink]))
+    size = max(1, plane[:, ::shrink].shape[1] * zoom), max(1, plane[::shrink].shape[0] * zoom)
+    return tile.resize(size, Image.Resampling.NEAREST)
+
+
+def _laid_out(tiles: Sequence[Sequence[Image.Image]], names: Sequence[str]) -> Image.Image:
+    """Columns of tiles side by side, each tile under its column and its name; see :func:`preview_image`."""
+    column_width = max(tile.width for column in tiles for tile in column)
+    row_heights = [max(tile.height for tile in row) for row in zip(*tiles, strict=True)]
+    width = len(tiles) * (column_width + _MARGIN) + _MARGIN
+    height = sum(row_heights) + len(names) * (_TITLE + _MARGIN) + _MARGIN
     picture = Image.new("L", (width, height), 255)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT)
-    names = (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}")
     boxes = {}
     for index, column in enumerate(tiles):
         left, top = _MARGIN + index * (column_width + _MARGIN), _MARGIN
-        for row, tile in enumerate(column):
-            pen.text((left, top + _TITLE - 3), f"{_COLUMNS[index]}, {names[row]}", 0, font, "ls")
-            picture.paste(tile, (left, top + _TITLE))
-            boxes[f"{_COLUMNS[index]}, {names[row]}"] = [
-                left,
-                top + _TITLE,
-                left + tile.width,
-                top + _TITLE + tile.height,
-            ]
-            top += _TITLE + row_heights[row] + _MARGIN
+        for name, tile, row_height in zip(names, column, row_heights, strict=True):
+            title, first = f"{_COLUMNS[index]}, {name}", top + _TITLE
+            pen.text((left, first - 3), title, 0, font, "ls")
+            picture.paste(tile, (left, first))
+            boxes[title] = [left, first, left + tile.width, first + tile.height]
+            top = first + row_height + _MARGIN
     picture.info["tiles"] = json.dumps(boxes)
     return picture
 
