@@ -210,6 +210,48 @@ def read_verdict(folder: str | os.PathLike[str]) -> str:
     return "" if report is None else str(report["verdict"]["words"])
 
 
+def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[dict[Path, Mapping[str, Any]], list[int]]:
+    """The checkpoint of a run with the lattice of its fit, by path, and the strides of that lattice."""
+    blind = place / "blind.pt"
+    fitted = provenance["noise"] is not None and blind.is_file()
+    network = blind if fitted else Path(provenance["network"]["path"])
+    if not network.is_file():
+        raise FileError(f"{network}: is gone, the network of the run is needed for its report")
+    checkpoint = load_plain(network)
+    stride = model_settings(checkpoint, network).stride
+    return {network: checkpoint}, [1, 1, 1] if stride is None else list(stride)
+
+
+def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What a page tells of what a run was made of, by name in its template."""
+    settings, noise = provenance["settings"], provenance["noise"]
+    return {
+        "title": Path(provenance["output"]["path"]).name,
+        "source": Path(provenance["input"]["path"]).name,
+        "run": provenance,
+        "noise": noise,
+        "noise_rows": _noise_rows(noise),
+        "window": provenance.get("window_zyx"),
+        "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
+        "files": [
+            [name, provenance[name]["path"], provenance[name]["sha256"]]
+            for name in ("input", "output", "residual", "error", "network")
+            if provenance.get(name) is not None
+        ],
+        "machine": [[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],
+        "settings": [[name, json.dumps(value)] for name, value in settings.items()],
+        "beside": [name for name in ("run.log", "provenance.json", "noise.json") if (place / name).is_file()],
+    }
+
+
+def _score_values(scores: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, of the scores of ``cryoshuffle evaluate``; None for none."""
+    if scores is None:
+        return {"scores": None, "compared": [], "score_charts": []}
+    compared = [[name.replace("_", " "), path] for name, path in scores["files"].items() if name != "result"]
+    return {"scores": scores, "compared": compared, "score_charts": _score_charts(scores, numbers)}
+
+
 def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path:
     """Write ``report.html`` of a finished run, and ``report.json`` with verdict, findings and numbers for programs.
 
@@ -230,13 +272,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     if provenance is None:
         raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
     settings, noise = provenance["settings"], provenance["noise"]
-    blind = place / "blind.pt"
-    network = blind if noise is not None and blind.is_file() else Path(provenance["network"]["path"])
-    if not network.is_file():
-        raise FileError(f"{network}: is gone, the network of the run is needed for its report")
-    models = {network: load_plain(network)}
-    stride = model_settings(models[network], network).stride
-    strides = [1, 1, 1] if stride is None else list(stride)
+    models, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
     window = provenance.get("window_zyx")
     fill_nan, error = bool(settings["fill_nan"]), (provenance.get("error") or {}).get("path")
@@ -253,37 +289,17 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     write_json({**report, "numbers": numbers}, place / FINDINGS_NAME)
     sizes = numbers["voxel_size_zyx"]
     page = _TEMPLATES.get_template("page.html").render(
-        title=Path(result).name,
-        source=Path(source).name,
-        run=provenance,
+        **_run_values(place, provenance),
+        **_score_values(scores, numbers),
         numbers=numbers,
         verdict=outcome,
         findings=listed,
         graded=graded(noise, numbers),
         voxel_size="voxel size unknown" if sizes is None else " × ".join(f"{n:.4g}" for n in sizes) + " Å a voxel",
         shown=shown,
-        noise=noise,
-        noise_rows=_noise_rows(noise),
         halves_chart=_halves_chart(numbers) if "halves" in numbers else None,
         curves=_curves(numbers, history),
-        window=window,
         one_window=window is not None and all(w >= n for w, n in zip(window, numbers["full_shape"], strict=True)),
-        scores=scores,
-        own_halves=[os.path.abspath(half) for half in settings.get("halves") or ()],
-        compared=[
-            [name.replace("_", " "), path]
-            for name, path in (scores or {"files": {}})["files"].items()
-            if name != "result"
-        ],
-        score_charts=_score_charts(scores, numbers) if scores is not None else [],
-        files=[
-            [name, provenance[name]["path"], provenance[name]["sha256"]]
-            for name in ("input", "output", "residual", "error", "network")
-            if provenance.get(name) is not None
-        ],
-        machine=[[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],
-        settings=[[name, json.dumps(value)] for name, value in settings.items()],
-        beside=[name for name in ("run.log", "provenance.json", "noise.json") if (place / name).is_file()],
     )
     path = place / PAGE_NAME
     write_text(page, path)
