@@ -293,36 +293,23 @@ class HaloWindowInferer(PrecisionInferer):
         window, thickness = self._plan(shape, halo, period, most, core, smaller)
         z, y, x = (round_up(side, step) for side, step in zip(window, period, strict=True))
         self.used_window = z, y, x
-        # With bands both parts are shared out already.
-        network_share, filter_share = 1.0, 1.0
-        if self.bands is not None:
-            network_share = float(bool(self.bands.count_nonzero()))
-        elif self.blend is not None:
-            network_share, filter_share = float(self.blend["trust"]), 1.0 - float(self.blend["trust"])
-        thick, done = thickness or max(1, shape[0]), 0
+        done = 0
         for cut in cut_windows(shape, window, halo, period):
             rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
             remaining = merger is None or not merger.is_done(cut.keep)
             if remaining and merger is not None:
                 merger.begin(cut.keep)
             crop = volume[(slice(None), slice(None), *cut.read)]
-            summands = [
-                (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * network_share),
-                (self._filtered(crop, thick, device), (1 - self.detail) * filter_share),
-                (iter([(slice(0, crop.shape[2]), crop)]), self.detail),
-            ]
-            for number, (parts, share) in enumerate(summands):
-                for planes, part in parts if share and remaining else ():
-                    first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
-                    kept = part[
-                        (slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])
-                    ]
-                    if merger is None:
-                        merger = self._merger_like(volume, part)
-                    start = cut.keep[0].start + first - rows.start
-                    merger.aggregate(share * kept, (start, cut.keep[1].start, cut.keep[2].start))
-                    if thickness and number == 0:
-                        bar.update((last - first) * area / (len(MIRRORED) if self.mirrors else 1))
+            for share, planes, part, advances in (
+                self._summands(crop, run, core, thickness, device) if remaining else ()
+            ):
+                first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
+                kept = part[(slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])]
+                if merger is None:
+                    merger = self._merger_like(volume, part)
+                start = cut.keep[0].start + first - rows.start
+                merger.aggregate(share * kept, (start, cut.keep[1].start, cut.keep[2].start))
+                bar.update((last - first) * area * advances)
             if remaining and merger is not None:
                 merger.mark(cut.keep)
                 if done + (rows.stop - rows.start) * area < math.prod(shape):
@@ -330,6 +317,30 @@ class HaloWindowInferer(PrecisionInferer):
             done += (rows.stop - rows.start) * area
             bar.update(done - bar.n)
         return merger
+
+    def _summands(
+        self, crop: Tensor, run: Callable[..., Tensor], core: Any, thickness: int, device: torch.device
+    ) -> Iterator[tuple[float, slice, Tensor, float]]:
+        """The result of a window in parts to be added up: those of network and filter, and the window itself.
+
+        Yields:
+            the share of a part, its planes, the part, and how far its planes are a step of the bar, from 0 to 1.
+        """
+        # With bands both parts are shared out already.
+        network_share, filter_share = 1.0, 1.0
+        if self.bands is not None:
+            network_share = float(bool(self.bands.count_nonzero()))
+        elif self.blend is not None:
+            network_share, filter_share = float(self.blend["trust"]), 1.0 - float(self.blend["trust"])
+        depth = crop.shape[2]
+        step = 0.0 if not thickness else 1 / len(MIRRORED) if self.mirrors else 1.0
+        for parts, share, advances in (
+            (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * network_share, step),
+            (self._filtered(crop, thickness or max(1, depth), device), (1 - self.detail) * filter_share, 0.0),
+            (iter([(slice(0, depth), crop)]), self.detail, 0.0),
+        ):
+            for planes, part in parts if share else ():
+                yield share, planes, part, advances
 
     def _merger_like(self, volume: Tensor, part: Tensor) -> WindowMerger:
         """A merger for results that have as many channels as one of their parts."""
