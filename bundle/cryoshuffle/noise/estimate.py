@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES
+from cryoshuffle.noise.axes import line_along
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -92,14 +94,12 @@ def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Power spectrum of the tapered middle of a volume, and the tapers along its axes."""
     if min(volume.shape) < 2 * LAGS:
         raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, set --blind")
-    for axis, side in enumerate(volume.shape):
-        if side > LARGEST:
-            volume = volume.narrow(axis, (side - LARGEST) // 2, LARGEST)
-    volume = volume.double() - volume.double().mean()
-    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in volume.shape]
+    values = central_crop(volume, LARGEST).double()
+    values = values - values.mean()
+    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
     for axis, taper in enumerate(tapers):
-        volume = volume * taper.reshape([-1 if a == axis else 1 for a in range(3)])
-    return torch.fft.fftn(volume).abs().square(), tapers
+        values = values * line_along(taper, axis)
+    return torch.fft.fftn(values).abs().square(), tapers
 
 
 def _autocorrelation(
@@ -153,7 +153,7 @@ def _oblique(
     side = power.shape[axis]
     half = Whitening(AXES[axis], tuple(along)).spectrum(side)
     spectrum = torch.cat([half, half[1 : side - len(half) + 1].flip(0)])
-    white = power / spectrum.reshape([-1 if a == axis else 1 for a in range(3)])
+    white = power / line_along(spectrum, axis)
     lags = torch.fft.ifftn(white).real
     for a, taper in enumerate(tapers):
         near = [k % len(taper) for k in range(-LAGS, LAGS + 1)]

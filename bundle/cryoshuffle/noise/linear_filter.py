@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import BlindSet, Triple
+from cryoshuffle.noise.axes import line_along
 from cryoshuffle.noise.spectrum import ENOUGH, smooth_spectrum
 
 WIDTHS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4, 4.0)
@@ -164,7 +165,7 @@ def _noise_seen(spectrum: Tensor, sigma: Widths) -> float:
         side, line = spectrum.shape[axis], _line(width).double()
         grid = torch.zeros(side, dtype=torch.float64)
         grid.index_add_(0, (torch.arange(len(line)) - len(line) // 2) % side, line)
-        seen = seen * torch.fft.fft(grid).real.reshape([-1 if a == axis else 1 for a in range(3)])
+        seen = seen * line_along(torch.fft.fft(grid).real, axis)
     return float(seen.mean())
 
 

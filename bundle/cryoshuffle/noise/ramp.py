@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cryoshuffle.noise.axes import interpolated, line_along
+
 # Where across the axis the ramp is read off, cycles per voxel: the signal is weak there, and interpolation has not yet
 # damped the noise.
 _ANCHOR = (0.12, 0.17)
@@ -44,12 +46,6 @@ _SMOOTH_DEG = 4.0
 _STEP_DEG = 0.25
 
 
-def _radius(grid: int) -> Tensor:
-    """Distance from the tilt axis on a grid of frequencies across it, cycles per voxel."""
-    frequency = torch.fft.fftfreq(grid, dtype=torch.float64)
-    return (frequency[:, None].square() + frequency.square()).sqrt()
-
-
 def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
     """Distance from the tilt axis, cycles per voxel, and direction from the untilted image's plane, degrees.
 
@@ -72,7 +68,8 @@ def _filled(power: Tensor) -> Tensor:
     frequency = torch.fft.fftfreq(grid, dtype=torch.float64)
     direction = torch.atan2(frequency[:, None].expand(grid, grid), frequency.expand(grid, grid)) % math.pi
     sector = (direction / math.pi * 36).long().clamp(0, 35)
-    ring = (_radius(grid) > 0.2) & (_radius(grid) < 0.4)
+    radius = polar(grid, grid)[0]
+    ring = (radius > 0.2) & (radius < 0.4)
     mean = torch.stack([power[ring & (sector == number)].mean() for number in range(36)])
     return (mean > 0.5 * mean.median())[sector]
 
@@ -102,7 +99,7 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
     Returns:
         The same where it does not grow as a ramp's does (a SIRT-like filter), nowhere more than given.
     """
-    radius, filled = _radius(len(power)), _filled(power)
+    radius, filled = polar(len(power), len(power))[0], _filled(power)
 
     def mean(low: float, high: float) -> tuple[float, float]:
         ring = filled & (radius >= low) & (radius < high)
@@ -182,7 +179,7 @@ def _power(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
     weight = 1.0
     for axis, side in enumerate(values.shape):
         taper = torch.hann_window(side, periodic=False)
-        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+        values = values * line_along(taper, axis)
         weight *= float(taper.square().sum())
     return torch.fft.rfftfreq(values.shape[0]), torch.fft.rfftn(values, dim=(1, 2, 0)).abs().square() / weight
 
@@ -253,7 +250,7 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     values = values - values.mean()
     for axis in (1, 2):
         taper = torch.hann_window(values.shape[axis], periodic=False)
-        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+        values = values * line_along(taper, axis)
     n = max(_PADDED, 2 * max(values.shape[1:]))
     power = torch.zeros(n, n)
     for part in values.split(16):
@@ -273,8 +270,5 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     chance = 0.6 / len(values)
     modulation = (varied - chance).clamp(min=0).sqrt()
     overlap = (1 - modulation / _MODULATION).clamp(0, 1).cummin(dim=0).values
-    radius = _radius(grid).float().flatten()
-    step = ((radius - radii[0]) / (radii[1] - radii[0])).clamp(0, len(radii) - 1.001)
-    lower = step.long()
-    shares = overlap[lower] * (1 - step + lower) + overlap[lower + 1] * (step - lower)
-    return shares.reshape(grid, grid).double()
+    radius = polar(grid, grid)[0].float().flatten()
+    return interpolated(overlap, (radius - radii[0]) / (radii[1] - radii[0])).reshape(grid, grid).double()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.lattice import BlindSet
+from cryoshuffle.noise.axes import interpolated, line_along
 from cryoshuffle.noise.ramp import LARGEST_DEG, hold_to_ramp, most_signal, polar, ramp_slope, tilt_overlap
 
 GRID = 64
@@ -108,7 +109,7 @@ def smooth_cross_spectrum(one: Tensor, other: Tensor, reach: int = REACH) -> Ten
         lags = lags.index_select(axis, index % sides[axis])
         taper = 0.5 + 0.5 * torch.cos(math.pi * index / kept[axis])
         weight = taper / (one.shape[axis] - index.abs())
-        lags = lags * weight.reshape([-1 if a == axis else 1 for a in range(3)])
+        lags = lags * line_along(weight, axis)
     z, y, x = (index % GRID for index in near)
     result[z[:, None, None], y[None, :, None], x[None, None, :]] = lags
     return torch.fft.fftn(result).real
@@ -125,7 +126,7 @@ def _profile_along_tilt_axis(volume: Tensor, normal: int) -> Tensor:
     values = values - values.mean()
     tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
     for axis, taper in enumerate(tapers):
-        values = values * taper.reshape([-1 if a == axis else 1 for a in range(3)])
+        values = values * line_along(taper, axis)
     across = torch.fft.fftn(values, dim=(1, 2))
     one, two = (torch.fft.fftfreq(n, dtype=torch.float64) for n in values.shape[1:])
     ring = (one[:, None].square() + two.square()).sqrt() > _RING
@@ -296,9 +297,7 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
     passed = torch.where(known, passed - passed[known][0], torch.zeros_like(passed))
     if float(passed[-1]) > math.log(_FILTERED):
         return torch.ones_like(spectrum)
-    step = (2 * FILTER_BINS * whole - 0.5).clamp(0, FILTER_BINS - 1.001)
-    lower = step.long()
-    return (passed[lower] * (1 - step + lower) + passed[lower + 1] * (step - lower)).exp().movedim(0, normal)
+    return interpolated(passed, 2 * FILTER_BINS * whole - 0.5).exp().movedim(0, normal)
 
 
 def _without_overlapping_signal(
@@ -337,7 +336,5 @@ def _most_signal(around: Tensor, normal: int) -> Tensor:
     whole = _radii()[1]
     if len(known) < 2:
         return torch.full_like(whole, math.inf)
-    step = ((whole - known[0]) / (known[-1] - known[0]) * (len(known) - 1)).clamp(0, len(known) - 1.001)
-    lower = step.long()
-    signal = most[lower] * (1 - step + lower) + most[lower + 1] * (step - lower)
+    signal = interpolated(most, (whole - known[0]) / (known[-1] - known[0]) * (len(known) - 1))
     return torch.where(whole < known[0], math.inf, signal)

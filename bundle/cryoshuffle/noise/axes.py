@@ -1,0 +1,43 @@
+"""Lines of values: laid along an axis of a volume, or read between their places."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def line_along(line: Tensor, axis: int) -> Tensor:
+    """A line as a volume one voxel wide, to be multiplied with others.
+
+    Args:
+        line: ``(n,)``.
+        axis: number of the axis it lies along, 0 to 2.
+
+    Shape:
+        ``(n, 1, 1)``, ``(1, n, 1)`` or ``(1, 1, n)``.
+
+    Example:
+        >>> import torch
+        >>> line_along(torch.ones(4), 1).shape
+        torch.Size([1, 4, 1])
+    """
+    return line.reshape([-1 if a == axis else 1 for a in range(3)])
+
+
+def interpolated(line: Tensor, places: Tensor) -> Tensor:
+    """Values of a line at places between its own, linearly; beyond its ends those of the ends.
+
+    Args:
+        line: ``(n,)``, n at least 2.
+        places: in steps of the line, from 0 to n - 1, of any shape.
+
+    Shape:
+        that of ``places``.
+
+    Example:
+        >>> import torch
+        >>> interpolated(torch.tensor([0.0, 10.0, 30.0]), torch.tensor([-1.0, 0.5, 1.25])).tolist()
+        [0.0, 5.0, 15.0]
+    """
+    places = places.clamp(0, len(line) - 1.001)
+    lower = places.long()
+    return line[lower] * (1 - places + lower) + line[lower + 1] * (places - lower)
