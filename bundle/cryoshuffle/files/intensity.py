@@ -75,7 +75,37 @@ class FillNotFinite(Transform):
         return MetaTensor(filled, meta=image.meta, applied_operations=image.applied_operations)
 
 
-class FillNotFinited(MapTransform):
+class ForEachKey(MapTransform):
+    """The frame of a dictionary transform that does the same to the image under each key, whatever the others are.
+
+    Attributes:
+        transform: of one image; None leaves all as they are.
+    """
+
+    transform: Any
+
+    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Transform the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            if self.transform is not None:
+                result[key] = self.transform(result[key])
+        return result
+
+
+class InvertibleForEachKey(ForEachKey, InvertibleTransform):
+    """The same, of a transform that can be undone."""
+
+    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
+        """Undo it for the images under the keys."""
+        result: dict[Hashable, Any] = dict(data)
+        for key in self.key_iterator(result):
+            if self.transform is not None:
+                result[key] = self.transform.inverse(result[key])
+        return result
+
+
+class FillNotFinited(ForEachKey):
     """Dictionary form of :class:`FillNotFinite`.
 
     Args:
@@ -89,13 +119,6 @@ class FillNotFinited(MapTransform):
     def __init__(self, keys: KeysCollection, fill: bool = True, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = FillNotFinite(fill)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Fill the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform(result[key])
-        return result
 
 
 # Key of the metadata of an image that holds differences of grey values: it has the scale of its tomogram, and no mean.
@@ -231,7 +254,7 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
     return mean, std
 
 
-class StandardiseIntensityd(MapTransform, InvertibleTransform):
+class StandardiseIntensityd(InvertibleForEachKey):
     """Dictionary form of :class:`StandardiseIntensity`, for images of grey values only, as that.
 
     Args:
@@ -244,20 +267,6 @@ class StandardiseIntensityd(MapTransform, InvertibleTransform):
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = StandardiseIntensity()
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Standardise the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform(result[key])
-        return result
-
-    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Give the images under the keys their mean and scale back."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform.inverse(result[key])
-        return result
 
 
 FillNotFiniteD = FillNotFiniteDict = FillNotFinited

@@ -26,6 +26,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 from cryoshuffle.boxes import draw_box, fit_window
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
+from cryoshuffle.files.intensity import InvertibleForEachKey
 from cryoshuffle.files.masks import BLOCK
 from cryoshuffle.fit.sampling import HeldOutSlab, draw_by_worth
 from cryoshuffle.lattice import Triple, as_triple
@@ -33,7 +34,7 @@ from cryoshuffle.lattice import Triple, as_triple
 logger = logging.getLogger("cryoshuffle")
 
 
-class _AlikeForAllKeys(Randomizable, MapTransform, InvertibleTransform):
+class _AlikeForAllKeys(Randomizable, InvertibleForEachKey):
     """Applies one random transform to all keys with the same random numbers, and undoes it."""
 
     transform: RandLatticeWindow | RandLatticeFlip
@@ -48,13 +49,6 @@ class _AlikeForAllKeys(Randomizable, MapTransform, InvertibleTransform):
         for key in self.key_iterator(result):
             self.transform.set_random_state(seed=seed)
             result[key] = self.transform(result[key], **more)
-        return result
-
-    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Undo it for the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform.inverse(result[key])
         return result
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform, Orientationd, Transform
+from monai.transforms import Compose, Orientationd, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 
 from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError, plainly
-from cryoshuffle.files.intensity import StandardiseIntensityd
+from cryoshuffle.files.intensity import ForEachKey, StandardiseIntensityd
 from cryoshuffle.files.volumes import AXIS_CODES, refuse_masked, tells_axes
 from cryoshuffle.inference.checkpoints import load_network, read_model_settings
 from cryoshuffle.inference.inferers import HaloWindowInferer
@@ -85,7 +85,7 @@ class Denoise(Transform):
         return result
 
 
-class Denoised(MapTransform):
+class Denoised(ForEachKey):
     """Dictionary form of :class:`Denoise`.
 
     Args:
@@ -106,13 +106,6 @@ class Denoised(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = Denoise(checkpoint, **options)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Denoise the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            result[key] = self.transform(result[key])
-        return result
 
 
 DenoiseD = DenoiseDict = Denoised

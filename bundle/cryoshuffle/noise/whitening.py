@@ -7,19 +7,20 @@ the same factor is multiplied back.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from monai.config import KeysCollection, NdarrayOrTensor
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform
+from monai.transforms import InvertibleTransform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
+from cryoshuffle.files.intensity import InvertibleForEachKey
 from cryoshuffle.lattice import AXES
 
 LARGEST_GAIN = 3.0
@@ -122,7 +123,7 @@ class WhitenNoise(InvertibleTransform):
         return result
 
 
-class WhitenNoised(MapTransform, InvertibleTransform):
+class WhitenNoised(InvertibleForEachKey):
     """Dictionary form of :class:`WhitenNoise`; does nothing where there is nothing to undo.
 
     Args:
@@ -138,22 +139,6 @@ class WhitenNoised(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = None if whitening is None else WhitenNoise(**whitening)
-
-    def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Whiten the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            if self.transform is not None:
-                result[key] = self.transform(result[key])
-        return result
-
-    def inverse(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
-        """Undo the whitening of the images under the keys."""
-        result: dict[Hashable, Any] = dict(data)
-        for key in self.key_iterator(result):
-            if self.transform is not None:
-                result[key] = self.transform.inverse(result[key])
-        return result
 
 
 def undo_whitening(volume: Tensor, whitening: Mapping[str, Any] | None) -> Tensor:
