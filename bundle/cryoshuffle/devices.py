@@ -70,9 +70,14 @@ def _warn_of_slow_torch() -> None:
         )
 
 
+def are_processes_joined() -> bool:
+    """Whether this process and others share a fit."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def is_first_process() -> bool:
     """Whether this process is the first of those that share a fit; true of one that is alone, whoever started it."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return not are_processes_joined() or dist.get_rank() == 0
 
 
 def process_device() -> torch.device:

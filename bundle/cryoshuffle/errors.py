@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,11 @@ class FileError(UserError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> FileError:
+    """What to raise for a file that is there and that the system does not let be read."""
+    return FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights")
 
 
 class FitInterruptedError(BaseException):

@@ -29,17 +29,16 @@ from mrcfile.mrcinterpreter import MrcInterpreter
 from mrcfile.mrcobject import MrcObject
 from mrcfile.utils import data_shape_from_header, dtype_from_mode, mode_from_dtype
 
-import cryoshuffle
 from cryoshuffle.boxes import middle
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, InputError, unreadable
 from cryoshuffle.files import scratch
 from cryoshuffle.files.volumes import (
-    LABEL,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
     affine_of,
     is_named,
+    own_label,
     refuse_no_file,
     volume_meta,
 )
@@ -84,7 +83,7 @@ def open_mrc(
             else:
                 mrc = _unpack(path, size, Path(folder), permissive)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+        raise unreadable(path, error) from error
     except (ValueError, EOFError, OverflowError, zlib.error) as error:
         raise InputError(_why_not_mrc(path, str(error), permissive)) from error
     if mrc.data is None:
@@ -145,7 +144,7 @@ def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
             warnings.simplefilter("ignore")
             header = MrcInterpreter(io.BytesIO(raw), permissive, header_only=True).header
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+        raise unreadable(path, error) from error
     except (ValueError, EOFError, zlib.error) as error:
         raise InputError(_why_not_mrc(path, str(error), permissive)) from error
     order: Literal["big", "little"] = "big" if header.dtype["mode"].byteorder == ">" else "little"
@@ -450,7 +449,7 @@ def _compress(source: Path, target: Path, compression: str) -> None:
 def _add_label(mrc: MrcObject, content: str) -> None:
     # The count of a damaged header may be anything; labels with text are what is there.
     labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
-    own = f"{LABEL} {cryoshuffle.__version__}: {content}".encode()[:80]
+    own = own_label(content)
     for place in range(_LABELS):
         mrc.header.label[place] = [*labels, own][place] if place <= len(labels) else b""
     mrc.header.nlabl = len(labels) + 1

@@ -22,9 +22,8 @@ from monai.utils import MetaKeys
 from nibabel.filebasedimages import ImageFileError
 from numpy.linalg import LinAlgError
 
-import cryoshuffle
 from cryoshuffle.errors import InputError
-from cryoshuffle.files.volumes import DENOISED, LABEL, VolumeHeader
+from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label
 from cryoshuffle.files.writing import written_whole
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -182,7 +181,7 @@ class NiftiWriter(NibabelWriter):
         header = nibabel.Nifti1Header()
         header.set_xyzt_units(self.unit)
         if self.is_result:
-            header["descrip"] = f"{LABEL} {cryoshuffle.__version__}: {self.content}".encode()[:80]
+            header["descrip"] = own_label(self.content)
         # nibabel tells the kind of a file by the end of its name.
         with written_whole(filename, ending=f".{Path(filename).name}") as partial:
             super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})

@@ -17,6 +17,7 @@ from monai.data import ImageReader, ImageWriter, MetaTensor
 from monai.transforms import Orientation
 from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
+import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.writing import real_path, written_whole
 from cryoshuffle.lattice import Triple
@@ -31,6 +32,15 @@ DENOISED = "denoised, J-invariant volume shuffle"
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 # Share of a result's voxels that its type may clip.
 _MOST_CLIPPED = 0.001
+
+
+def own_label(content: str) -> bytes:
+    """The label of a result of ours, in 80 bytes.
+
+    Args:
+        content: what it holds, as :data:`DENOISED`.
+    """
+    return f"{LABEL} {cryoshuffle.__version__}: {content}".encode()[:80]
 
 
 def as_names(names: Sequence[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[str | os.PathLike[str]]:
@@ -132,6 +142,21 @@ def volume_meta(shape: Sequence[int], size_zyx: Sequence[float], origin_zyx: Seq
         MetaKeys.SPATIAL_SHAPE: np.array(shape),
         "voxel_size_zyx": list(size_zyx),
     }
+
+
+def voxel_sizes(image: MetaTensor) -> list[float] | None:
+    """The voxel size of an image along (Z, Y, X), Å; None where its file does not tell, as a NIfTI."""
+    sizes = image.meta.get("voxel_size_zyx")
+    return None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes]
+
+
+def common_voxel_size(sizes: Sequence[float] | None) -> float | None:
+    """The voxel size along all axes, Å; None where it is not known, or differs by more than a hundredth.
+
+    Args:
+        sizes: of :func:`voxel_sizes`.
+    """
+    return sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
 
 
 def tells_axes(volume: object) -> TypeGuard[MetaTensor]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cryoshuffle.errors import FileError
+from cryoshuffle.errors import FileError, unreadable
 
 # Checksums this process has taken, by the state that the files were in.
 _known: dict[str, str] = {}
@@ -227,7 +227,7 @@ def checksum(path: str | os.PathLike[str]) -> str:
         if state is not None and state == _state(whole, files):
             _known[state] = digest.hexdigest()
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 

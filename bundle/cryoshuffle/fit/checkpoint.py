@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 import cryoshuffle
-from cryoshuffle.devices import is_first_process
+from cryoshuffle.devices import are_processes_joined, is_first_process
 from cryoshuffle.errors import FileError, InputError, SettingError, named_changes
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.handlers import Budget
@@ -178,7 +178,7 @@ class FitCheckpoint:
             raise SettingError(
                 f"{self.state_path.parent}: holds this fit already, add --resume to use it or --overwrite to fit again"
             )
-        if dist.is_available() and dist.is_initialized():
+        if are_processes_joined():
             dist.barrier()  # no process writes before all have looked
         if is_first_process():
             for path in self.later:

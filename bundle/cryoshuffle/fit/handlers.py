@@ -18,6 +18,7 @@ from monai.engines import IterationEvents
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
+from cryoshuffle.devices import are_processes_joined
 from cryoshuffle.errors import FitInterruptedError, SettingError
 from cryoshuffle.fit.data import WindowDataset, seed_everything
 from cryoshuffle.host import while_running
@@ -305,7 +306,7 @@ class Budget:
 def _of_the_first(value: Any) -> Any:
     """The value that the first process has, where there are several."""
     values = [value]
-    if dist.is_available() and dist.is_initialized():
+    if are_processes_joined():
         dist.broadcast_object_list(values, src=0)
     return values[0]
 

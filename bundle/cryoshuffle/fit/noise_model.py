@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
 from cryoshuffle.errors import SettingError
@@ -111,25 +112,21 @@ def measure_noise_model(
         raise SettingError("the second stage needs a blind-spot network to measure the noise with")
     blind_set = lattice.blind_set
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
-    was_training = core.training
-    core.eval()
     settled = None if start is None or blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
     both = None if halves is None else load_halves(halves, permissive, mask, tomogram)
 
     def predict(volume: Tensor) -> Tensor:
-        with torch.no_grad():
-            return inferer(volume[None].to(device), core)[0].cpu()
+        return inferer(volume[None].to(device), core)[0].cpu()
 
     def explain(volume: Tensor) -> Tensor | None:
         if settled is None:
             return None
         update_attention_means(settled, [{"image": volume[None]}])
-        with torch.no_grad():
-            return inferer(volume[None, None].to(device), settled)[0, 0].cpu()
+        return inferer(volume[None, None].to(device), settled)[0, 0].cpu()
 
     images = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
-    noises = [_measure_volume(image, predict, explain, whitening, blind_set, both) for image in images]
-    core.train(was_training)
+    with eval_mode(core):
+        noises = [_measure_volume(image, predict, explain, whitening, blind_set, both) for image in images]
     spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))

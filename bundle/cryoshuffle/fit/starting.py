@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cryoshuffle.errors import FileError, InputError, SettingError
+from cryoshuffle.devices import are_processes_joined
+from cryoshuffle.errors import InputError, SettingError, unreadable
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import Lattice
@@ -37,7 +38,7 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
         InputError: if it is of another network.
         SettingError: if several processes run.
     """
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if are_processes_joined() and dist.get_world_size() > 1:
         raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
     if start is None:
         return network.to(device)
@@ -73,9 +74,7 @@ def fingerprint(start: str | None) -> str | None:
     try:
         return hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise FileError(
-            f"{start}: cannot be read ({error.strerror or error}), check the file and its rights"
-        ) from error
+        raise unreadable(start, error) from error
 
 
 def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, Any]]) -> None:

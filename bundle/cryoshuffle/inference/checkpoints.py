@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 import cryoshuffle
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, InputError, unreadable
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet
@@ -60,7 +60,7 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise FileError(f"{path}: cannot be read ({error.strerror or error}), check the file and its rights") from error
+        raise unreadable(path, error) from error
     except Exception as error:  # a damaged pickle can fail in any way
         raise InputError(f"{path}: is not a checkpoint, or is damaged; make one with cryoshuffle fit") from error
     if isinstance(content, dict) and isinstance(content.get(BESIDE), dict):

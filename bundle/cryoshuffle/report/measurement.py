@@ -15,6 +15,7 @@ from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.formats import load_tomogram, tomogram_shape
 from cryoshuffle.files.intensity import FillNotFinite
 from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.scores.artefacts import (
     detail_slopes,
@@ -128,11 +129,7 @@ def measure(
         return central_crop(torch.as_tensor(fill(image)).as_subclass(Tensor), side)[0]
 
     before, after = (crop(image) for image in images)
-    sizes = images[0].meta.get("voxel_size_zyx")
-    numbers: dict[str, Any] = {
-        "full_shape": list(full),
-        "voxel_size_zyx": None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes],
-    }
+    numbers: dict[str, Any] = {"full_shape": list(full), "voxel_size_zyx": voxel_sizes(images[0])}
     start = [part.start for part in middle(full, _SIDE)]
     try:
         numbers.update(evaluate(after, noisy=before, stride=list(strides)))
@@ -166,5 +163,4 @@ def voxel_size(numbers: Mapping[str, Any]) -> float | None:
     Args:
         numbers: of :func:`measure`.
     """
-    sizes = numbers["voxel_size_zyx"]
-    return sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
+    return common_voxel_size(numbers["voxel_size_zyx"])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.networks.utils import eval_mode
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
@@ -234,11 +235,8 @@ class FitPreview:
         """Draw now."""
         before = central_crop(torch.as_tensor(self.volumes[0]["image"]), self.side)
         device = next(self.network.parameters()).device
-        was_training = self.network.training
-        self.network.eval()
-        with torch.no_grad():
+        with eval_mode(self.network):
             after = self.inferer(before[None].to(device), self.network)[0]
-        self.network.train(was_training)
         before, after = (undo_whitening(v.cpu(), self.whitening) for v in (before, after))
         save_preview(before[0], after[0], self.path)
 

@@ -18,6 +18,7 @@ from cryoshuffle.errors import InputError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import load_tomogram, tomogram_shape
 from cryoshuffle.files.intensity import FillNotFinite, mean_and_deviation
+from cryoshuffle.files.volumes import voxel_sizes
 from cryoshuffle.report.pictures import plane_across, stretch
 
 # XY slices in a page by their longest side, voxels; longest side of one in pixels.
@@ -164,11 +165,6 @@ def _size_that_fits(picture: np.ndarray, pixels: int, most: int) -> tuple[float,
     return _SIZES[-1]
 
 
-def _voxel_size(image: Any) -> list[float] | None:
-    sizes = image.meta.get("voxel_size_zyx")
-    return None if sizes is None or min(sizes) <= 0 else [float(size) for size in sizes]
-
-
 def read_slices(
     tomogram: str,
     result: str,
@@ -198,7 +194,7 @@ def read_slices(
         if path is not None and tomogram_shape(path, permissive) != shape:
             raise InputError(f"{path}: is not of the size of {tomogram}, name the tomogram it was made from")
     image: Any = FillNotFinite(fill_nan)(load_tomogram(tomogram, permissive, folder))
-    sizes, values = _voxel_size(image), image.as_tensor()
+    sizes, values = voxel_sizes(image), image.as_tensor()
     deviation = mean_and_deviation(values)[1]
     planes = {"before": _cut(values[0])}
     del image, values

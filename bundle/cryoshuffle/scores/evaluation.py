@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.formats import load_tomogram
+from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum
 from cryoshuffle.lattice import AXES, Triple, as_triple
 from cryoshuffle.noise.estimate import noise_from_halves
@@ -232,16 +233,13 @@ def evaluate_files(
         InputError, SettingError: as :func:`evaluate`.
     """
     paths = {"result": result, "truth": truth, "noisy": noisy, "other_half": other_half}
-    volumes: dict[str, Tensor] = {}
-    voxel_size = None
-    for name, path in paths.items():
-        if path is not None:
-            image = load_tomogram(path, permissive, beside=None if name == "result" else result)
-            volumes[name] = image.as_tensor()[0]
-            if name == "result":
-                # An anisotropic grid has no one voxel size, and a header may hold 0; a NIfTI does not tell Å.
-                sizes = image.meta.get("voxel_size_zyx", [0.0])
-                voxel_size = float(sizes[0]) if 0 < min(sizes) <= max(sizes) < 1.01 * min(sizes) else None
+    images = {
+        name: load_tomogram(path, permissive, beside=None if name == "result" else result)
+        for name, path in paths.items()
+        if path is not None
+    }
+    volumes = {name: image.as_tensor()[0] for name, image in images.items()}
+    voxel_size = common_voxel_size(voxel_sizes(images["result"]))
     report = evaluate(
         volumes.pop("result"), **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size
     )
