@@ -1,7 +1,8 @@
-"""Lines of values: laid along an axis of a volume, or read between their places."""
+"""Lines of values: laid along an axis of a volume, falling to its borders, or read between their places."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -16,11 +17,27 @@ def line_along(line: Tensor, axis: int) -> Tensor:
         ``(n, 1, 1)``, ``(1, n, 1)`` or ``(1, 1, n)``.
 
     Example:
-        >>> import torch
         >>> line_along(torch.ones(4), 1).shape
         torch.Size([1, 4, 1])
     """
     return line.reshape([-1 if a == axis else 1 for a in range(3)])
+
+
+def tapered(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """A volume less its mean that falls to next to nothing at its borders, and the tapers along its axes.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+
+    Shape:
+        ``(Z, Y, X)``, and ``(Z,)``, ``(Y,)``, ``(X,)``, all float64.
+    """
+    values = volume.double()
+    values = values - values.mean()
+    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
+    for axis, taper in enumerate(tapers):
+        values = values * line_along(taper, axis)
+    return values, tapers
 
 
 def interpolated(line: Tensor, places: Tensor) -> Tensor:
@@ -34,7 +51,6 @@ def interpolated(line: Tensor, places: Tensor) -> Tensor:
         that of ``places``.
 
     Example:
-        >>> import torch
         >>> interpolated(torch.tensor([0.0, 10.0, 30.0]), torch.tensor([-1.0, 0.5, 1.25])).tolist()
         [0.0, 5.0, 15.0]
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES
-from cryoshuffle.noise.axes import line_along
+from cryoshuffle.noise.axes import line_along, tapered
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -94,11 +94,7 @@ def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Power spectrum of the tapered middle of a volume, and the tapers along its axes."""
     if min(volume.shape) < 2 * LAGS:
         raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, set --blind")
-    values = central_crop(volume, LARGEST).double()
-    values = values - values.mean()
-    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
-    for axis, taper in enumerate(tapers):
-        values = values * line_along(taper, axis)
+    values, tapers = tapered(central_crop(volume, LARGEST))
     return torch.fft.fftn(values).abs().square(), tapers
 
 
@@ -158,7 +154,7 @@ def _oblique(
     for a, taper in enumerate(tapers):
         near = [k % len(taper) for k in range(-LAGS, LAGS + 1)]
         own = torch.stack([(taper[: len(taper) - abs(k)] * taper[abs(k) :]).sum() for k in range(-LAGS, LAGS + 1)])
-        lags = lags.index_select(a, torch.tensor(near)) / own.reshape([-1 if b == a else 1 for b in range(3)])
+        lags = lags.index_select(a, torch.tensor(near)) / line_along(own, a)
     lags = lags / lags[LAGS, LAGS, LAGS]
     outside = lags.index_select(axis, torch.tensor([k for k in range(2 * LAGS + 1) if k != LAGS]))
     # The largest of some 300 independent lags of white noise is about three of their standard errors.

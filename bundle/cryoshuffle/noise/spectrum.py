@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import InputError
 from cryoshuffle.lattice import BlindSet
-from cryoshuffle.noise.axes import interpolated, line_along
+from cryoshuffle.noise.axes import interpolated, line_along, tapered
 from cryoshuffle.noise.ramp import LARGEST_DEG, hold_to_ramp, most_signal, polar, ramp_slope, tilt_overlap
 
 GRID = 64
@@ -122,11 +122,7 @@ def _profile_along_tilt_axis(volume: Tensor, normal: int) -> Tensor:
     spectrum along the tilt axis depends on the direction across it, and on nothing else. Far out across the axis there
     is no signal, so it is measured there.
     """
-    values = volume.double().movedim(normal, 0)
-    values = values - values.mean()
-    tapers = [torch.hann_window(n, periodic=False, dtype=torch.float64) + 1e-3 for n in values.shape]
-    for axis, taper in enumerate(tapers):
-        values = values * line_along(taper, axis)
+    values, tapers = tapered(volume.movedim(normal, 0))
     across = torch.fft.fftn(values, dim=(1, 2))
     one, two = (torch.fft.fftfreq(n, dtype=torch.float64) for n in values.shape[1:])
     ring = (one[:, None].square() + two.square()).sqrt() > _RING
