@@ -15,7 +15,7 @@ import torch
 from monai.inferers import Merger
 from torch import Tensor
 
-from cryoshuffle.boxes import Box
+from cryoshuffle.boxes import Box, box_between
 from cryoshuffle.errors import InputError, SettingError, named_changes
 from cryoshuffle.files import scratch
 from cryoshuffle.files.writing import checksum, write_json
@@ -111,7 +111,8 @@ class WindowMerger(Merger):
             values: ``(B, C, z, y, x)``.
             location: of their first voxel, (Z, Y, X).
         """
-        target = self._values[(slice(None), slice(None), *_box(values.shape[2:], location))]
+        stop = [a + n for a, n in zip(location, values.shape[2:], strict=True)]
+        target = self._values[(slice(None), slice(None), *box_between(location, stop))]
         target.add_(values.to(target.device))
         scratch.release()
 
@@ -143,11 +144,6 @@ class WindowMerger(Merger):
     def get_output(self) -> Tensor:
         """The same as :meth:`finalize`."""
         return self.finalize()
-
-
-def _box(shape: Sequence[int], location: Sequence[int]) -> Box:
-    z, y, x = (slice(int(a), int(a) + int(n)) for a, n in zip(location, shape, strict=True))
-    return z, y, x
 
 
 def _plain(box: Box) -> tuple[int, ...]:
