@@ -87,7 +87,7 @@ def test_volumes_make_room_for_new_ones():
 def test_the_truth_is_what_is_left_of_the_tomogram_without_its_noise():
     """On its scale: what remains is not correlated with the truth, and of the power that the SNR says. With the truth
     of another volume it is not so (negative control)."""
-    data = windows(shape=(24, 32, 32), variety=SimulationRanges(cases=("wbp",), snr=(0.2, 0.2), turned=0, damped=0))
+    data = windows(shape=(24, 32, 32), ranges=SimulationRanges(cases=("wbp",), snr=(0.2, 0.2), turned=0, damped=0))
     for number in range(3):
         tomogram, truth = data.simulate(number)
         assert float(tomogram.mean()) == pytest.approx(0, abs=1e-4)
@@ -104,9 +104,9 @@ def test_what_is_done_to_the_tomogram_is_done_to_the_truth(changed, monkeypatch)
     made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
     without = replace(made, tomogram=made.truth)
     monkeypatch.setattr("cryoshuffle.simulation.windows.simulate", lambda *_: without)
-    variety = SimulationRanges(cases=("wbp",), turned_deg=30.0, damping=(0.1, 0.2), **changed)
+    ranges = SimulationRanges(cases=("wbp",), turned_deg=30.0, damping=(0.1, 0.2), **changed)
     for number in range(4):
-        tomogram, truth = windows(shape=(24, 32, 32), variety=variety).simulate(number)
+        tomogram, truth = windows(shape=(24, 32, 32), ranges=ranges).simulate(number)
         assert correlation(tomogram, truth) > 0.999
         # As it was, mirrored in its diagonal or not.
         assert max(abs(correlation(tomogram, t)) for t in (made.truth, made.truth.transpose(1, 2))) < 0.99
@@ -116,7 +116,7 @@ def test_volumes_are_of_both_contrasts_and_axes(monkeypatch):
     """One simulation comes bright and dark, with its axis along y and along x, and its truth with it."""
     made = simulate("wbp", (24, 32, 32), snr=0.2, seed=1)
     monkeypatch.setattr("cryoshuffle.simulation.windows.simulate", lambda *_: made)
-    data = windows(shape=(24, 32, 32), variety=SimulationRanges(turned=0, damped=0))
+    data = windows(shape=(24, 32, 32), ranges=SimulationRanges(turned=0, damped=0))
     seen = set()
     for number in range(24):
         tomogram, truth = data.simulate(number)
@@ -140,10 +140,10 @@ def test_volumes_are_turned_and_damped_as_named():
     wave = torch.cos(2 * torch.pi * 0.25 * torch.arange(32))[None, None].expand(8, 8, 32)
     assert torch.allclose(_damped(wave, 0.25), float(np.exp(-0.5)) * wave, atol=1e-5)
     assert torch.allclose(_damped(torch.ones(8, 8, 9), 0.25), torch.ones(8, 8, 9), atol=1e-5)
-    plain = windows(variety=SimulationRanges(turned=0, damped=0)).simulate(0)[0]
-    assert torch.equal(plain, windows(variety=SimulationRanges(turned=0, damped=0)).simulate(0)[0])
+    plain = windows(ranges=SimulationRanges(turned=0, damped=0)).simulate(0)[0]
+    assert torch.equal(plain, windows(ranges=SimulationRanges(turned=0, damped=0)).simulate(0)[0])
     for other in (SimulationRanges(turned=1, damped=0), SimulationRanges(turned=0, damped=1)):
-        assert not torch.allclose(plain, windows(variety=other).simulate(0)[0], atol=0.1)
+        assert not torch.allclose(plain, windows(ranges=other).simulate(0)[0], atol=0.1)
 
 
 def test_densities_are_those_named():

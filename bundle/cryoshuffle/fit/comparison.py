@@ -87,7 +87,7 @@ class FilterComparison:
         weight: of the network, over all detail, on voxels held out of the fit.
         bands: weights by band of detail (:func:`cryoshuffle.noise.linear_filter.bands`), the least of several places;
             empty where the volume is too small to tell.
-        fitted: whether the network was fitted to the volume, or only settled on it.
+        fitted: whether the network was fitted to the volume, or only had its attention means updated on it.
         doubt: why no network was fitted; empty where one was, or was not wanted.
     """
 
@@ -291,12 +291,12 @@ def compare_with_filter(
     Args:
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)``, not whitened.
         network: that the weights belong to; it is not changed.
-        checkpoint: model to be judged.
+        checkpoint: model to be compared.
         noise: of the volumes, and the filter.
         inferer: that runs the network over a volume.
         held_out: slab of each volume that no step of the fit was trained on; None for a network that was not fitted to
-            the volumes at all: it is settled on them (:func:`cryoshuffle.fit.starting.update_attention_means`), judged
-            on their middle.
+            the volumes at all: its attention means are updated on them
+            (:func:`cryoshuffle.fit.starting.update_attention_means`), and it is compared on their middle.
         output: where the model with the verdict goes.
         output_dir: of the run; gets ``refinement.json``.
         strength: of the recorruption.
@@ -306,17 +306,17 @@ def compare_with_filter(
     Raises:
         FileError, InputError: if the checkpoint cannot be read or the model cannot be written.
     """
-    judged = copy_with_weights(network, checkpoint).to(device).eval()
+    candidate = copy_with_weights(network, checkpoint).to(device).eval()
     if held_out is None:
-        update_attention_means(judged, volumes)
+        update_attention_means(candidate, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
     recorruption = _Recorruption(
-        noise, lambda volume: inferer(volume, judged), torch.device(device), strength, draws, random
+        noise, lambda volume: inferer(volume, candidate), torch.device(device), strength, draws, random
     )
     verdict = _weigh(volumes, recorruption, held_out)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.cpu() for name, value in judged.state_dict().items()}
+    weights = {name: value.cpu() for name, value in candidate.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend(), "noise": noise.config()}, output)
     write_json({**verdict.config(), "levels": noise.levels}, Path(output_dir) / "refinement.json")
     with RunLog(output_dir):

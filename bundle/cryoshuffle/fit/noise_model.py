@@ -97,7 +97,7 @@ def measure_noise_model(
         device: that computes.
         halves: paths of even and odd half of the one volume, whose difference is then the noise.
         permissive: also take MRC files whose header breaks the standard.
-        start: the trained network that the second stage begins with; a copy of it, settled on each volume, tells signal
+        start: the trained network that the second stage begins with; a copy of it, adapted to each volume, tells signal
             that the blind network could not. None for random weights.
         mask: path of the mask that the volume was cropped with, for the halves; None for the whole volume.
         tomogram: path of the volume, which tells which way the axes of the halves run; None where they have its own.
@@ -112,17 +112,17 @@ def measure_noise_model(
         raise SettingError("the second stage needs a blind-spot network to measure the noise with")
     blind_set = lattice.blind_set
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
-    settled = None if start is None or blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
+    adapted = None if start is None or blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
     both = None if halves is None else load_halves(halves, permissive, mask, tomogram)
 
     def predict(volume: Tensor) -> Tensor:
         return inferer(volume[None].to(device), core)[0].cpu()
 
     def explain(volume: Tensor) -> Tensor | None:
-        if settled is None:
+        if adapted is None:
             return None
-        update_attention_means(settled, [{"image": volume[None]}])
-        return inferer(volume[None, None].to(device), settled)[0, 0].cpu()
+        update_attention_means(adapted, [{"image": volume[None]}])
+        return inferer(volume[None, None].to(device), adapted)[0, 0].cpu()
 
     images = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
     with eval_mode(core):

@@ -384,8 +384,8 @@ class RefinedFit:
     def run(self) -> FilterComparison:
         """Fit, compare, and write the model.
 
-        The starting network, where there is one, is compared as it is in two cases: only settling is asked for, or the
-        noise model is not reliable, so that a fit would learn its errors.
+        The starting network, where there is one, is compared as it is in two cases: no fit is asked for, or the noise
+        model is not reliable, so that a fit would learn its errors.
         """
         self.trainer.run()
         seed_everything(self.common.seed, 0)

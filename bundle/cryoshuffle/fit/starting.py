@@ -81,7 +81,7 @@ def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, An
     """Make the running means of channel attention those of some volumes, for a network that was not fitted to them.
 
     Args:
-        network: to settle.
+        network: whose means are updated.
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)``; of large ones the middle is taken.
     """
     was_training, device = network.training, next(network.parameters()).device

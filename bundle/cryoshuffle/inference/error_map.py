@@ -78,8 +78,8 @@ class ErrorMap:
         if not 1 <= passes <= MOST_PASSES:
             raise SettingError(f"an error map takes {passes} passes: give 1 to {MOST_PASSES}")
         self.noise, self.passes, self.seed = noise, passes, seed
-        # A result that was interrupted is gone on with; its error map is begun anew. The share of the input that was
-        # mixed into the result is no estimate, so it is left out here and counted at the end.
+        # An interrupted result is resumed; its error map begins anew. The share of the input that was mixed into the
+        # result is no estimate, so it is left out here and counted at the end.
         self.inferer, self.detail = copy.copy(inferer), inferer.detail
         self.inferer.merger, self.inferer.detail = None, 0.0
 

@@ -17,7 +17,7 @@ _LEVEL_BLOCK = 8
 _STRONGEST = 16.0
 # Differences of the level that are none yet, and no longer.
 _ALIKE = (0.06, 0.1)
-# Planes whose level is looked at together, at most and at least; between them as many as take so many bytes.
+# Planes whose level is looked at together, at most and at least; between them as many as take the bytes given last.
 _SLAB, _THINNEST, _SLAB_BYTES = 64, 8, 4 * SECTION
 
 

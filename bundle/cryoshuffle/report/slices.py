@@ -151,7 +151,7 @@ def _webp(picture: np.ndarray, shrink: float, quality: int | None) -> bytes:
 
 
 def _size_that_fits(picture: np.ndarray, pixels: int, most: int) -> tuple[float, int | None]:
-    """The finest of :data:`_SIZES` in which all pictures of a kind take at most so many bytes.
+    """The finest of :data:`_SIZES` in which all pictures of a kind take at most a number of bytes.
 
     Args:
         picture: the middle slice, by which the others are judged.

@@ -87,7 +87,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         shape: of the volumes, (Z, Y, X), voxels.
         seed: of everything.
         only: names of densities, without ``.mrc``; None takes all of the folder.
-        variety: what the volumes differ in.
+        ranges: what the volumes differ in.
         pool: volumes at a time.
         windows_per_volume: drawn before the oldest volume is replaced.
         workers: processes that simulate ahead of what is needed, so that a GPU need not wait; 0 for none. The windows
@@ -110,7 +110,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         shape: Sequence[int] = (56, 96, 96),
         seed: int = 0,
         only: Sequence[str] | None = None,
-        variety: SimulationRanges | None = None,
+        ranges: SimulationRanges | None = None,
         pool: int = 40,
         windows_per_volume: int = 12,
         workers: int = 0,
@@ -124,7 +124,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         if pool < 1 or windows_per_volume < 1:
             raise SettingError(f"pool is {pool}, windows per volume {windows_per_volume}: give at least 1")
         self.length, self.seed = length * batch_size, seed
-        self.variety = SimulationRanges() if variety is None else variety
+        self.ranges = SimulationRanges() if ranges is None else ranges
         self.pool, self.windows_per_volume = pool, windows_per_volume
         self.epoch = 0
         self.workers = workers
@@ -139,7 +139,7 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
             length: how many; few would choose an epoch by chance.
         """
         return SimulatedWindows(
-            self.templates, length, self.window, self.shape, self.seed + 1, self.only, self.variety,
+            self.templates, length, self.window, self.shape, self.seed + 1, self.only, self.ranges,
             pool=20, windows_per_volume=1000, workers=self.workers,
         )  # fmt: skip
 
@@ -192,34 +192,34 @@ class SimulatedWindows(Dataset[Mapping[str, Tensor]]):
         """
         seeds = np.random.SeedSequence([self.seed, 1, number])
         random = np.random.default_rng(seeds)
-        v = self.variety
-        case = str(random.choice(list(v.cases)))
-        snr = math.exp(random.uniform(*np.log(v.snr)))
+        ranges = self.ranges
+        case = str(random.choice(list(ranges.cases)))
+        snr = math.exp(random.uniform(*np.log(ranges.snr)))
         cell = case == "insitu"
-        size = float(random.uniform(*(v.cell_voxel_size_angstrom if cell else v.voxel_size_angstrom)))
-        count = min(int(random.integers(v.molecules[0], v.molecules[1], endpoint=True)), len(self.molecules))
+        size = float(random.uniform(*(ranges.cell_voxel_size_angstrom if cell else ranges.voxel_size_angstrom)))
+        count = min(int(random.integers(ranges.molecules[0], ranges.molecules[1], endpoint=True)), len(self.molecules))
         some = [self.molecules[i] for i in random.choice(len(self.molecules), count, replace=False)]
         # A little size of their own and a little weight: there are more molecules than templates.
         parts = [scaled(m, 10 / size * float(random.uniform(0.9, 1.1))) * float(random.uniform(0.6, 1)) for m in some]
-        if random.random() < v.sparse:
+        if random.random() < ranges.sparse:
             parts += [torch.zeros(8, 8, 8)] * int(random.integers(1, count, endpoint=True))
         scheme = TiltScheme(
-            largest_deg=float(random.choice(list(v.largest_deg))),
-            step_deg=float(random.choice(list(v.step_deg))),
-            defocus_angstrom=float(random.uniform(*v.defocus_angstrom)),
+            largest_deg=float(random.choice(list(ranges.largest_deg))),
+            step_deg=float(random.choice(list(ranges.step_deg))),
+            defocus_angstrom=float(random.uniform(*ranges.defocus_angstrom)),
             shift_voxels=0.5 if case in {"aligned", "insitu"} else 0.0,
-            sirt_iterations=int(random.choice(list(v.sirt_iterations))) if case == "sirt" else 0,
-            mtf_at_nyquist=float(random.uniform(*v.mtf_at_nyquist)),
-            rotation_deg=float(random.uniform(*v.rotation_deg)) if cell else 0.0,
-            dose=float(random.choice(list(v.dose))) if cell else 0.0,
+            sirt_iterations=int(random.choice(list(ranges.sirt_iterations))) if case == "sirt" else 0,
+            mtf_at_nyquist=float(random.uniform(*ranges.mtf_at_nyquist)),
+            rotation_deg=float(random.uniform(*ranges.rotation_deg)) if cell else 0.0,
+            dose=float(random.choice(list(ranges.dose))) if cell else 0.0,
         )
         simulation = simulate(case, self.shape, snr, int(seeds.generate_state(1)[0]), parts, size, scheme)
         tomogram, truth = simulation.tomogram, simulation.truth - simulation.truth.mean()
-        if random.random() < v.turned:
-            angle = float(random.uniform(-v.turned_deg, v.turned_deg))
+        if random.random() < ranges.turned:
+            angle = float(random.uniform(-ranges.turned_deg, ranges.turned_deg))
             tomogram, truth = _turned(tomogram, angle), _turned(truth, angle)
-        if random.random() < v.damped:
-            at = float(random.uniform(*v.damping))
+        if random.random() < ranges.damped:
+            at = float(random.uniform(*ranges.damping))
             tomogram, truth = _damped(tomogram, at), _damped(truth, at)
         if random.random() < 0.5 and self.shape[1] == self.shape[2]:
             tomogram, truth = tomogram.transpose(1, 2), truth.transpose(1, 2)
