@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeGuard
@@ -181,6 +181,15 @@ def refuse_masked(volume: object) -> None:
     """
     if isinstance(volume, np.ma.MaskedArray) and (hidden := int(np.ma.getmaskarray(volume).sum())):
         raise InputError(f"{hidden} voxels of the array are masked: fill them first, as volume.filled(volume.mean())")
+
+
+def images_of(volumes: Iterable[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """The images of volumes as plain tensors, not copied.
+
+    Args:
+        volumes: dictionaries with ``image`` ``(C, Z, Y, X)``.
+    """
+    return [torch.as_tensor(item["image"]).as_subclass(torch.Tensor) for item in volumes]
 
 
 def file_of(image: Any) -> str | None:

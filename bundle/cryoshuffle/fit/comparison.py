@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cryoshuffle.files.scratch import central_crop, copy_planes
+from cryoshuffle.files.volumes import images_of
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.noise_model import NoiseModel
 from cryoshuffle.fit.sampling import HeldOutSlab
@@ -248,8 +249,7 @@ def _weigh(
     noise = recorruption.noise
     by_band = noise.linear.kernel is not None
     whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
-    for item in volumes:
-        image = torch.as_tensor(item["image"]).as_subclass(Tensor)
+    for image in images_of(volumes):
         for number, (part, core) in enumerate(_places(image, held_out, by_band)):
             apart, residuals = recorruption.differences(part)
             if number == 0:

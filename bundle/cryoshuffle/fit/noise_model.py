@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.volumes import images_of
 from cryoshuffle.fit.starting import update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import BlindSet, Lattice
@@ -124,7 +125,7 @@ def measure_noise_model(
         update_attention_means(adapted, [{"image": volume[None]}])
         return inferer(volume[None, None].to(device), adapted)[0, 0].cpu()
 
-    images = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
+    images = images_of(volumes)
     with eval_mode(core):
         noises = [_measure_volume(image, predict, explain, whitening, blind_set, both) for image in images]
     spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cryoshuffle.devices import are_processes_joined
 from cryoshuffle.errors import InputError, SettingError, unreadable
 from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.volumes import images_of
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
@@ -87,7 +88,7 @@ def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, An
     was_training, device = network.training, next(network.parameters()).device
     means = [module for module in network.modules() if isinstance(module, DilatedChannelAttention)]
     momenta = [mean.momentum for mean in means]
-    crops = [central_crop(torch.as_tensor(item["image"]).as_subclass(Tensor), _MIDDLE) for item in volumes]
+    crops = [central_crop(image, _MIDDLE) for image in images_of(volumes)]
     network.train()
     with torch.no_grad():
         for number, part in enumerate((part for crop in crops for part in _halved(crop)), start=1):

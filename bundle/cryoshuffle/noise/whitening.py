@@ -21,6 +21,7 @@ from torch import Tensor
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.intensity import InvertibleForEachKey
+from cryoshuffle.files.volumes import images_of
 from cryoshuffle.lattice import AXES
 
 LARGEST_GAIN = 3.0
@@ -162,8 +163,8 @@ def without_whitening(
     """
     if whitening is None:
         return volumes
-    plain = [torch.as_tensor(item["image"]).as_subclass(Tensor) for item in volumes]
-    return [{**item, "image": undo_whitening(volume, whitening)} for item, volume in zip(volumes, plain, strict=True)]
+    images = (undo_whitening(image, whitening) for image in images_of(volumes))
+    return [{**item, "image": image} for item, image in zip(volumes, images, strict=True)]
 
 
 WhitenNoiseD = WhitenNoiseDict = WhitenNoised
