@@ -368,22 +368,26 @@ class FitOptions:
     preset: str = _in_expert_fit("unbiased", choices=("unbiased", "paper"), help=
         "weights of the loss terms; paper adds a biased guide (default: unbiased)")
     refine: bool = _in_expert_fit(True, given_flag="--no-refine", in_config=False, help=
-        "stop after the blind network, as the paper does; else a second network, which hides nothing, learns from the "
-        "noise that the blind one has found")
+        "stop after the blind network, as the paper does; by default a second network, which hides nothing, learns "
+        "with the noise that the blind one has measured")
     warm_start: str | None = _in_expert_fit(None, file="path", metavar="C", one_of="start", help=
-        "checkpoint that the second network begins with, one that hides nothing, of an earlier fit for instance "
-        "(default: the one of the package, which has seen simulated tomograms)")
-    cold_start: bool = _in_expert_fit(False, in_config=False, one_of="start", help="begin with random weights")
+        "model.pt of an earlier fit, with which the second network begins, not blind.pt (default: the starting network "
+        "of the package, trained on simulated tomograms)")
+    cold_start: bool = _in_expert_fit(False, in_config=False, one_of="start", help=
+        "the second network begins with random weights")
     effort: str = _in_fit("standard", choices=("fast", "standard", "best"), help=
-        "fast: the starting network is not fitted, only the noise is measured; standard: 300 steps; best: 600 steps, "
-        "and denoise averages eight mirror images; five times the steps on NVIDIA GPUs (default: standard)")
+        "fast: no fit, the noise is measured and the starting network applied; standard: a fit of 300 steps; best: one "
+        "of 600, and eight mirror images are averaged; standard and best take five times the steps on NVIDIA GPUs "
+        "(default: standard)")
     steps: int | None = _in_expert_fit(None, parse=count, help="optimiser steps (default: as many as the effort has)")
     minutes: float | None = _in_fit(None, parse=positive, help=
-        "stop the fit after so many minutes, if steps do not end first")
+        "end the fit after so many minutes if its steps are not done; each stage takes about 25 steps even so, and the "
+        "denoising comes on top")
     window: Sequence[int] = _in_expert_fit([48, 48, 48], parse=triple, metavar="Z,Y,X", help=
         "window of a step, voxels (default: 48)")
     seed: int = _in_expert_fit(0, parse=whole, help="the same seed gives the same result (default: 0)")
-    resume: bool = _in_fit(False, one_tomogram=True, help="go on with a run that was interrupted")
+    resume: bool = _in_fit(False, one_tomogram=True, help=
+        "go on with a run that was interrupted, with the same options; --minutes may be others")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +404,8 @@ class OutputOptions:
     residual: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
         "also write what was taken away, IN minus OUT, float32")
     error: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
-        "also write the standard error of each voxel of OUT, float32; takes four more passes of the network")
+        "also write the standard error of each voxel of OUT, float32; the denoising behind the fit then takes "
+        "five times as long")
     detail: float = option(0.0, parse=share, metavar="0..1", help=
         "share of the noisy tomogram mixed back into the result, noise and all (default: 0)")
     mirrors: bool = _in_expert(False, _MIRRORS.format("with --effort best"))
@@ -425,23 +430,23 @@ class MachineOptions:
         "bf16 halves memory and is faster where the hardware has it; auto takes it on GPUs alone; tf32 rounds products "
         "on NVIDIA GPUs (default: auto)")
     memory_gib: float | None = _in_machine(None, given_flag="--memory", parse=positive, metavar="GIB", help=
-        "the most the program may take on the CPU, GiB; volumes too large for it are worked on from files in --report "
-        "(default: a quarter of what there is, at least 2)")
-    quiet: bool = _in_machine(False, "no progress bar")
+        "the most memory the program may take, that of a GPU apart, GiB; volumes too large for it are kept in files in "
+        "the folder of the run (default: a quarter of what there is, at least 2)")
+    quiet: bool = _in_machine(False, "no lines at the beginning and no progress bar")
     json_lines: bool = _in_expert(False,
-        "for programs: no bar, a line of JSON an epoch of the fit, and one at the end that names the files")
+        "for programs: no bar, a line of JSON for each epoch of the fit, and one at the end that names the files")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
     """How files are treated."""
 
-    overwrite: bool = _in_files(False, "replace results of ours, an unfinished fit included")
+    overwrite: bool = _in_files(False, "replace results of cryoshuffle, an unfinished fit included")
     permissive: bool = _in_expert(False, _PERMISSIVE)
     fill_nan: bool = _in_files(False, "put the mean of the others where voxels are NaN or Inf, and say where")
     output_dir: str | None = _in_files(
         None, given_flag="--report", metavar="DIR", file="path", one_tomogram=True, help=
-        "folder for report, log and checkpoints (default: beside the result)")
+        "folder for report, log and checkpoints (default: beside the result, <result>_run)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -552,6 +557,7 @@ class RelionShimCommand(RunCommand, OutputOptions, FitOptions):
         "cryoshuffle relion-shim cryocare_bin --effort fast --tilt-axis y")
     of_many = True
     folder: str = required("folder for the executables", metavar="DIR")
+    overwrite: bool = _in_files(False, "not here: RELION decides what a job replaces")
 
     def words(self) -> list[str]:
         """The options that were given for all runs, as words of their command line.
@@ -606,8 +612,10 @@ class SimulateCommand(Command):
         "cryoshuffle simulate phantom",
         "cryoshuffle simulate cell --case insitu --snr 0.05")
     output: str = required("folder for tomogram, halves, truth, phantom, particles and membrane", metavar="OUT")
-    case: str = option("wbp", None, choices=("white", "wbp", "aligned", "sirt", "binned", "insitu"))
-    shape: Sequence[int] = option([80, 144, 144], "voxels", parse=triple, metavar="Z,Y,X")
+    case: str = option("wbp", choices=("white", "wbp", "aligned", "sirt", "binned", "insitu"), help=
+        "white: white noise; wbp: weighted back-projection; aligned: that of resampled tilt images; sirt: with a "
+        "SIRT-like filter; binned: of voxels 1.5 times as large; insitu: the edge of a cell (default: wbp)")
+    shape: Sequence[int] = option([80, 144, 144], "voxels (default: 80,144,144)", parse=triple, metavar="Z,Y,X")
     snr: float = option(0.1, "power of signal over noise (default: 0.1)", parse=positive)
     mtf: float = option(1.0, "what the detector leaves of the signal at Nyquist (default: 1, all)", parse=share)
     voxel_size: float = option(10.0, "of the phantom (default: 10)", parse=positive, metavar="Å")
