@@ -13,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from cryoshuffle import memory
 from cryoshuffle.errors import SettingError
 from cryoshuffle.fit.handlers import Budget, ClipGradients, KeptMemory, flat_after
-from cryoshuffle.report.log import History, read_history
+from cryoshuffle.report.log import History, Progress, read_history, time_note
 
 
 class Fit:
@@ -95,16 +95,22 @@ def test_time_ends_a_fit_at_the_end_of_an_epoch():
 
 
 @pytest.mark.parametrize(("minutes", "steps", "short"), [(2.0, 50, True), (2.0, 6, False), (9.0, 10, False)])
-def test_a_fit_that_ran_out_of_time_says_so_in_its_last_line(tmp_path, minutes, steps, short):
-    """Once; one that took all its steps does not, be it in the last of its minutes."""
+def test_a_fit_that_ran_out_of_time_says_so(tmp_path, caplog, minutes, steps, short):
+    """Once, in the last line of its history and on the console; one that took all its steps does not."""
     engine, fit = Engine(lambda engine, batch: None), Fit()
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: fit.spend(20.0))
     History(Engine(lambda engine, batch: None), str(tmp_path)).attach(engine)
     Budget(steps, minutes).watch(fit).attach(engine)
+    Progress(Engine(lambda engine, batch: None), quiet=True).attach(engine)
     engine.run([0, 0], max_epochs=steps // 2)
     lines = read_history(tmp_path)
     assert [bool(line.get("out_of_time")) for line in lines] == [False] * (len(lines) - 1) + [short]
     assert lines[-1]["step"] == (6 if short else steps)
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [f"fitting: cut short by --minutes after step 6 of {steps}, more minutes give it the rest"] * short
+    words = f"cut short by --minutes: fitting after step 6 of {steps}; for more, run it again with --overwrite and"
+    assert time_note(tmp_path) == (f"{words} more minutes" if short else "")
+    assert time_note(tmp_path / "none") == ""
 
 
 def test_the_risk_is_flat_when_some_epochs_gain_nothing():

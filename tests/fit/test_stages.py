@@ -40,7 +40,11 @@ def test_a_short_second_stage_is_not_distilled():
 
 
 def fit(
-    monkeypatch: pytest.MonkeyPatch, reliable: bool = True, start: str | None = "start.pt", **more: Any
+    monkeypatch: pytest.MonkeyPatch,
+    reliable: bool = True,
+    start: str | None = "start.pt",
+    minutes: float | None = None,
+    **more: Any,
 ) -> list[str]:
     """What a fit runs, in order, and what is compared."""
     ran: list[str] = []
@@ -49,8 +53,8 @@ def fit(
         monkeypatch.setattr(RefinedFit, f"_{stage}_stage", lambda self, *given, run=run: run)
     whole = RefinedFit(
         trainer=SimpleNamespace(run=lambda: ran.append("blind")),
-        budget=SimpleNamespace(steps_within=lambda minutes: 1e9),
-        plan=StepPlan(300, None, start),
+        budget=SimpleNamespace(steps_within=lambda minutes: 20 * minutes),
+        plan=StepPlan(300, minutes, start),
         common=SimpleNamespace(seed=0),
         volumes=[{"image": torch.zeros(1, 4, 4, 4)}],
         whitening=None,
@@ -69,6 +73,19 @@ def test_a_fit_runs_its_stages_in_order(monkeypatch):
     """Blind, measured, recorrupted, distilled, compared on what no step has seen."""
     assert fit(monkeypatch) == ["blind", "measured with network", "recorrupted", "distilled", "distilled.pt slab"]
     assert fit(monkeypatch, start=None) == ["blind", "measured with None", "recorrupted", "recorrupted.pt slab"]
+
+
+def test_a_stage_that_minutes_leave_out_is_told_of(monkeypatch, caplog):
+    """Where they allow too few steps before it; not where they suffice, nor where steps alone leave it out."""
+    for minutes, start, runs, told in (
+        (2.0, "start.pt", False, True),
+        (20.0, "start.pt", True, False),
+        (None, "start.pt", True, False),
+        (2.0, None, False, False),
+    ):
+        caplog.clear()
+        assert ("distilled" in fit(monkeypatch, start=start, minutes=minutes)) == runs
+        assert ("the third stage, distilling, is left out: --minutes allow less than 50 steps" in caplog.text) == told
 
 
 def test_a_network_is_not_fitted_to_noise_that_is_not_known(monkeypatch):

@@ -25,6 +25,7 @@ from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import save_whole
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
+from cryoshuffle.report.log import read_history
 
 QUICK = ["--steps", "2", "--window", "12", "--quiet", "--blind", "plane", "--tilt-axis", "y"]
 SHAPE = (24, 36, 24)
@@ -284,6 +285,26 @@ def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
     assert main(["fit", source, "--checkpoint", model, *QUICK, "--resume"]) == 0
     after = torch.load(model, weights_only=True)["model"]
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_fit_that_minutes_cut_says_so_and_how_to_have_more(tmp_path, capsys, caplog):
+    """At that moment and in the last lines; --resume leaves it as it is, --overwrite fits anew."""
+    source, run = str(small_tomogram(tmp_path / "in.mrc")), tmp_path / "net_run"
+    words = ["fit", source, "--checkpoint", str(tmp_path / "net.pt"), "--steps", "40", "--no-refine", "--quiet"]
+    words += ["--window", "16,24,16", "--blind", "voxel"]
+    last = "fit:        cut short by --minutes: fitting after step 20 of 40; for more, run it again with --overwrite"
+    assert main([*words, "--minutes", "0.0001"]) == 0
+    assert "fitting: cut short by --minutes after step 20 of 40, more minutes give it the rest" in caplog.text
+    assert last in capsys.readouterr().out
+    before = torch.load(tmp_path / "net.pt", weights_only=True)["model"]
+    assert main([*words, "--minutes", "7", "--resume"]) == 0
+    assert last in capsys.readouterr().out
+    after = torch.load(tmp_path / "net.pt", weights_only=True)["model"]
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    caplog.clear()
+    assert main([*words, "--minutes", "7", "--overwrite"]) == 0
+    assert [line["step"] for line in read_history(run)] == [20, 40]
+    assert "cut short" not in capsys.readouterr().out + caplog.text
 
 
 def test_resuming_nothing_does_not_replace_a_model(tmp_path, capsys):

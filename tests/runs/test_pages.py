@@ -187,16 +187,18 @@ def test_noise_that_was_misjudged_is_an_alarm(run, tmp_path, caplog, factor, smo
     assert (report["verdict"]["word"] == "doubt") == wrong
 
 
-def test_a_fit_that_was_cut_short_is_an_alarm(run, tmp_path, caplog):
-    """In the history of the run, so on the page and the console."""
+def test_a_fit_that_was_cut_short_is_told_of(run, tmp_path, capsys):
+    """In the history of the run, so on the page and in the last lines of the console, once."""
     place = shutil.copytree(run, tmp_path / "a_run")
     assert main(["report", str(place)]) == 0
-    assert "cut short" not in caplog.text
+    assert "cut short" not in capsys.readouterr().out
     *lines, last = (place / "history.jsonl").read_text().splitlines()
     short = json.dumps({**json.loads(last), "out_of_time": True})
     (place / "history.jsonl").write_text("\n".join([*lines, short]) + "\n")
     assert main(["report", str(place)]) == 0
-    assert "cut short by --minutes" in caplog.text
+    said = capsys.readouterr()
+    assert said.out.count("fit:        cut short by --minutes: ") == 1
+    assert "cut short" not in said.err
     assert "cut short by --minutes" in (place / PAGE_NAME).read_text(encoding="utf-8")
 
 

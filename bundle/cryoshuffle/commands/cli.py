@@ -142,6 +142,8 @@ def _fit(options: FitCommand) -> int:
 
     folder = run_fit(options)
     _say(options.json_lines, checkpoint=options.checkpoint, picture=folder / "preview.png", log=folder / "run.log")
+    if not options.json_lines:
+        _say_time(folder)
     return 0
 
 
@@ -340,6 +342,7 @@ def _page(options: ReportCommand) -> int:
     from cryoshuffle.report.page import read_verdict, write_page
 
     _say(report=write_page(options.folder, options.permissive))
+    _say_time(options.folder)
     print(f"{'verdict:':12}{read_verdict(options.folder)}")
     return 0
 
@@ -415,7 +418,16 @@ def _say_result(options: DenoiseCommand | ApplyCommand, folder: Path) -> None:
         network = folder / "model.pt"
         more = f", and the network for cryoshuffle apply {network}" if network.is_file() else ""
         print(f"{'folder:':12}{folder} has report, log and checksums{more}; {size:.0f} MB")
+        _say_time(folder)
         print(f"{'verdict:':12}{read_verdict(folder)}")
+
+
+def _say_time(folder: str | Path) -> None:
+    from cryoshuffle.report.log import time_note
+
+    note = time_note(folder)
+    if note:
+        print(f"{'fit:':12}{note}")
 
 
 def _say(as_json: bool = False, /, **paths: Any) -> None:

@@ -7,6 +7,7 @@ weighed against the best linear filter, and the model is written. :meth:`Refined
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose, Transform
 from torch import nn
 
-from cryoshuffle.devices import pins_memory
+from cryoshuffle.devices import is_first_process, pins_memory
 from cryoshuffle.fit.checkpoint import FitCheckpoint
 from cryoshuffle.fit.comparison import FilterComparison
 from cryoshuffle.fit.data import Epochs, WindowDataset, forget, seed_everything
@@ -48,6 +49,7 @@ from cryoshuffle.noise.whitening import without_whitening
 from cryoshuffle.report.log import History, LossTerms, Progress, RunLog, StagePlace, Timer
 from cryoshuffle.report.pictures import FitPreview
 
+logger = logging.getLogger("cryoshuffle")
 Volumes = Sequence[Mapping[str, Any]]
 _RECORRUPTED, _DISTILLED = "recorrupted.pt", "distilled.pt"
 
@@ -396,6 +398,12 @@ class RefinedFit:
         if start is not None and (self.only_settle or not noise.reliable):
             return self._compare(noise, start, None)
         distils = self.plan.distils(self.budget.steps_within)
+        if not distils and self.plan.distils(lambda minutes: math.inf) and is_first_process():
+            logger.warning(
+                "the third stage, distilling, is left out: --minutes allow less than %d steps of the second, more "
+                "minutes bring it back",
+                self.plan.least_recorrupted_steps,
+            )
         model = self._recorrupted_stage(noise, distils).run()
         if distils:
             model = self._distilled_stage(noise, model).run()

@@ -181,6 +181,22 @@ def read_history(output_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise FileError(f"{path}: cannot be read ({error}), remove it") from error
 
 
+def time_note(output_dir: str | os.PathLike[str]) -> str:
+    """That the minutes of a fit ran out before its steps, and what to do; empty where they did not.
+
+    Args:
+        output_dir: of the run.
+
+    Raises:
+        FileError: see :func:`read_history`.
+    """
+    short = [line for line in read_history(output_dir) if line.get("out_of_time")]
+    if not short:
+        return ""
+    where = ", ".join(f"{line['stage']} after step {line['step']} of {line['steps']}" for line in short)
+    return f"cut short by --minutes: {where}; for more, run it again with --overwrite and more minutes"
+
+
 class History:
     """Writes the course of a fit for programs: a line of JSON an epoch, in ``history.jsonl``.
 
@@ -268,6 +284,8 @@ class StagePlace:
 class Progress:
     """A bar with the time left and the current risk; where a fit has several stages, its total is that of all.
 
+    That the minutes of a stage ran out is said below its bar, as :class:`History` has it.
+
     Args:
         evaluator: whose metric ``risk`` is shown.
         quiet: show nothing.
@@ -289,7 +307,7 @@ class Progress:
         engine.add_event_handler(Events.EPOCH_STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-        engine.add_event_handler(Events.COMPLETED, self.close)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
         while_running(engine, lambda engine: closing(self))
 
     def _open(self, engine: Engine) -> None:
@@ -315,7 +333,16 @@ class Progress:
         if self._bar is not None and risk is not None:
             self._bar.set_postfix_str(f"risk {risk:.4f}", refresh=False)
 
-    def close(self, engine: Engine | None = None) -> None:
+    def _finish(self, engine: Engine) -> None:
+        self.close()
+        if getattr(engine.state, "out_of_time", False) and is_first_process():
+            total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            logger.warning(
+                "%s: cut short by --minutes after step %d of %d, more minutes give it the rest",
+                self.name, engine.state.iteration, total,
+            )  # fmt: skip
+
+    def close(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
             self._bar.close()

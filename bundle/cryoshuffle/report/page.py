@@ -32,9 +32,9 @@ PAGE_NAME = "report.html"
 FINDINGS_NAME = "report.json"
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
-_ALARMS = ("place", "time")
+_ALARMS = ("place",)
 # What it heard of before the page was written.
-_SAID = ("noise", "excess")
+_SAID = ("noise", "excess", "time")
 # Share of the residual in the result from which on there is too little of it left to tell its power.
 _MOSTLY_GIVEN_BACK = 0.5
 _THUMBNAIL = 96
