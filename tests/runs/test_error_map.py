@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import mrcfile
 import numpy as np
@@ -13,6 +14,8 @@ from phantoms import small_tomogram
 import cryoshuffle
 from cryoshuffle.commands.cli import main
 from cryoshuffle.files.formats import is_ours, load_tomogram, save_tomogram
+from cryoshuffle.inference.error_map import ErrorMap
+from cryoshuffle.inference.inferers import HaloWindowInferer
 
 
 def test_apply_writes_the_map_beside_the_result(tmp_path, fitted, capsys):
@@ -100,3 +103,81 @@ def test_python_returns_both(tmp_path):
     assert np.array_equal(alone, result)
     _, written = cryoshuffle.denoise(volume, effort="fast", error=tmp_path / "error.mrc")
     assert np.array_equal(written, mrcfile.read(tmp_path / "error.mrc"))
+
+
+def stop_in_the_map(patch: pytest.MonkeyPatch, error: BaseException | None, run: int = 2) -> None:
+    """In a pass of the map an error is raised, or a SIGTERM comes where there is none."""
+    original, runs = ErrorMap._denoise, iter(range(1, 100))
+
+    def denoise(self, noisy, network):
+        if next(runs) == run:
+            if error is not None:
+                raise error
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, noisy, network)
+
+    patch.setattr(ErrorMap, "_denoise", denoise)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_run_that_ends_in_the_map_leaves_its_result(tmp_path, fitted, monkeypatch, capsys, caplog, on_disk):
+    """The bits of a run without a map, whole, under the name of the result; the sentence says how to go on."""
+    tomogram, model = fitted
+    out, error = tmp_path / "out.mrc", tmp_path / "error.mrc"
+    more = ["--window", "24,48,48", "--quiet", *(["--memory", "0.0001"] if on_disk else [])]
+    assert main(["apply", str(model), str(tomogram), str(tmp_path / "plain.mrc"), *more]) == 0
+    words = ["apply", str(model), str(tomogram), str(out), "--error", str(error)]
+    with monkeypatch.context() as patch:
+        stop_in_the_map(patch, None)
+        assert main([*words, *more]) == 3
+    said = capsys.readouterr().err
+    assert f"stopped; {out} is written, the error map and the report are not: " in said
+    assert "no result was written" not in said
+    assert np.array_equal(mrcfile.read(out), mrcfile.read(tmp_path / "plain.mrc"))
+    assert not error.exists()
+    with monkeypatch.context() as patch:
+        stop_in_the_map(patch, MemoryError())
+        assert main([*words, *more, "--resume", "--overwrite"]) == 2
+    assert caplog.text.count(f"{out} is written, the error map and the report are not: ") == 1
+    assert "out of memory" in capsys.readouterr().err
+    assert main([*words, *more, "--resume", "--overwrite"]) == 0
+    assert np.array_equal(mrcfile.read(out), mrcfile.read(tmp_path / "plain.mrc"))
+    assert error.exists()
+
+
+def test_a_run_that_ends_before_the_map_promises_no_result(tmp_path, fitted, monkeypatch, capsys):
+    """The control: a SIGTERM while the result itself is made leaves none, and nothing is said of one."""
+    tomogram, model = fitted
+    original = HaloWindowInferer._merge
+
+    def merge(self, *args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(HaloWindowInferer, "_merge", merge)
+    out = tmp_path / "out.mrc"
+    assert main(["apply", str(model), str(tomogram), str(out), "--error", str(tmp_path / "e.mrc"), "--quiet"]) == 3
+    assert "no result was written" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_fit_is_not_repeated_for_its_map(tmp_path, monkeypatch, capsys):
+    """A denoise that stops in the map goes on as its sentence says: no step anew, the bits of a run that did not."""
+    source = small_tomogram(tmp_path / "in.mrc", (24, 48, 48))
+
+    def words(name: str) -> list[str]:
+        result = [str(source), str(tmp_path / f"{name}.mrc"), "--error", str(tmp_path / f"{name}_error.mrc")]
+        return ["denoise", *result, "--steps", "8", "--window", "24", "--tilt-axis", "y", "--quiet"]
+
+    assert main(words("whole")) == 0
+    with monkeypatch.context() as patch:
+        stop_in_the_map(patch, None)
+        assert main(words("cut")) == 3
+    assert "--resume --overwrite" in capsys.readouterr().err
+    history = (tmp_path / "cut_run" / "history.jsonl").read_text()
+    assert main([*words("cut"), "--resume", "--overwrite"]) == 0
+    assert (tmp_path / "cut_run" / "history.jsonl").read_text() == history
+    for name in ("", "_error"):
+        whole, cut = (mrcfile.read(tmp_path / f"{run}{name}.mrc") for run in ("whole", "cut"))
+        assert np.array_equal(whole, cut)
+    assert (tmp_path / "cut_run" / "report.html").exists()

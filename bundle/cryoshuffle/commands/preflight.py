@@ -169,7 +169,7 @@ def check_output(
         overwrite: allow an output that exists, if it is a result of ours.
         dtype: of the result.
         permissive: also take an input whose header breaks the standard.
-        folder: of the run, which takes a volume too large for memory three to five times while it runs; None for none.
+        folder: of the run, which takes a volume too large for memory three to six times while it runs; None for none.
             It is made when the run begins, so the output may lie in it before it is there.
         residual: path of what is taken away, looked at in the same way; None for none.
         error: path of the error map, looked at in the same way; None for none.
@@ -194,8 +194,9 @@ def check_output(
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     # Volumes on disk at once. Image and prediction stay to the end. Beside them the page reads one volume at a time, a
-    # residual two. An error map takes three: noisy input, power, and the prediction from that input.
-    copies = 5 if error is not None else 4 if residual is not None else 3
+    # residual two. An error map takes four: the prediction as it was before it got grey values, noisy input, power, and
+    # the prediction from that input.
+    copies = 6 if error is not None else 4 if residual is not None else 3
     _check_room(path, voxels, np.dtype(dtype).itemsize, folder, copies)
 
 

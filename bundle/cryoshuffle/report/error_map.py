@@ -1,8 +1,11 @@
-"""The error map of a result, made beside it and written as a volume of its own."""
+"""The error map of a result, made when that is written, and written as a volume of its own."""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from torch import Tensor
 
+from cryoshuffle.errors import FitInterruptedError, stop_behind
+from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.intensity import IS_SPREAD
 from cryoshuffle.inference.checkpoints import StoredNoise
@@ -23,13 +28,17 @@ CONTENT = "standard error of the denoised volume"
 
 
 class ErrorMapWriter:
-    """Makes :class:`cryoshuffle.inference.error_map.ErrorMap` of a result, and writes it when the result is written.
+    """Makes :class:`cryoshuffle.inference.error_map.ErrorMap` of a result that is written, and writes it too.
+
+    It takes several passes of the network, so the result is not put at risk: it has its name before they begin, and
+    where they end early that is said.
 
     Args:
         path: of the map; float32, whatever the type of the result. None for none.
         checkpoint: the model, which knows the noise.
         inferer: that makes the result.
         transform: from the file to what the inferer is given; it is undone for the map.
+        output: path of the result, for messages.
         passes: of inference.
         seed: of the noise that is added.
         options: of the writer, see :func:`cryoshuffle.files.image_writer`.
@@ -40,6 +49,7 @@ class ErrorMapWriter:
     Raises:
         InputError: from the engine, if the model keeps no noise.
         FileError: from the engine, if the map cannot be written.
+        FitInterruptedError: from the engine, if a signal comes while the map is made.
     """
 
     def __init__(
@@ -48,41 +58,64 @@ class ErrorMapWriter:
         checkpoint: str,
         inferer: HaloWindowInferer,
         transform: Compose,
+        output: str,
         passes: int = PASSES,
         seed: int = 0,
         **options: Any,
     ) -> None:
         self.path, self.checkpoint, self.inferer, self.transform = path or "", checkpoint, inferer, transform
-        self.passes, self.seed, self.options = passes, seed, options
+        self.output, self.passes, self.seed, self.options = output, passes, seed, options
         self._noise: StoredNoise | None = None
-        self._map: MetaTensor | None = None
+        self._kept: Any = None
 
     def attach(self, engine: Engine) -> None:
-        """Make the map before the grey values of the result are given back, and write it at the end, if asked for."""
+        """Make the map at the end, if it is asked for."""
         if self.path:
             engine.add_event_handler(Events.STARTED, self.read)
-            engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.measure)
+            engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.keep)
             engine.add_event_handler(Events.COMPLETED, self)
 
     def read(self, engine: Engine) -> None:
         """Read the noise, before there is anything to lose."""
         self._noise = read_noise(self.checkpoint)
 
-    def measure(self, engine: Any) -> None:
-        """Make the map now."""
-        noise = self._noise if self._noise is not None else read_noise(self.checkpoint)
+    def keep(self, engine: Engine) -> None:
+        """Keep volume and result as the inferer has them; grey values of one on disk are given back in place."""
         output: Any = engine.state.output
-        image: Any = output["image"]
-        volume, result = (output[key].as_subclass(Tensor) for key in ("image", "pred"))
-        error_map = ErrorMap(noise, self.inferer, self.passes, self.seed)
-        with torch.no_grad():
-            error = error_map(volume, result, engine.network)
-        one: Any = image[0]
-        self._map = MetaTensor(error[0], meta={**one.meta, IS_SPREAD: True}, applied_operations=one.applied_operations)
+        result = output["pred"].as_subclass(Tensor)
+        copy = scratch.empty_like(result, result.shape) if scratch.on_disk(result) else result
+        for part in scratch.sections(result.shape, 2) if copy is not result else ():
+            copy[:, :, part] = result[:, :, part]
+        self._kept = output["image"], copy
 
-    def __call__(self, engine: Engine) -> None:
-        """Write now."""
-        undone: Any = self.transform.inverse({"image": self._map})
-        self._map = None
-        save_tomogram(undone["image"], self.path, content=CONTENT, **self.options)
-        logger.info("error map: %s", self.path)
+    def __call__(self, engine: Any) -> None:
+        """Make and write the map now."""
+        with self._result_is_there():
+            began = time.monotonic()
+            undone: Any = self.transform.inverse({"image": self._make(engine.network)})
+            save_tomogram(undone["image"], self.path, content=CONTENT, **self.options)
+            logger.info("error map took %.1f s: %s", time.monotonic() - began, self.path)
+
+    def _make(self, network: Any) -> MetaTensor:
+        """The map, ``(1, Z, Y, X)``, as what the transform makes of a file."""
+        noise = self._noise if self._noise is not None else read_noise(self.checkpoint)
+        (image, result), self._kept = self._kept, None
+        one, error_map = image[0], ErrorMap(noise, self.inferer, self.passes, self.seed)
+        with torch.no_grad():
+            error = error_map(image.as_subclass(Tensor), result, network)
+        return MetaTensor(error[0], meta={**one.meta, IS_SPREAD: True}, applied_operations=one.applied_operations)
+
+    @contextmanager
+    def _result_is_there(self) -> Iterator[None]:
+        """Say so where the map is not made."""
+        try:
+            yield
+        except BaseException as error:
+            words = (
+                f"{self.output} is written, the error map and the report are not: the same command with --resume "
+                "--overwrite makes them, and fits nothing anew"
+            )
+            if isinstance(stop_behind(error), FitInterruptedError):
+                raise FitInterruptedError(f"stopped; {words}") from error
+            logger.warning(words)
+            raise
