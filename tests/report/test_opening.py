@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 from ignite.engine import Engine
-from phantoms import small_tomogram
+from phantoms import CONFIGS, small_tomogram
 
 from cryoshuffle import devices
 from cryoshuffle.commands.cli import main
 from cryoshuffle.devices import device_reason
+from cryoshuffle.errors import InputError
 from cryoshuffle.fit.stages import StepPlan
+from cryoshuffle.inference.error_map import count_passes
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.report.log import Progress, StagePlace
-from cryoshuffle.report.opening import RunOpening
+from cryoshuffle.report.opening import GPUS, Pace, RunOpening
 
 CPU = torch.device("cpu")
 
@@ -46,30 +50,116 @@ def test_a_run_says_what_it_works_on_and_with(tmp_path):
     said = opening(tomogram, BlindSet("plane", "x"), tilt_axis="x")
     assert said["tilt axis"].strip() == "x, as given"
     assert said["effort"].strip() == "standard, 38 steps"
+    said = opening(tomogram, BlindSet("plane", "x"), minutes=0.5)
+    assert said["effort"].strip() == "standard, 38 steps, or what 0.5 minutes allow of them"
     assert "not needed" in opening(tomogram, BlindSet("voxel"))["tilt axis"]
 
 
-def test_the_time_follows_pace_steps_limit_and_mirrors(tmp_path):
-    """More steps take longer, a limit of minutes less, mirror images longer; no guess is made for a GPU."""
+def seconds(words: str) -> float:
+    """The time that an opening says."""
+    _, number, unit, *_ = words.split()
+    return float(number) * {"s": 1, "min": 60, "h": 3600}[unit.rstrip(",")]
+
+
+def test_the_time_follows_pace_steps_limit_and_passes():
+    """More steps and more passes take longer; a limit of minutes less, but never less than its stages take at least."""
+    shape, pace = (60, 72, 60), Pace(step_s=0.5, voxel_s=1e-4, rest_s=5.0)
+
+    def expected(steps: int = 38, **more) -> float:
+        one = RunOpening([], SimpleNamespace(), torch.nn.Identity(), CPU, "cpu", "standard", steps, 48, **more)
+        return one._seconds([shape], pace)
+
+    assert expected(1000) - expected(38) == pytest.approx(962 * pace.step_s)
+    assert 60 < expected(100_000, minutes=1) < expected(100_000)
+    few, many = StagePlace(1, 3, 0, 50), StagePlace(1, 3, 0, 5000)
+    assert expected(place=many, minutes=1e-6) == expected(place=few) < 0.2 * expected(place=many)
+    for ways in ((), (False, "error.mrc"), (True,), (True, "error.mrc")):
+        passes = count_passes(*ways)
+        assert expected(passes=passes) - expected() == pytest.approx(passes * math.prod(shape) * pace.voxel_s)
+    assert expected(passes=count_passes(error="error.mrc")) > expected(passes=count_passes()) > expected()
+
+
+def test_the_pace_of_a_cpu_is_measured(tmp_path):
+    """A network that takes ten times as long makes every part of the run ten times as long."""
+
+    class Sleeping(torch.nn.Module):
+        def __init__(self, nap: float) -> None:
+            super().__init__()
+            self.nap = nap
+
+        def forward(self, x):
+            time.sleep(self.nap)
+            return x
+
+    slow, fast = (
+        RunOpening([], SimpleNamespace(), Sleeping(nap), CPU, "cpu", "standard", 38, 12)._measured_pace()
+        for nap in (0.2, 0.0)
+    )
+    assert slow.step_s > 0.2 > fast.step_s
+    assert slow.voxel_s > fast.voxel_s
+
+
+def test_a_run_with_an_error_map_says_a_longer_time(tmp_path, monkeypatch, capsys):
+    """The config counts the passes of the command: one, five with --error, eight times as many with --mirrors."""
+    counts = []
+
+    def count(self, shapes):
+        counts.append(self.passes)
+        raise InputError("enough")
+
+    monkeypatch.setattr(RunOpening, "_time", count)
+    source = str(small_tomogram(tmp_path / "in.mrc"))
+    words = ["denoise", source, str(tmp_path / "out.mrc"), "--steps", "2", "--window", "16,24,16", "--blind", "voxel"]
+    error = ["--error", str(tmp_path / "error.mrc")]
+    for more in ([], error, ["--mirrors"], ["--effort", "best", *error]):
+        assert main([*words, *more, "--overwrite"]) == 2
+    assert main(["fit", source, "--checkpoint", str(tmp_path / "c.pt"), *words[3:]]) == 2
+    assert capsys.readouterr().err.count("enough") == len(counts)
+    assert counts == [1, 5, 8, 40, 0]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_gpu_is_not_taken_for_a_cpu(tmp_path, monkeypatch, kind):
+    """Of one that runs were timed on their time is said, of any other that it is not known: no pass is timed."""
+
+    def never(self):
+        raise AssertionError("a pass was timed")
+
     tomogram = small_tomogram(tmp_path / "in.mrc", (60, 72, 60))
+    monkeypatch.setattr(RunOpening, "_measured_pace", never)
+    monkeypatch.setattr("cryoshuffle.report.opening.device_name", lambda device: "GPU of a stub")
+    device = torch.device(kind)
+    said = opening(tomogram, BlindSet("voxel"), device=device)
+    assert said["time"].strip().startswith("not known for this GPU")
+    monkeypatch.setitem(GPUS, "GPU of a stub", Pace(1.0, 0.0, 0.0))
+    said = opening(tomogram, BlindSet("voxel"), device=device, steps=300)
+    assert said["time"].strip() == "about 5 min, as runs on such a GPU took"
+    with pytest.raises(AssertionError, match="timed"):
+        opening(tomogram, BlindSet("voxel"))
 
-    def seconds(**more) -> float:
-        _, number, unit, *_ = opening(tomogram, BlindSet("voxel"), **more)["time"].split()
-        return float(number) * {"s": 1, "min": 60, "h": 3600}[unit]
 
-    assert seconds(steps=38) < seconds(steps=1000) < seconds(steps=100_000)
-    assert seconds(steps=100_000, minutes=2) < seconds(steps=100_000)
-    assert seconds(steps=1, mirrors=True) > seconds(steps=1)
+def test_the_time_of_a_known_gpu_is_that_of_its_measured_runs():
+    """The two whole runs of docs/data/gpu_graph.json, within a quarter of their time; a CPU's pace is far off."""
+    runs = json.loads((CONFIGS.parent / "docs" / "data" / "gpu_graph.json").read_text())
+    pace = GPUS[runs["machine"]["device"]]
+    for steps in (300, 1500):
+        one = RunOpening([], SimpleNamespace(), torch.nn.Identity(), CPU, "auto", "standard", steps, 48, passes=1)
+        took = runs[f"{steps} steps"]["seconds"]
+        assert one._seconds([(80, 144, 144)], pace) == pytest.approx(took, rel=0.25)
+        assert one._seconds([(80, 144, 144)], Pace(0.5, 1e-6, 6.0)) > 2 * took
 
 
 def test_the_time_counts_the_voxels_of_each_tomogram(tmp_path, monkeypatch):
     """Of several that differ in size, in any order: their sum."""
-    counts = []
-    monkeypatch.setattr(RunOpening, "_seconds", lambda self, voxels: counts.append(voxels) or 1.0)
+    monkeypatch.setattr(RunOpening, "_measured_pace", lambda self: Pace(0.0, 1.0, 0.0))
     small, large = small_tomogram(tmp_path / "a.mrc", (24, 36, 30)), small_tomogram(tmp_path / "b.mrc", (48, 36, 32))
+    times = []
     for first, *others in ((small, large), (large, small)):
-        assert opening(first, BlindSet("voxel"), others)["tomogram"].endswith(", and 1 more")
-    assert counts == [24 * 36 * 30 + 48 * 36 * 32] * 2
+        said = opening(first, BlindSet("voxel"), others, passes=3)
+        assert said["tomogram"].endswith(", and 1 more")
+        times.append(seconds(said["time"]))
+    alone = [seconds(opening(one, BlindSet("voxel"), passes=3)["time"]) for one in (small, large)]
+    assert times == pytest.approx([sum(alone)] * 2, rel=0.02)
 
 
 @pytest.mark.parametrize(("error", "words"), [

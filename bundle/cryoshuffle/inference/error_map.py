@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.inference.checkpoints import StoredNoise, load_plain, stored_noise
-from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.inferers import MIRRORED, HaloWindowInferer
 from cryoshuffle.noise.fields import draw_noise, lay_noise, level_plane
 from cryoshuffle.noise.linear_filter import gaussian, gaussian_reach
 
@@ -23,6 +23,20 @@ _STEP, _WIDTH = 0.1, 2.0
 # Error over the noise that stays: where much stays there is structure, of which as much is lost again; and what is lost
 # everywhere. Both were chosen on seven simulated tomograms of one seed.
 _LOST, _EVERYWHERE = 1.3, 0.24
+
+
+def count_passes(mirrors: bool = False, error: str | None = None) -> int:
+    """Passes of the network over a volume that its result takes, and its error map where one is asked for.
+
+    Args:
+        mirrors: whether eight mirror images are averaged.
+        error: path of the error map; None for none.
+
+    Example:
+        >>> count_passes(), count_passes(error="error.mrc"), count_passes(mirrors=True, error="error.mrc")
+        (1, 5, 40)
+    """
+    return (len(MIRRORED) if mirrors else 1) * (1 if error is None else 1 + PASSES)
 
 
 def read_noise(path: str | os.PathLike[str]) -> StoredNoise:

@@ -6,6 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,15 +14,41 @@ from torch import nn
 
 from cryoshuffle.devices import device_name, device_reason, is_first_process
 from cryoshuffle.files.formats import read_header
-from cryoshuffle.inference.inferers import MIRRORED
 from cryoshuffle.lattice import as_triple
 from cryoshuffle.noise.choice import BlindPlan
 from cryoshuffle.report.log import StagePlace
 
-# Times of a pass through a window: of a step, all three stages and what is scored meanwhile taken together; of the
-# volume's windows, for the comparison with the filter, the result and each further mirror image. Seconds for the rest.
-# Measured on two cores of an AMD EPYC with 36 x 206 x 94 voxels.
-_STEP, _COMPARED, _DENOISED, _REST_S = 4.2, 3.6, 1.4, 8.0
+# Passes through a window: of a step, all three stages and what is scored meanwhile taken together; and of a pass over
+# as many voxels of a volume, with the filter. Measured on two cores of an AMD EPYC.
+_STEP, _VOLUME = 4.2, 1.4
+# Voxels of a volume that noise and comparison with the filter look at, along each axis, and passes over them: of all,
+# and where the comparison looks at their middle too. From so many voxels on it does, or where nothing is fitted.
+_COMPARED_SIDE, _COMPARED, _COMPARED_MORE, _LARGE = 128, 4, 8, 1_000_000
+# The rest, seconds: of any run, and of each voxel that is read, written and pictured.
+_REST_S, _VOXEL_S = 6.0, 1e-6
+# Passes that tell the pace.
+_TIMED = 3
+# Steps that a stage takes at least, however few its minutes.
+_LEAST_STEPS = 25
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a device is.
+
+    Attributes:
+        step_s: seconds of a step of the fit.
+        voxel_s: seconds of a voxel in a pass of the network over a volume.
+        rest_s: seconds of a run that depend on neither.
+    """
+
+    step_s: float
+    voxel_s: float
+    rest_s: float
+
+
+# GPUs that whole runs were timed on (docs/data/gpu_graph.json; voxels by docs/data/gpu.json).
+GPUS = {"NVIDIA H200": Pace(step_s=0.034, voxel_s=1 / 29e6, rest_s=20.0)}
 
 
 def describe_time(seconds: float) -> str:
@@ -37,9 +64,10 @@ def describe_time(seconds: float) -> str:
 
 
 class RunOpening:
-    """Says before the first step: tomogram, device and why, tilt axis, effort, and on a CPU about how long it takes.
+    """Says before the first step: tomogram, device and why, tilt axis, effort, and about how long the run takes.
 
-    The pace is that of one pass of the network through an empty window; nothing of the fit is changed by it.
+    The pace of a CPU is that of a few passes of the network through an empty window; nothing of the fit is changed by
+    it. That of a GPU is known for those in :data:`GPUS`. Of others it is said that the bar tells the time.
 
     Args:
         tomograms: paths.
@@ -51,7 +79,8 @@ class RunOpening:
         steps: of the whole fit.
         window: of a step along (Z, Y, X), voxels.
         minutes: that the fit may take; None for no limit.
-        mirrors: whether eight mirror images are averaged.
+        passes: of the network over each tomogram behind the fit, see
+            :func:`cryoshuffle.inference.error_map.count_passes`.
         tilt_axis: as asked for; None where it is found.
         place: of the first stage; None where there is no other.
         permissive: also take MRC files whose header breaks the standard.
@@ -69,14 +98,14 @@ class RunOpening:
         steps: int,
         window: Sequence[int] | int,
         minutes: float | None = None,
-        mirrors: bool = False,
+        passes: int = 0,
         tilt_axis: str | None = None,
         place: StagePlace | None = None,
         permissive: bool = False,
         quiet: bool = False,
     ) -> None:
         self.tomograms, self.measured, self.network, self.device = tomograms, measured, network, device
-        self.device_name, self.effort, self.minutes, self.mirrors = device_name, effort, minutes, mirrors
+        self.device_name, self.effort, self.minutes, self.passes = device_name, effort, minutes, passes
         self.tilt_axis, self.permissive, self.quiet = tilt_axis, permissive, quiet
         self.steps, self.stages = (steps, 1) if place is None else (place.total, place.count)
         self.window = as_triple(window, "window")
@@ -97,15 +126,14 @@ class RunOpening:
         more = f", and {len(self.tomograms) - 1} more" if len(self.tomograms) > 1 else ""
         size = " × ".join(map(str, shapes[0]))
         stages = f" in {self.stages} stages" if self.stages > 1 else ""
+        limit = "" if self.minutes is None else f", or what {self.minutes:g} minutes allow of them"
         said = {
             "tomogram": f"{self.tomograms[0]}, {size} voxels (z, y, x){more}",
             "device": f"{device_name(self.device)}: {device_reason(self.device, self.device_name)}",
             "tilt axis": self._axis(),
-            "effort": f"{self.effort}, {self.steps} steps{stages}",
+            "effort": f"{self.effort}, {self.steps} steps{stages}{limit}",
+            "time": self._time(shapes),
         }
-        if self.device.type == "cpu":
-            voxels = sum(map(math.prod, shapes))
-            said["time"] = f"{describe_time(self._seconds(voxels))} on this machine as it is now"
         return [f"{name + ':':12}{words}" for name, words in said.items()]
 
     def _axis(self) -> str:
@@ -114,18 +142,36 @@ class RunOpening:
             return f"not needed, the blind spot is a {blind.shape}"
         return f"{blind.axis}, {'as given' if self.tilt_axis is not None else 'found from the noise'}"
 
-    def _seconds(self, voxels: int) -> float:
-        """Of the whole run."""
+    def _time(self, shapes: Sequence[Sequence[int]]) -> str:
+        if self.device.type == "cpu":
+            return f"{describe_time(self._seconds(shapes, self._measured_pace()))} on this machine as it is now"
+        known = GPUS.get(device_name(self.device))
+        if known is None:
+            return "not known for this GPU; after the first steps the bar tells that of the fit"
+        return f"{describe_time(self._seconds(shapes, known))}, as runs on such a GPU took"
+
+    def _measured_pace(self) -> Pace:
+        """That of the device as it is now."""
         z, y, x = self.window
-        empty, took = torch.zeros(1, 1, z, y, x, device=self.device), 0.0
+        empty, began = torch.zeros(1, 1, z, y, x, device=self.device), 0.0
         # The first pass asks the system for memory.
-        for _ in range(2):
-            began = time.monotonic()
+        for number in range(1 + _TIMED):
+            began = time.monotonic() if number == 1 else began
             with torch.no_grad():
                 self.network(empty)
-            took = time.monotonic() - began
-        fit = self.steps * _STEP * took
+        took = (time.monotonic() - began) / _TIMED
+        return Pace(_STEP * took, _VOLUME * took / empty.numel(), _REST_S)
+
+    def _seconds(self, shapes: Sequence[Sequence[int]], pace: Pace) -> float:
+        """Of the whole run."""
+        voxels, looked_at = 0, 0
+        for shape in shapes:
+            own = math.prod(shape)
+            more = _COMPARED_MORE if own >= _LARGE or self.stages == 1 else 0
+            voxels += own
+            looked_at += (_COMPARED + more) * math.prod(min(side, _COMPARED_SIDE) for side in shape)
+        fit = self.steps * pace.step_s
         if self.minutes is not None:
-            fit = min(fit, 60 * self.minutes)
-        windows = voxels / empty.numel()
-        return fit + _REST_S + windows * took * (_COMPARED + _DENOISED * (len(MIRRORED) if self.mirrors else 1))
+            least = min(self.steps, _LEAST_STEPS * min(self.stages, 2))
+            fit = min(fit, max(60 * self.minutes, least * pace.step_s))
+        return fit + (looked_at + self.passes * voxels) * pace.voxel_s + pace.rest_s + voxels * _VOXEL_S
