@@ -30,7 +30,9 @@ from cryoshuffle.noise.linear_filter import (
     FilterChoice,
     bands,
     choose_filter,
+    convolve,
     gaussian,
+    prediction_kernel,
     shape_for,
     wiener_kernel,
 )
@@ -368,17 +370,70 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
         [{"image": volume[None]}], network, str(path), NoiseModel(spectrum, linear), PrecisionInferer("fp32"),
         HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
     )  # fmt: skip
-    trusts = verdict.shares
-    assert trusts[1:] == [band.share for band in verdict.bands[1:]]
+    trusts, linear_trusts = verdict.shares, verdict.linear_shares
+    assert linear_trusts[1:] == [band.share for band in verdict.bands[1:]]
+    assert all(share >= linear for share, linear in zip(trusts, linear_trusts, strict=True))
     assert verdict.blend()["trust"] == trusts
     if kind == "fine":
-        assert min(trusts[:2]) > 0.8
-        assert trusts[3] < 0.2
+        assert min(linear_trusts[:2]) > 0.8
+        assert linear_trusts[3] < 0.2
         assert "fine to coarse, the network's share is" in verdict.describe()
     else:
-        assert max(trusts) < 0.2
+        assert max(linear_trusts) < 0.2
         assert verdict.weight.trust > 0.8
     assert load_plain(tmp_path / "judged.pt")["blend"]["trust"] == trusts
+
+
+class WrongFilter(torch.nn.Module):
+    """In the place of a network: a filter that is wrong, and beside it a volume less what a kernel tells of it."""
+
+    def __init__(self, beside: Tensor, kernel: Tensor) -> None:
+        super().__init__()
+        self.beside, self.kernel = torch.nn.Parameter(beside), kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = self.beside.detach() - convolve(x[0, 0], self.kernel)
+        return (gaussian(x[0, 0], 0.6) + rest)[None, None]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_no_filter_tells_is_added_to_the_filter(tmp_path, right):
+    """The network filters wrongly, and the rest of it is right. Where that is added, the result is nearer to the truth
+    than the filter, and than a mixture of both. If the rest is noise, nothing is added (negative control)."""
+    made = simulate("wbp", (48, 72, 72), snr=0.1, seed=0)
+    deviation = made.tomogram.std()
+    volume, spectrum = (
+        (made.tomogram - made.tomogram.mean()) / deviation,
+        smooth_spectrum(made.noise / deviation).float(),
+    )
+    truth = (made.truth - made.truth.mean()) / deviation
+    kernel = wiener_kernel(smooth_spectrum(volume), spectrum.double())
+    linear = replace(choose_filter([volume], spectrum), kernel=kernel)
+    noise = lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(5)), volume.shape)
+    beside = truth if right else 0.3 * noise
+    network, path = WrongFilter(beside, prediction_kernel(beside, volume)), tmp_path / "model.pt"
+    torch.save({"model": network.state_dict()}, path)
+    # In its middle alone, so that the network need not know where it is.
+    found = NoiseModel(spectrum, linear)
+    verdict = compare_with_filter(
+        [{"image": volume[None]}], network, str(path), found, PrecisionInferer("fp32"), None, str(tmp_path / "out.pt"),
+        str(tmp_path),
+    )  # fmt: skip
+    replacing = {"trust": verdict.linear_shares, "sigma": [1.0] * 3, "gain": 1.0, "kernel": kernel}
+    mixtures = [
+        HaloWindowInferer(volume.shape, halo=0, precision="fp32", blend=blend)(volume[None, None], network)[
+            0, 0
+        ].detach()
+        for blend in (verdict.blend(), replacing)
+    ]
+    added, replaced, alone = (float((one - truth).square().mean()) for one in (*mixtures, convolve(volume, kernel)))
+    if right:
+        assert min(verdict.shares) > 0.8
+        assert added < 0.5 * replaced
+        assert added < 0.5 * alone
+    else:
+        assert max(verdict.shares) < 0.1
+        assert added == pytest.approx(alone, rel=0.05)
 
 
 @pytest.mark.parametrize(("next_to_it", "share"), [(0.0, 0.0), (-0.4, 0.0), (0.5, 0.5), (1.0, 0.9)])

@@ -26,11 +26,13 @@ from cryoshuffle.noise.linear_filter import (
     choose_linear,
     convolve,
     gaussian,
+    prediction_kernel,
     shape_for,
     wiener_kernel,
 )
 from cryoshuffle.noise.ramp import hold_to_ramp, most_signal, ramp_slope, tilt_overlap
 from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
+from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.tilt_series import TiltScheme, simulate
 
 FREQUENCY = torch.fft.fftfreq(GRID, dtype=torch.float64)
@@ -269,6 +271,25 @@ def test_a_kernel_gives_the_same_result_whatever_the_window():
         assert torch.allclose(results[0], other, atol=1e-4)
 
 
+def test_what_is_linear_in_a_result_is_told_from_the_rest():
+    """Of a filter its kernel, and nothing beside it; of a filter and a square the filter. The rest is correlated with
+    no voxel near by; with half the kernel it would be (negative control)."""
+    volume = gaussian(torch.randn(64, 72, 80, generator=torch.Generator().manual_seed(3)), 0.7)
+    volume = volume / volume.std()
+    filtered = gaussian(volume, (1.0, 1.5, 2.0))
+    square = 0.3 * (volume.square() - 1)
+    kernel = prediction_kernel(filtered, volume)
+    inner = (slice(16, -16),) * 3
+    assert float((convolve(volume, kernel) - filtered)[inner].square().mean()) < 0.01 * float(filtered.var())
+    kernel = prediction_kernel(filtered + square, volume)
+    for share, most in ((1.0, 0.03), (0.5, None)):
+        rest = (filtered + square - share * convolve(volume, kernel))[inner]
+        shifts = [tuple(slice(16 + o * (a == axis), n - 16 + o * (a == axis)) for a, n in enumerate(volume.shape))
+                  for axis in range(3) for o in (-2, -1, 0, 1, 2)]  # fmt: skip
+        largest = max(abs(correlation(rest, volume[shift])) for shift in shifts)
+        assert largest < most if most else largest > 0.15
+
+
 def test_the_bands_and_what_is_coarser_are_the_volume():
     """Their sum, and the kernel of all bands in full; each share of the kernel is that of its band."""
     volume = torch.randn(24, 30, 28, generator=torch.Generator().manual_seed(0))
@@ -301,8 +322,9 @@ def test_pieces_with_context_are_the_whole(downwards):
             assert torch.allclose(result, function(volume), atol=1e-4) == right
 
 
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("mirrors", [False, True])
-def test_network_and_filter_share_by_band_whatever_the_window(monkeypatch, mirrors):
+def test_network_and_filter_share_by_band_whatever_the_window(monkeypatch, mirrors, beside):
     """In one window, in many, in planes one after another; what is coarser than all bands is the filter's."""
     torch.manual_seed(0)
     body = ShuffleUNet(in_channels=4, channels=(4, 6), factors=(2,))
@@ -311,10 +333,18 @@ def test_network_and_filter_share_by_band_whatever_the_window(monkeypatch, mirro
     kernel = torch.randn(9, 9, 9, generator=torch.Generator().manual_seed(1)) / 27
     shares = [0.2, 0.9, 0.0, 0.5]
     blend = {"trust": shares, "sigma": [1.0, 1.0, 1.0], "gain": 1.0, "kernel": kernel}
+    replacing, part = [0.2, 0.4, 0.0, 0.1], torch.randn(11, 5, 7, generator=torch.Generator().manual_seed(2)) / 27
+    if beside:
+        blend |= {"linear_trust": replacing, "linear_part": part}
     with torch.no_grad():
         network = HaloWindowInferer(precision="fp32", mirrors=mirrors)(volume, net)[0, 0]
         linear = convolve(volume[0, 0], kernel)
         expected = linear + sum(share * band for share, band in zip(shares, bands(network - linear), strict=True))
+        if beside:
+            # Where the filter keeps its place, the network is added without what is linear in it.
+            kept = [share - less for share, less in zip(shares, replacing, strict=True)]
+            apart = linear - convolve(volume[0, 0], part)
+            expected = expected + sum(share * band for share, band in zip(kept, bands(apart), strict=True))
         for window in (None, (8, 12, 20), (40, 16, 44), None):
             result = HaloWindowInferer(window, precision="fp32", blend=blend, mirrors=mirrors)(volume, net)[0, 0]
             assert torch.allclose(result, expected, atol=1e-4)

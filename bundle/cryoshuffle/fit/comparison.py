@@ -21,7 +21,7 @@ from cryoshuffle.fit.starting import copy_with_weights, update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.memory import window_bytes
 from cryoshuffle.noise.fields import draw_noise, lay_noise, noise_level
-from cryoshuffle.noise.linear_filter import BAND_EDGES, FilterChoice, bands
+from cryoshuffle.noise.linear_filter import BAND_EDGES, FilterChoice, bands, convolve, prediction_kernel
 from cryoshuffle.report.log import RunLog
 
 logger = logging.getLogger("cryoshuffle")
@@ -39,7 +39,7 @@ _SIDE = 96
 _MARGIN = 16
 _SEED = 1
 # Bytes that a comparison takes for each voxel of each draw.
-_COMPARED = 128
+_COMPARED = 192
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,8 @@ class FilterComparison:
         weight: of the network, over all detail, on voxels held out of the fit.
         bands: weights by band of detail (:func:`cryoshuffle.noise.linear_filter.bands`), the least of several places;
             empty where the volume is too small to tell.
+        nonlinear: the same of what of the network's result is not linear in the tomogram, added to the filter.
+        linear_part: kernel of the rest, which is linear in it; None where there are no bands.
         fitted: whether the network was fitted to the volume, or only had its attention means updated on it.
         doubt: why no network was fitted; empty where one was, or was not wanted.
     """
@@ -95,18 +97,27 @@ class FilterComparison:
     linear: FilterChoice
     weight: Weight
     bands: tuple[Weight, ...] = ()
+    nonlinear: tuple[Weight, ...] = ()
+    linear_part: Tensor | None = None
     fitted: bool = True
     doubt: str = ""
+
+    @property
+    def linear_shares(self) -> list[float]:
+        """The share of each band, fine to coarse, in which the network takes the filter's place; empty if no bands."""
+        return _shares(self.bands)
 
     @property
     def shares(self) -> list[float]:
         """The network's share of each band, fine to coarse; empty where there are no bands.
 
-        The finest detail holds the least signal, so there chance and an error of the noise have most to say: the
-        network gets no more of it than of what is next to it.
+        It is at least that of its nonlinear part. What a network has learnt to do as a filter is wrong where the noise
+        is not what it was trained with. The mean of all signals that a tomogram allows is the Wiener filter and a part
+        that is correlated with no voxel. So the filter may keep its place beside the network's nonlinear part.
         """
-        shares = [band.share for band in self.bands]
-        return [min(shares[:2]), *shares[1:]] if shares else []
+        if not self.nonlinear:
+            return self.linear_shares
+        return [max(both) for both in zip(_shares(self.nonlinear), self.linear_shares, strict=True)]
 
     @property
     def trust(self) -> float:
@@ -120,7 +131,10 @@ class FilterComparison:
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
-        return {"trust": self.shares or self.trust, **self.linear.config()}
+        mixture = {"trust": self.shares or self.trust, **self.linear.config()}
+        if self.shares != self.linear_shares:
+            mixture |= {"linear_trust": self.linear_shares, "linear_part": self.linear_part}
+        return mixture
 
     def config(self) -> dict[str, Any]:
         """As plain values for a JSON file."""
@@ -133,8 +147,17 @@ class FilterComparison:
             "error": self.weight.error,
             "excessive": self.is_excessive,
             "bands": [
-                {"weight": band.value, "error": band.error, "trust": share}
-                for band, share in zip(self.bands, self.shares, strict=True)
+                {
+                    "weight": band.value,
+                    "error": band.error,
+                    "nonlinear_weight": rest.value,
+                    "nonlinear_error": rest.error,
+                    "linear_trust": linear,
+                    "trust": share,
+                }
+                for band, rest, linear, share in zip(
+                    self.bands, self.nonlinear or self.bands, self.linear_shares, self.shares, strict=True
+                )
             ],
         }
 
@@ -149,6 +172,9 @@ class FilterComparison:
         if self.bands:
             shares = ", ".join(f"{share:.0%}" for share in self.shares)
             words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
+            if self.shares != self.linear_shares:
+                linear = ", ".join(f"{share:.0%}" for share in self.linear_shares)
+                words = f"{words}, and that of its linear part {linear}"
         if self.is_excessive:
             return (
                 f"{words}, more than all: the noise is not quite known, {1 - self.trust:.0%} of the result is the "
@@ -159,6 +185,16 @@ class FilterComparison:
         share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
         why = "small or too noisy, or the fit too short," if self.fitted else "noisy, or too unlike the simulations,"
         return f"{words}: the volume is too {why} to trust the network alone, {share} the filter's"
+
+
+def _shares(weights: Sequence[Weight]) -> list[float]:
+    """The share of each band, fine to coarse.
+
+    The finest detail holds the least signal, so there chance and an error of the noise have most to say: it gets no
+    more than what is next to it.
+    """
+    shares = [weight.share for weight in weights]
+    return [min(shares[:2]), *shares[1:]] if shares else []
 
 
 class _Comparison:
@@ -224,22 +260,66 @@ class _Recorruption:
     draws: int
     random: torch.Generator
 
-    def differences(self, part: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Network less filter, and target less filter, for each field of noise with either sign."""
+    def draw(self, part: Tensor) -> _Drawn:
+        """Each field of noise with either sign."""
         level = noise_level(part, self.noise.spectrum) if self.noise.levels else 1.0
         where = _where_to_compare(self.device, self.draws * part.numel())
-        here = part.to(where)
-        apart, residuals = [], []
+        here, drawn = part.to(where), _Drawn([], [], [], [])
         for _ in range(self.draws):
             field = level * lay_noise(draw_noise(self.noise.spectrum, self.random), part.shape)
             for signed in (field, -field):
                 given = (part + self.strength * signed).to(where)
                 with torch.no_grad():
-                    net = self.denoise(given[None, None].to(self.device))[0, 0].to(where)
+                    drawn.denoised.append(self.denoise(given[None, None].to(self.device))[0, 0].to(where))
                 linear = self.noise.linear(given)
-                apart.append(net - linear)
-                residuals.append(here - signed.to(where) / self.strength - linear)
-        return apart, residuals
+                drawn.given.append(given)
+                drawn.filtered.append(linear)
+                drawn.residuals.append(here - signed.to(where) / self.strength - linear)
+        return drawn
+
+
+@dataclass
+class _Drawn:
+    """A place with each field of noise.
+
+    Attributes:
+        given: to network and filter.
+        denoised: by the network.
+        filtered: by the filter.
+        residuals: target less filtered.
+    """
+
+    given: list[Tensor]
+    denoised: list[Tensor]
+    filtered: list[Tensor]
+    residuals: list[Tensor]
+
+    @property
+    def apart(self) -> list[Tensor]:
+        """Network less filter."""
+        return [a - b for a, b in zip(self.denoised, self.filtered, strict=True)]
+
+    def linear_part(self) -> Tensor:
+        """The kernel of what is linear in the network's result."""
+        # Fields of either sign: their mean is the place itself.
+        denoised, given = (torch.stack(ones).mean(dim=0) for ones in (self.denoised, self.given))
+        return prediction_kernel(denoised.cpu(), given.cpu())
+
+    def nonlinear(self, linear_part: Tensor) -> list[Tensor]:
+        """The network's result without what is linear in it."""
+        return [a - convolve(b, linear_part) for a, b in zip(self.denoised, self.given, strict=True)]
+
+
+def _least_weights(places: Sequence[Sequence[_Comparison]]) -> tuple[Weight, ...]:
+    """Of each band the least weight of all places."""
+    per_place = [[comparison.weight() for comparison in place] for place in places]
+    return tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
+
+
+def _in_bands(volumes: Sequence[Tensor], core: tuple[slice, ...]) -> list[list[Tensor]]:
+    """Of each band a list of the volumes' middles."""
+    split = [[band[core] for band in bands(volume)] for volume in volumes]
+    return [list(band) for band in zip(*split, strict=True)]
 
 
 def _weigh(
@@ -248,23 +328,29 @@ def _weigh(
     """Network against filter, over all detail and, where the filter knows frequencies, by band."""
     noise = recorruption.noise
     by_band = noise.linear.kernel is not None
-    whole, places = _Comparison(), [[_Comparison() for _ in BAND_EDGES] for _ in range(2)]
+    whole, kernels = _Comparison(), []
+    # By kind of weight, place, and band.
+    kinds = [[[_Comparison() for _ in BAND_EDGES] for _ in range(1 if held_out is None else 2)] for _ in range(2)]
     for image in images_of(volumes):
-        for number, (part, core) in enumerate(_places(image, held_out, by_band)):
-            apart, residuals = recorruption.differences(part)
-            if number == 0:
-                whole.add([one[core] for one in apart], [one[core] for one in residuals])
-            if by_band:
-                # A list of bands for each field, turned into a list of fields for each band.
-                split = [list(zip(*(bands(one) for one in ones), strict=True)) for ones in (apart, residuals)]
-                for comparison, *band in zip(places[number], *split, strict=True):
-                    comparison.add(*([one[core] for one in ones] for ones in band))
-    least: tuple[Weight, ...] = ()
-    if by_band:
-        compared = places if held_out is not None else places[:1]
-        per_place = [[comparison.weight() for comparison in place] for place in compared]
-        least = tuple(min(band, key=lambda weight: weight.value) for band in zip(*per_place, strict=True))
-    return FilterComparison(noise.linear, whole.weight(), least, held_out is not None, noise.doubt)
+        parts = _places(image, held_out, by_band)
+        drawn = [recorruption.draw(part) for part, _ in parts]
+        core = parts[0][1]
+        whole.add([one[core] for one in drawn[0].apart], [one[core] for one in drawn[0].residuals])
+        if not by_band:
+            continue
+        # The last place is the largest.
+        kernels.append(drawn[-1].linear_part())
+        for number, (one, (_, core)) in enumerate(zip(drawn, parts, strict=True)):
+            residuals = _in_bands(one.residuals, core)
+            for kind, differences in zip(kinds, (one.apart, one.nonlinear(kernels[-1])), strict=True):
+                for comparison, *band in zip(kind[number], _in_bands(differences, core), residuals, strict=True):
+                    comparison.add(*band)
+    doubt, fitted = noise.doubt, held_out is not None
+    if not by_band:
+        return FilterComparison(noise.linear, whole.weight(), fitted=fitted, doubt=doubt)
+    replacing, adding = (_least_weights(kind) for kind in kinds)
+    linear_part = torch.stack(kernels).mean(dim=0)
+    return FilterComparison(noise.linear, whole.weight(), replacing, adding, linear_part, fitted, doubt)
 
 
 def compare_with_filter(
@@ -285,6 +371,7 @@ def compare_with_filter(
     Both get the same recorrupted slab, on which no step was trained, and are compared with its recorrupted target. As
     the noise of the two is independent, the mean squared difference is the true error and a constant, for every
     mixture of the two alike. The best mixture is a line fitted by least squares, over blocks of voxels for its error.
+    The same is done for the filter with the network's nonlinear part added to it.
     The recorruption is weak, so that both are weighed at nearly the noise they will be used at, and each field of
     noise is added once and taken away once, so that the strong noise this puts into the targets mostly cancels.
 

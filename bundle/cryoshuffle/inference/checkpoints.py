@@ -167,12 +167,13 @@ def _blend(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     blend = checkpoint.get("blend")
     if blend is None:
         return None
-    trust = blend["trust"]
+    trust, kernels = blend["trust"], ("kernel", "linear_part")
     return {
         "trust": [float(t) for t in trust] if isinstance(trust, Sequence) else float(trust),
         "sigma": list(as_widths(blend["sigma"])),
         "gain": float(blend["gain"]),
-        **({"kernel": torch.as_tensor(blend["kernel"])} if blend.get("kernel") is not None else {}),
+        **{name: torch.as_tensor(blend[name]) for name in kernels if blend.get(name) is not None},
+        **({"linear_trust": [float(t) for t in blend["linear_trust"]]} if "linear_trust" in blend else {}),
     }
 
 

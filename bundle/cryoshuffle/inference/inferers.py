@@ -27,7 +27,7 @@ from cryoshuffle.inference.windows import choose_pieces, choose_window, cut_wind
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.memory import is_out_of_memory, keep_memory, trim_memory, window_bytes
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise.linear_filter import band_kernel, convolve, filter_reach, filtered
+from cryoshuffle.noise.linear_filter import band_kernel, convolve_channels, filter_reach, filtered
 
 logger = logging.getLogger("cryoshuffle")
 # What a voxel of a window takes in the package's network, bytes (measured: up to 1350), and where it is streamed (up to
@@ -103,6 +103,8 @@ class HaloWindowInferer(PrecisionInferer):
             voxels along (Z, Y, X) times ``gain``, which carries the result where a volume was too small or too noisy
             for a network; None for the network alone. Trust is one share, or one for each band of detail
             (:func:`cryoshuffle.noise.linear_filter.bands`); what is coarser than all bands is then the filter's.
+            Where the filter gives place to less of the network, by band ``linear_trust``, the rest of the network is
+            added without what is linear in it, which the kernel ``linear_part`` takes from the input.
         detail: share of the input mixed back into the result, 0 to 1.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
@@ -151,6 +153,11 @@ class HaloWindowInferer(PrecisionInferer):
         by_band = blend is not None and isinstance(blend["trust"], Sequence)
         self.blend = None if blend is None or (not by_band and blend["trust"] >= 1) else dict(blend)
         self.bands = band_kernel(blend["trust"]) if blend is not None and by_band else None
+        self.linear_bands, self.added_bands = self.bands, None
+        if blend is not None and "linear_trust" in blend:
+            self.linear_bands = band_kernel(blend["linear_trust"])
+            added = [a - b for a, b in zip(blend["trust"], blend["linear_trust"], strict=True)]
+            self.added_bands = band_kernel(added)
 
     def _halo(self, network: Any) -> Triple:
         halo = self.halo
@@ -199,21 +206,29 @@ class HaloWindowInferer(PrecisionInferer):
         """Planes of a window, and what the network makes of them, piece by piece; mirror images are to be added up."""
         if not thickness:
             period = as_triple(getattr(core, "period", 1), "lattice period", smallest=1)
-            yield slice(0, crop.shape[2]), self._in_bands(self._predict(to_device(crop, device), network, period))
+            yield slice(0, crop.shape[2]), self._network_share(self._predict(to_device(crop, device), network, period))
             return
         streamed, passes = StreamedNetwork(core, thickness), MIRRORED if self.mirrors else MIRRORED[:1]
         for mirrored in passes:
             pieces = streamed.pieces(crop, mirrored, device, self.autocast(device))
             if self.bands is not None:
-                pieces = with_context(pieces, self._in_bands, self._band_reach(), crop.shape[2])
+                pieces = with_context(pieces, self._network_share, self._band_reach(), crop.shape[2])
             for planes, piece in pieces:
                 yield planes, piece / len(passes)
 
-    def _in_bands(self, part: Tensor) -> Tensor:
+    def _network_share(self, part: Tensor) -> Tensor:
         """What is the network's of a part of its result."""
-        if self.bands is None:
-            return part
-        return torch.stack([torch.stack([convolve(one, self.bands) for one in channels]) for channels in part])
+        return part if self.bands is None else convolve_channels(part, self.bands)
+
+    def _filter_share(self, seen: Tensor, blend: Mapping[str, Any]) -> Tensor:
+        """What is the filter's of a part of the result, less what the network's share has too much of it."""
+        smooth = torch.stack([filtered(one, blend)[None] for one in seen[:, 0]])
+        if self.linear_bands is not None:
+            smooth = smooth - convolve_channels(smooth, self.linear_bands)
+        if self.added_bands is not None:
+            linear = convolve_channels(seen[:, :1], blend["linear_part"])
+            smooth = smooth - convolve_channels(linear, self.added_bands)
+        return smooth
 
     def _filtered(self, crop: Tensor, thickness: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Planes of a window, and what the filter makes of them."""
@@ -223,8 +238,7 @@ class HaloWindowInferer(PrecisionInferer):
         for start in range(0, depth, thickness):
             first, stop = max(0, start - reach), min(start + thickness, depth)
             seen = to_device(scratch.copy_planes(crop[:, :, first : stop + reach]), device)
-            smooth = torch.stack([filtered(one, self.blend)[None] for one in seen[:, 0]])
-            smooth = smooth if self.bands is None else smooth - self._in_bands(smooth)
+            smooth = self._filter_share(seen, self.blend)
             yield slice(start, stop), smooth[:, :, start - first : stop - first]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

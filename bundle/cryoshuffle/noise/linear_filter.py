@@ -15,13 +15,16 @@ from torch import Tensor
 from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import BlindSet, Triple
 from cryoshuffle.noise.axes import line_along
-from cryoshuffle.noise.spectrum import ENOUGH, smooth_spectrum
+from cryoshuffle.noise.spectrum import ENOUGH, smooth_cross_spectrum, smooth_spectrum
 
 WIDTHS = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0, 2.2, 2.4, 2.6, 2.8, 3.1, 3.4, 4.0)
 WIENER_REACH = 16
 # Widths, voxels, of the Gaussians between which the bands lie, fine to coarse.
 BAND_EDGES = (0.7, 1.4, 2.8, 5.6)
 _NARROW = 0.5**0.5
+# Of the mean power of a tomogram: the least that a prediction from it is divided by.
+_LEAST_POWER = 0.01
+_PREDICTIONS = 3
 Widths = tuple[float, float, float]
 
 
@@ -102,6 +105,19 @@ def convolve(volume: Tensor, kernel: Tensor) -> Tensor:
     return result[: volume.shape[0], : volume.shape[1], : volume.shape[2]]
 
 
+def convolve_channels(volumes: Tensor, kernel: Tensor) -> Tensor:
+    """:func:`convolve` for each volume of a batch.
+
+    Args:
+        volumes: ``(B, C, Z, Y, X)``.
+        kernel: as there.
+
+    Shape:
+        that of ``volumes``.
+    """
+    return torch.stack([torch.stack([convolve(one, kernel) for one in channels]) for channels in volumes])
+
+
 @dataclass(frozen=True)
 class FilterChoice:
     """The best of a family of linear filters.
@@ -151,9 +167,13 @@ def filtered(volume: Tensor, config: Mapping[str, Any]) -> Tensor:
 
 
 def filter_reach(config: Mapping[str, Any]) -> Triple:
-    """How far the filter of :meth:`FilterChoice.config` looks to either side along (Z, Y, X), voxels."""
-    if config.get("kernel") is not None:
-        z, y, x = (int(k) // 2 for k in config["kernel"].shape)
+    """How far the filter of :meth:`FilterChoice.config` looks to either side along (Z, Y, X), voxels.
+
+    With ``linear_part`` as far as that does, if it looks further.
+    """
+    kernels = [config[name] for name in ("kernel", "linear_part") if config.get(name) is not None]
+    if kernels:
+        z, y, x = (max(int(k) // 2 for k in sides) for sides in zip(*(kernel.shape for kernel in kernels), strict=True))
         return z, y, x
     return gaussian_reach(config["sigma"])
 
@@ -306,6 +326,38 @@ def wiener_kernel(total: Tensor, noise: Tensor, reach: int = WIENER_REACH) -> Te
     """
     total, noise = _mirrored_mean(total), _mirrored_mean(noise)
     response = ((total - noise) / total).clamp(0, 1)
+    return _short_kernel(response, total, reach)
+
+
+def prediction_kernel(result: Tensor, volume: Tensor, reach: int = WIENER_REACH) -> Tensor:
+    """The kernel that predicts a result from its volume best: what of a network's result is linear in the tomogram.
+
+    What remains of the result is correlated with no voxel of the volume within reach.
+
+    Args:
+        result: of a volume, ``(Z, Y, X)``.
+        volume: ``(Z, Y, X)``.
+        reach: as of :func:`wiener_kernel`.
+
+    Shape:
+        ``(2 reach + 1,) * 3``.
+
+    Raises:
+        InputError: if a side is shorter than 8 voxels.
+    """
+    total = smooth_spectrum(volume)
+    # Where a tomogram has next to no power, in the missing wedge for instance, chance would decide.
+    divisor = total.clamp(min=_LEAST_POWER * float(total.mean()))
+    kernel, rest = torch.zeros((2 * reach + 1,) * 3), result
+    # Spectra are smooth and kernels short, so a little is left each time.
+    for _ in range(_PREDICTIONS):
+        kernel = kernel + _short_kernel(smooth_cross_spectrum(rest, volume) / divisor, total, reach)
+        rest = result - convolve(volume, kernel)
+    return kernel
+
+
+def _short_kernel(response: Tensor, total: Tensor, reach: int) -> Tensor:
+    """The kernel of a response, tapered towards its ends; ``total`` is the power that its strength is right for."""
     grid = torch.fft.ifftn(response.double()).real
     offsets = torch.arange(-reach, reach + 1)
     taper = 0.5 + 0.5 * torch.cos(math.pi * offsets.double() / (reach + 1))
