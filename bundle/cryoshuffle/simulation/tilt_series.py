@@ -65,8 +65,8 @@ class TiltScheme:
         sirt_iterations: weight of a SIRT-like filter, as a number of iterations; 0 for the plain ramp.
         mtf_at_nyquist: what the detector leaves of the signal's amplitude at 0.5 cycles per voxel, a Gaussian in
             between; its noise stays white, as that of counting detectors is. 1 for an ideal one.
-        rotation_deg: images are recorded turned by so much, and turned back by cubic interpolation with the shifts; 0
-            for not turned, then the shifts are undone by linear interpolation.
+        rotation_deg: images are recorded turned by this angle, and turned back by cubic interpolation with the shifts;
+            0 for not turned, then the shifts are undone by linear interpolation.
         dose: of an image, electrons per Å^2, from the smallest tilt to the largest: fine detail fades with it, and the
             images are weighted by what is left. 0 for no damage and no weights.
 

@@ -35,7 +35,7 @@ class SimulationRanges:
 
     Args:
         cases: kinds of reconstruction, of :data:`cryoshuffle.simulation.tilt_series.CASES`; one that is named more than
-            once is drawn so much more often.
+            once is drawn that many times as often.
         snr: power of signal over noise, drawn evenly in its logarithm; smoothing raises it.
         voxel_size_angstrom: of the volume, before the case ``binned`` makes it 1.5 times as large.
         cell_voxel_size_angstrom: the same for the case ``insitu``.
