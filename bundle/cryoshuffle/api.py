@@ -49,6 +49,7 @@ class DenoiseOptions(TypedDict, total=False):
     """The options of ``cryoshuffle denoise``, with the names, the meaning and the defaults they have there.
 
     ``even``, ``odd``, ``noise_mask`` and ``mask`` may be volumes in memory. ``refine=False`` is ``--no-refine``.
+    Without ``report`` the default of ``survival`` is False.
     """
 
     blind: Literal["auto", "voxel", "plane", "cross", "box"]
@@ -76,6 +77,7 @@ class DenoiseOptions(TypedDict, total=False):
     residual: PathLike
     detail: float
     mirrors: bool
+    survival: bool
     device: str
     precision: Literal["auto", "fp32", "tf32", "bf16"]
     memory: float
@@ -179,7 +181,8 @@ def denoise(
         folder = Path(temporary)
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
-        named: dict[str, Any] = {"quiet": True, "report": folder / "run", **options}
+        # A table that goes into a temporary folder is for nobody.
+        named: dict[str, Any] = {"quiet": True, "report": folder / "run", "survival": "report" in options, **options}
         unknown = sorted(set(options) - set(_OPTIONS))
         if unknown:
             raise UsageError(

@@ -162,6 +162,16 @@ def test_the_time_counts_the_voxels_of_each_tomogram(tmp_path, monkeypatch):
     assert times == pytest.approx([sum(alone)] * 2, rel=0.02)
 
 
+def test_the_time_counts_the_table_of_what_would_survive(tmp_path, monkeypatch):
+    """Where objects are added the run takes longer, but not where the tomogram is too small for them."""
+    monkeypatch.setattr(RunOpening, "_measured_pace", lambda self: Pace(0.0, 1.0, 0.0))
+    for shape, longer in (((40, 64, 64), True), ((24, 64, 64), False)):
+        tomogram, times = small_tomogram(tmp_path / "in.mrc", shape), []
+        for adds in (False, True):
+            times.append(seconds(opening(tomogram, BlindSet("voxel"), adds_objects=adds)["time"]))
+        assert (times[1] > 2 * times[0]) == longer
+
+
 @pytest.mark.parametrize(("error", "words"), [
     ("Found no NVIDIA driver on your system.", "there is no NVIDIA driver"),
     ("The NVIDIA driver on your system is too old (found version 11040).",

@@ -314,6 +314,8 @@ def _evaluate(options: EvaluateCommand) -> int:
     from cryoshuffle.report.pictures import save_fsc_plot
     from cryoshuffle.scores.evaluation import evaluate_files, fsc_curves, table
 
+    if options.survival is not None and options.noisy is None:
+        raise InputError("--survival adds objects to the tomogram that was denoised: name it with --noisy")
     paths = _new_files(options.report, options.overwrite, scores="evaluation.json", picture="fsc.png")
     report = evaluate_files(
         options.result,
@@ -325,6 +327,8 @@ def _evaluate(options: EvaluateCommand) -> int:
         permissive=options.permissive,
     )
     print(table(report))
+    if options.survival is not None:
+        report["survival"] = _survival(options)
     curves = fsc_curves(report)
     if not curves:
         paths.pop("picture", None)
@@ -336,6 +340,15 @@ def _evaluate(options: EvaluateCommand) -> int:
         save_fsc_plot(curves, paths["picture"], report["voxel_size_angstrom"], thresholds)
     _say(**paths)
     return 0
+
+
+def _survival(options: EvaluateCommand) -> dict[str, Any]:
+    """Measure what would be left of small objects, and say it."""
+    from cryoshuffle.report.survival import survival_of_files, survival_table
+
+    survival = survival_of_files(str(options.survival), str(options.noisy), options.permissive)
+    print(f"\n{survival_table(survival)}")
+    return survival
 
 
 def _page(options: ReportCommand) -> int:

@@ -412,6 +412,14 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What the report of a fit is to hold."""
+
+    survival: bool = _in_files(True, given_flag="--no-survival", help=
+        "leave out the table of what would be left of small objects, which is of 20 s on two cores")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApplyOutputOptions(OutputOptions):
     """The same where there is no fit: no effort chooses mirrors, and no other window has the plain name."""
 
@@ -455,7 +463,7 @@ class RunCommand(Command, FileOptions, MachineOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoiseCommand(RunCommand, OutputOptions, FitOptions):
+class DenoiseCommand(RunCommand, ReportOptions, OutputOptions, FitOptions):
     """``cryoshuffle denoise``."""
 
     summary = "fit to this tomogram, then denoise it: the daily command"
@@ -492,7 +500,7 @@ class ApplyCommand(RunCommand, ApplyOutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchCommand(RunCommand, OutputOptions, FitOptions):
+class BatchCommand(RunCommand, ReportOptions, OutputOptions, FitOptions):
     """``cryoshuffle batch``."""
 
     summary = "denoise many tomograms, side by side"
@@ -545,7 +553,7 @@ class RelionJobCommand(BatchCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelionShimCommand(RunCommand, OutputOptions, FitOptions):
+class RelionShimCommand(RunCommand, ReportOptions, OutputOptions, FitOptions):
     """``cryoshuffle relion-shim``."""
 
     summary = "executables for the Denoise job of RELION 5"
@@ -637,6 +645,9 @@ class EvaluateCommand(Command):
     truth: str | None = option(None, "what it should be; gives correlation, PSNR, SSIM and FSC")
     noisy: str | None = option(None, "what it was denoised from; gives what is left in the residual")
     other_half: str | None = option(None, "the other half, raw, where RESULT was denoised from one half alone")
+    survival: str | None = option(None, metavar="MODEL", help=
+        "network that made RESULT, or the folder of its run: adds objects of known shape to the tomogram of --noisy "
+        "and says how much of each comes back")
     window: Sequence[int] | None = option(None, "windows to look for seams of, voxels", parse=triple, metavar="Z,Y,X")
     stride: Sequence[int] | None = option(None, parse=triple, metavar="Z,Y,X", help=
         "lattice stride to look for stripes of, voxels")

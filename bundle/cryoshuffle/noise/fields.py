@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.files.scratch import SECTION, copy_planes
+from cryoshuffle.noise.linear_filter import convolve
 from cryoshuffle.noise.spectrum import GRID
 
 _LEVEL_BLOCK = 8
@@ -33,6 +34,21 @@ def draw_noise(spectrum: Tensor, random: torch.Generator) -> Tensor:
     """
     white = torch.randn(spectrum.shape, generator=random)
     return torch.fft.ifftn(torch.fft.fftn(white) * spectrum.float().sqrt()).real
+
+
+def draw_field(spectrum: Tensor, shape: Sequence[int], random: torch.Generator) -> Tensor:
+    """A field of noise with a given spectrum, as large as it is asked for, which nothing in it repeats.
+
+    Args:
+        spectrum: as of :func:`noise_spectrum`.
+        shape: of the field, (Z, Y, X), voxels.
+        random: where the numbers come from.
+    """
+    response = torch.fft.fftshift(torch.fft.ifftn(spectrum.double().sqrt()).real).float()[1:, 1:, 1:]
+    reach = response.shape[0] // 2
+    white = torch.randn([n + 2 * reach for n in shape], generator=random)
+    z, y, x = (slice(reach, reach + n) for n in shape)
+    return convolve(white, response)[z, y, x]
 
 
 def lay_noise(tile: Tensor, shape: Sequence[int]) -> Tensor:

@@ -9,6 +9,7 @@ from cryoshuffle.report.page import ReportPage
 from cryoshuffle.report.pictures import FitPreview, ResultPreview
 from cryoshuffle.report.provenance import InputSnapshot, Provenance, checksums
 from cryoshuffle.report.residual import ResidualWriter
+from cryoshuffle.report.survival import SurvivalTable
 
 __all__ = [
     "ErrorMapWriter",
@@ -24,6 +25,7 @@ __all__ = [
     "ResultPreview",
     "RunLog",
     "RunOpening",
+    "SurvivalTable",
     "TensorBoardLog",
     "Timer",
     "checksums",

@@ -14,6 +14,7 @@ from torch import nn
 
 from cryoshuffle.devices import device_name, device_reason, is_first_process
 from cryoshuffle.files.formats import read_header
+from cryoshuffle.inference.survival import survival_voxels
 from cryoshuffle.lattice import as_triple
 from cryoshuffle.noise.choice import BlindPlan
 from cryoshuffle.report.log import StagePlace
@@ -85,6 +86,7 @@ class RunOpening:
         place: of the first stage; None where there is no other.
         permissive: also take MRC files whose header breaks the standard.
         quiet: say nothing.
+        adds_objects: whether a table of what would survive is made at the end.
     """
 
     def __init__(
@@ -103,12 +105,13 @@ class RunOpening:
         place: StagePlace | None = None,
         permissive: bool = False,
         quiet: bool = False,
+        adds_objects: bool = False,
     ) -> None:
         self.tomograms, self.measured, self.network, self.device = tomograms, measured, network, device
         self.device_name, self.effort, self.minutes, self.passes = device_name, effort, minutes, passes
         self.tilt_axis, self.permissive, self.quiet = tilt_axis, permissive, quiet
         self.steps, self.stages = (steps, 1) if place is None else (place.total, place.count)
-        self.window = as_triple(window, "window")
+        self.window, self.adds_objects = as_triple(window, "window"), adds_objects
 
     def attach(self, engine: Engine) -> None:
         """Say it at the start of the engine; of several processes the first does."""
@@ -123,12 +126,12 @@ class RunOpening:
     def lines(self) -> list[str]:
         """What is said, a line each."""
         shapes = [read_header(tomogram, self.permissive).shape_zyx for tomogram in self.tomograms]
-        more = f", and {len(self.tomograms) - 1} more" if len(self.tomograms) > 1 else ""
+        others = f", and {len(self.tomograms) - 1} more" if len(self.tomograms) > 1 else ""
         size = " × ".join(map(str, shapes[0]))
         stages = f" in {self.stages} stages" if self.stages > 1 else ""
         limit = "" if self.minutes is None else f", or what {self.minutes:g} minutes allow of them"
         said = {
-            "tomogram": f"{self.tomograms[0]}, {size} voxels (z, y, x){more}",
+            "tomogram": f"{self.tomograms[0]}, {size} voxels (z, y, x){others}",
             "device": f"{device_name(self.device)}: {device_reason(self.device, self.device_name)}",
             "tilt axis": self._axis(),
             "effort": f"{self.effort}, {self.steps} steps{stages}{limit}",
@@ -170,6 +173,7 @@ class RunOpening:
             more = _COMPARED_MORE if own >= _LARGE or self.stages == 1 else 0
             voxels += own
             looked_at += (_COMPARED + more) * math.prod(min(side, _COMPARED_SIDE) for side in shape)
+            looked_at += survival_voxels(shape) if self.adds_objects else 0
         fit = self.steps * pace.step_s
         if self.minutes is not None:
             least = min(self.steps, _LEAST_STEPS * min(self.stages, 2))

@@ -25,6 +25,7 @@ from cryoshuffle.report.log import logger, read_history
 from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
 from cryoshuffle.report.pictures import PICTURE_NAME, picture_planes
 from cryoshuffle.report.slices import ERROR_COLOURS, read_slices
+from cryoshuffle.report.survival import HEAD, SURVIVAL_NAME, survival_rows, survival_words
 from cryoshuffle.report.verdict import Finding, verdict
 from cryoshuffle.scores.evaluation import fsc_curves, rows
 
@@ -47,7 +48,7 @@ _TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 _TEMPLATES.globals.update(
-    width=WIDTH, height=HEIGHT, row=ROW, marks=_MARKS, score_rows=rows, error_colours=ERROR_COLOURS
+    width=WIDTH, height=HEIGHT, row=ROW, marks=_MARKS, score_rows=rows, error_colours=ERROR_COLOURS, survival_head=HEAD
 )
 
 
@@ -279,7 +280,9 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     shown = read_slices(source, result, error, permissive, fill_nan, place)
     scale = _noise_scale(provenance, models, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale)
-    scores = _read(place / "evaluation.json")
+    scores, survival = (_read(place / name) for name in ("evaluation.json", SURVIVAL_NAME))
+    if survival is not None:
+        numbers["survival"] = survival
     refinement = _read(place / "refinement.json") if noise is not None else None
     history = read_history(place) if noise is not None else []
     listed = findings(noise, refinement, numbers, history)
@@ -297,6 +300,8 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
         graded=graded(noise, numbers),
         voxel_size="voxel size unknown" if sizes is None else " × ".join(f"{n:.4g}" for n in sizes) + " Å a voxel",
         shown=shown,
+        survival_rows=survival_rows(survival or {}),
+        survival_words=survival_words(survival or {}),
         halves_chart=_halves_chart(numbers) if "halves" in numbers else None,
         curves=_curves(numbers, history),
         one_window=window is not None and all(w >= n for w, n in zip(window, numbers["full_shape"], strict=True)),
