@@ -88,6 +88,43 @@ def test_the_wrong_noise_makes_another_map(gaussian):
     assert float((wrong / right).mean()) == pytest.approx(1.5**0.5, rel=0.02)
 
 
+@pytest.mark.parametrize("told", [1.0, 1.5])
+def test_noise_of_halves_stays_as_drawn_noise_does_if_its_power_is_right(gaussian, told):
+    """The ratio of both is 1; noise taken for one and a half times as strong makes it less by that, in each part."""
+    truth, volume, result, inferer = gaussian
+    even, odd = (truth + 2**0.5 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(s)) for s in (7, 8))
+    error_map = ErrorMap(StoredNoise(told * WHITE, False), inferer)
+    error = error_map(volume, result, nothing)[0, 0]
+    compared = error_map.compare(volume, (even - odd) / 2, error, nothing)
+    assert compared["error"] < 0.05
+    assert abs(compared["ratio"] - 1 / told) < 3 * compared["error"]
+    for ratio, uncertainty in zip(compared["ratios"], compared["errors"], strict=True):
+        assert abs(ratio - 1 / told) < 4 * uncertainty
+        assert uncertainty < 0.2
+    assert (compared["ratio"] + 3 * compared["error"] > 0.75) == (told == 1)
+
+
+def test_noise_of_halves_that_is_uneven_is_told_by_part_of_the_map(gaussian):
+    """Noise that was taken for even: too little where it is strong, too much where it is weak, right on the whole."""
+    _, volume, _, inferer = gaussian
+    strength = torch.where(torch.arange(SHAPE[2]) < 32, 0.6, 1.28)
+    measured = strength * torch.randn(SHAPE, generator=torch.Generator().manual_seed(9))
+    along = torch.arange(float(SHAPE[2])).expand(SHAPE)
+    compared = ErrorMap(StoredNoise(WHITE, False), inferer).compare(volume, measured, along, nothing)
+    assert compared["ratio"] == pytest.approx(1, abs=0.1)
+    assert max(compared["ratios"][:4]) < 0.6
+    assert min(compared["ratios"][4:]) > 1.3
+
+
+def test_noise_of_which_nothing_stays_has_no_ratio():
+    """A result that ignores the volume: infinite, with an infinite error."""
+    volume = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(10))
+    compared = ErrorMap(StoredNoise(WHITE, False), HaloWindowInferer(SHAPE, halo=0)).compare(
+        volume, volume[0, 0], volume[0, 0], nothing
+    )
+    assert compared["ratio"] == compared["error"] == float("inf")
+
+
 def test_a_result_that_keeps_all_noise_is_as_wrong_as_the_noise():
     """The volume itself as its result; one that ignores the volume has no error that noise could tell."""
     volume = torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(3))

@@ -17,6 +17,7 @@ REMOVED = {"ratios": [1.0, 1.0, 0.95, 1.1], "errors": [0.003, 0.005, 0.01, 0.03]
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
 NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
+MAP = {"ratio": 1.0, "error": 0.02, "ratios": [0.95, 1.0, 1.1], "errors": [0.05] * 3}
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
 
 
@@ -198,6 +199,27 @@ def test_a_place_whose_noise_is_not_as_modelled_is_named(ratio, level):
     assert ("z = 4, y = 5, x = 6" in place.words) == (level == "look")
 
 
+@pytest.mark.parametrize(
+    ("content", "level"),
+    [
+        ({}, "ok"),
+        ({"ratio": 0.7}, "ok"),
+        ({"ratio": 0.66}, "look"),
+        ({"ratio": 1.38}, "ok"),
+        ({"ratio": 1.5}, "look"),
+        ({"ratios": [0.5, 1.0, 1.1]}, "look"),
+        ({"ratios": [0.5, 1.0, 1.1], "errors": [0.1, 0.05, 0.05]}, "ok"),
+        ({"ratio": -0.1}, "look"),
+    ],
+)
+def test_an_error_map_beyond_the_halves_by_more_than_chance_is_told(content, level):
+    """On the whole or in any part of it; within three standard errors of the limits it may be chance."""
+    (one,) = findings(None, None, {"error_map": {**MAP, **content}})
+    assert (one.level, one.subject) == (level, "map")
+    assert bool(one.advice) == (level == "look")
+    assert findings(None, None, {"error_map": {"not_measured": "the halves do not add up"}}) == []
+
+
 def test_a_fit_that_was_cut_short_is_told():
     """With its stages and steps; one that took all its steps, or ended as its risk was flat, is not."""
     line = {"stage": "refining", "step": 75, "steps": 175}
@@ -218,6 +240,7 @@ GOOD = {
     "residual": {**RESIDUAL, "autocorrelation": {"z": [0.05, 0, 0, 0], "y": [0.9] * 4, "x": [0.3, 0.1, 0.05, 0]}},
     "seams": {"borders": 1.1, "halfway": 1.0},
     "lattice": {"y": LATTICE, "x": LATTICE},
+    "error_map": MAP,
 }
 
 
@@ -236,6 +259,8 @@ GOOD = {
         ("residual", {"autocorrelation": {"z": [0, 0.11, 0, 0]}}, "alike", "Along z .* by 0.11, good up to 0.1"),
         ("seams", {"borders": 1.5}, "seams", "good below 1.4"),
         ("lattice", {"x": {**LATTICE, "excess": 1.4}}, "stripes", "along x: 1.40 times"),
+        ("error_map", {"ratio": 0.67}, "map", "stays in the result with 0.67 ± 0.02 times .* good from 0.75 to 1.33"),
+        ("error_map", {"ratios": [0.95, 1.0, 1.5]}, "map", "1.50 ± 0.05 times .* in part 3 of 3 of the map"),
         ("lattice", {"x": {**LATTICE, "imbalance": 1.11}}, "planes", "along x .* have 1.11 times .* good below 1.1"),
     ],
 )
@@ -311,6 +336,7 @@ def test_every_finding_weighs_something_and_says_what_to_do():
         "painted": {**PAINTED, "least": -0.5, "levels": [0.5, 1.5]},
         "slopes": [-1.0, 1.0, 1.0, 1.0],
         "not_measured": "too small",
+        "error_map": {**MAP, "ratio": 3.0},
     }
     refinement = {"trust": 0.2, "weight": 1.7, "excessive": True, "levels": False}
     history = [{"stage": "refining", "step": 1, "steps": 2, "out_of_time": True}]

@@ -9,7 +9,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
-from phantoms import small_tomogram
+from phantoms import small_tomogram, write_mrc
 
 import cryoshuffle
 from cryoshuffle.commands.cli import main
@@ -89,6 +89,26 @@ def test_models_and_fits_without_noise_are_refused_first(tmp_path, fitted, capsy
     assert main(["denoise", str(tomogram), *ending, "--no-refine"]) == 2
     assert "--no-refine does not measure" in capsys.readouterr().err
     assert not (tmp_path / "out.mrc").exists()
+
+
+def test_a_map_is_compared_with_the_halves_that_were_given(tmp_path):
+    """Beside the map, in the table and the findings; the next run without a map has none of it."""
+    halves = [small_tomogram(tmp_path / f"{name}.mrc", (24, 48, 48), n) for n, name in enumerate(("even", "odd"))]
+    tomogram = write_mrc(tmp_path / "in.mrc", np.mean([mrcfile.read(half) for half in halves], axis=0))
+    words = ["denoise", str(tomogram), str(tmp_path / "out.mrc"), "--even", str(halves[0]), "--odd", str(halves[1])]
+    quick = ["--effort", "fast", "--quiet", "--no-survival", "--overwrite"]
+    assert main([*words, *quick, "--error", str(tmp_path / "error.mrc")]) == 0
+    compared = json.loads((tmp_path / "out_run" / "error_map.json").read_text())
+    assert compared["ratio"] == pytest.approx(1, abs=0.75)
+    assert len(compared["ratios"]) == len(compared["errors"]) == 8
+    report = json.loads((tmp_path / "out_run" / "report.json").read_text())
+    assert report["numbers"]["error_map"] == compared
+    assert sum(one["subject"] == "map" for one in report["findings"]) == 1
+    assert "noise of the halves in the result" in (tmp_path / "out_run" / "report.html").read_text()
+    assert main([*words, *quick]) == 0
+    assert not (tmp_path / "out_run" / "error_map.json").exists()
+    report = json.loads((tmp_path / "out_run" / "report.json").read_text())
+    assert "error_map" not in report["numbers"]
 
 
 def test_python_returns_both(tmp_path):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
@@ -14,10 +17,14 @@ from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.inference.checkpoints import StoredNoise, load_plain, stored_noise
 from cryoshuffle.inference.inferers import MIRRORED, HaloWindowInferer
-from cryoshuffle.noise.fields import draw_noise, lay_noise, level_plane
+from cryoshuffle.noise.fields import draw_field, draw_noise, lay_noise, level_plane
 from cryoshuffle.noise.linear_filter import gaussian, gaussian_reach
 
 PASSES, MOST_PASSES = 4, 16
+# Fields that are drawn to compare noise with that was measured, and parts of the map that are looked at by themselves.
+DRAWN, PARTS = 2, 8
+# Sides of blocks that tell how uncertain a sum is: noise is alike over fewer voxels.
+_BLOCK = 16
 # Share of a field of noise that is added, and width over which powers are averaged, voxels.
 _STEP, _WIDTH = 0.1, 2.0
 # Error over the noise that stays: where much stays there is structure, of which as much is lost again; and what is lost
@@ -118,6 +125,48 @@ class ErrorMap:
         error = self._standard_error(power, noisy, shared / (self.passes * volume.numel())) if kept > 0 else power
         return self._with_detail(error, level) if self.detail else error
 
+    def compare(
+        self, volume: Tensor, measured: Tensor, error: Tensor, network: Callable[..., Tensor]
+    ) -> dict[str, Any]:
+        """How much of noise that was measured stays in the result, over how much stays of the noise that is drawn.
+
+        Both are the mean of z J z, for one field z that is given and for :data:`DRAWN` fields that are drawn. Their
+        ratio is 1 for noise of the tomogram's own kind.
+
+        Args:
+            volume: a part of the standardised volume, ``(1, 1, Z, Y, X)``.
+            measured: its noise but for the sign at each voxel, from halves for instance, ``(Z, Y, X)``.
+            error: the map there, ``(Z, Y, X)``.
+            network: that made the result.
+
+        Returns:
+            ``ratio`` and ``error`` of the whole, and ``ratios`` and ``errors`` where the map is least, and so on, to
+            where it is largest, in :data:`PARTS` parts of as many voxels. The errors are standard errors, from blocks
+            of the volume.
+
+        Shape:
+            that of a part that fits into memory.
+        """
+        random, level = torch.Generator().manual_seed(self.seed + 1), self._level(volume)
+        drawn = [draw_field(self.noise.spectrum, measured.shape, random).to(volume) * level for _ in range(DRAWN)]
+        before = self._denoise(volume, network)[0, 0]
+
+        def kept(field: Tensor) -> Tensor:
+            change = self._denoise(volume + _STEP * field, network)[0, 0] - before
+            return field * change / _STEP
+
+        true = kept(measured.to(volume))
+        modelled = torch.stack([kept(field) for field in drawn]).mean(dim=0)
+        parts = _parts(error)
+        ratios = [_ratio(true, modelled, parts == number) for number in range(PARTS)]
+        ratio, own_error = _ratio(true, modelled, torch.ones_like(parts, dtype=torch.bool))
+        return {
+            "ratio": ratio,
+            "error": own_error,
+            "ratios": [one for one, _ in ratios],
+            "errors": [one for _, one in ratios],
+        }
+
     def _with_detail(self, error: Tensor, level: Tensor) -> Tensor:
         """The error of a result with a share d of the input mixed in: (1 - d^2) error^2 + d^2 noise^2."""
         share = self.detail**2
@@ -162,6 +211,31 @@ class ErrorMap:
     def _mean_shape(smooth: Tensor, mean: float) -> float:
         parts = scratch.sections(smooth.shape, 2)
         return sum(float(_shape(smooth[:, :, part], mean).sum(dtype=torch.float64)) for part in parts) / smooth.numel()
+
+
+def _parts(error: Tensor) -> Tensor:
+    """The number of the part of a map that each voxel is in, from least to largest."""
+    order = error.flatten().argsort(stable=True)
+    parts = torch.empty_like(order)
+    parts[order] = torch.arange(len(order), device=order.device) * PARTS // len(order)
+    return parts.reshape(error.shape)
+
+
+def _ratio(true: Tensor, modelled: Tensor, where: Tensor) -> tuple[float, float]:
+    """The ratio of two sums over some voxels, and its standard error by the scatter of blocks of the volume."""
+    sums = [_block_sums(values * where) for values in (true, modelled)]
+    total = float(sums[1].sum())
+    ratio = float(sums[0].sum()) / total if total > 0 else math.inf
+    apart = sums[0] - ratio * sums[1]
+    return ratio, float(apart.square().sum().sqrt()) / total if total > 0 else math.inf
+
+
+def _block_sums(values: Tensor) -> Tensor:
+    blocks = [min(_BLOCK, n) for n in values.shape]
+    means = F.avg_pool3d(
+        values[None, None].double(), blocks, ceil_mode=True, count_include_pad=False, divisor_override=1
+    )
+    return means.flatten()
 
 
 def _inside(side: int) -> Tensor:

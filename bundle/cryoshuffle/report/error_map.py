@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +17,22 @@ from monai.engines.utils import IterationEvents
 from monai.transforms import Compose
 from torch import Tensor
 
-from cryoshuffle.errors import FitInterruptedError, stop_behind
+from cryoshuffle.errors import FitInterruptedError, InputError, stop_behind
 from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.intensity import IS_SPREAD
+from cryoshuffle.files.scratch import central_crop
+from cryoshuffle.files.writing import write_json
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.inference.error_map import PASSES, ErrorMap, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.noise.volumes import load_volume, on_one_scale
 
 logger = logging.getLogger("cryoshuffle")
 CONTENT = "standard error of the denoised volume"
+COMPARISON_NAME = "error_map.json"
+# The middle of a map that is compared with the halves, at most.
+_SIDE = 128
 
 
 class ErrorMapWriter:
@@ -41,6 +49,10 @@ class ErrorMapWriter:
         output: path of the result, for messages.
         passes: of inference.
         seed: of the noise that is added.
+        halves: paths of even and odd half of the tomogram, whose difference the map is compared with; None for none.
+        tomogram: path of the tomogram, which tells which way the axes of the halves run.
+        comparison: path of the JSON file of that comparison; an older one is removed. None for none.
+        permissive: also take halves whose header breaks the standard.
         options: of the writer, see :func:`cryoshuffle.files.image_writer`.
 
     Units:
@@ -61,19 +73,31 @@ class ErrorMapWriter:
         output: str,
         passes: int = PASSES,
         seed: int = 0,
+        halves: Sequence[str] | None = None,
+        tomogram: str | None = None,
+        comparison: str | None = None,
+        permissive: bool = False,
         **options: Any,
     ) -> None:
         self.path, self.checkpoint, self.inferer, self.transform = path or "", checkpoint, inferer, transform
         self.output, self.passes, self.seed, self.options = output, passes, seed, options
+        self.halves, self.tomogram, self.permissive = halves, tomogram, permissive
+        self.comparison = None if comparison is None else Path(comparison)
         self._noise: StoredNoise | None = None
         self._kept: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Make the map at the end, if it is asked for."""
+        engine.add_event_handler(Events.STARTED, self.forget)
         if self.path:
             engine.add_event_handler(Events.STARTED, self.read)
             engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.keep)
             engine.add_event_handler(Events.COMPLETED, self)
+
+    def forget(self, engine: Engine) -> None:
+        """Remove the comparison of another map."""
+        if self.comparison is not None:
+            self.comparison.unlink(missing_ok=True)
 
     def read(self, engine: Engine) -> None:
         """Read the noise, before there is anything to lose."""
@@ -102,8 +126,29 @@ class ErrorMapWriter:
         (image, result), self._kept = self._kept, None
         one, error_map = image[0], ErrorMap(noise, self.inferer, self.passes, self.seed)
         with torch.no_grad():
-            error = error_map(image.as_subclass(Tensor), result, network)
+            volume = image.as_subclass(Tensor)
+            error = error_map(volume, result, network)
+            if self.halves is not None and self.comparison is not None:
+                write_json(self._compare(error_map, volume, error, network), self.comparison)
         return MetaTensor(error[0], meta={**one.meta, IS_SPREAD: True}, applied_operations=one.applied_operations)
+
+    def _compare(
+        self, error_map: ErrorMap, volume: Tensor, error: Tensor, network: Callable[..., Tensor]
+    ) -> dict[str, Any]:
+        """What :meth:`cryoshuffle.inference.error_map.ErrorMap.compare` says of the middle; or why it says nothing."""
+        part, own_error = (central_crop(values, _SIDE) for values in (volume, error[0, 0]))
+        try:
+            even, odd = (
+                load_volume(half, self.permissive, _SIDE, fill_nan=True, beside=self.tomogram)
+                for half in self.halves or ()
+            )
+            even, odd = on_one_scale(part[0, 0].cpu(), even, odd)
+        except InputError as mistake:
+            return {"not_measured": str(mistake)}
+        compared = error_map.compare(part, even - odd, own_error, network)
+        if not all(map(math.isfinite, (*compared["ratios"], *compared["errors"]))):
+            return {"not_measured": "too little noise stays in the result"}
+        return compared
 
     @contextmanager
     def _result_is_there(self) -> Iterator[None]:

@@ -46,6 +46,8 @@ _CHANCE = 3.0
 _SHARED, _ALIKE = -0.1, 0.1
 # Fine detail of the strongest planes of the lattice over the mean: those have 1.00 to 1.03.
 _IMBALANCE = 1.1
+# Noise of the halves that stays in a result over that of drawn noise, on the whole and in eighths of the error map.
+_MAP = (0.75, 1.33)
 DETAIL_NAMES = ("under 0.7", *(f"{low} to {high}" for low, high in pairwise(BAND_EDGES)))
 
 
@@ -109,6 +111,8 @@ def checks(noise: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[
         listed.append(Check("seams", what, jumps, f"{jumps:.2f}", -math.inf, _SEAMS, f"{_SEAMS}"))
     for axis, lattice in numbers.get("lattice", {}).items():
         listed += _lattice_checks(axis, lattice)
+    if "ratio" in numbers.get("error_map", {}):
+        listed += _map_checks(numbers["error_map"])
     return listed
 
 
@@ -167,6 +171,22 @@ def _lattice_checks(axis: str, lattice: Mapping[str, Any]) -> list[Check]:
     ]
 
 
+def _map_checks(compared: Mapping[str, Any]) -> list[Check]:
+    """Of the error map, on the whole and where the map is least, and so on."""
+    low, high = _MAP
+    parts = len(compared["ratios"])
+    where = ["", *(f"{number} of {parts}" for number in range(1, parts + 1))]
+    listed = []
+    for place, ratio, error in zip(
+        where, [compared["ratio"], *compared["ratios"]], [compared["error"], *compared["errors"]], strict=True
+    ):
+        what = f"error map, part {place} from low to high" if place else "error map"
+        what += ": noise of the halves in the result over drawn noise, power"
+        text, limit = f"{ratio:.2f} ± {error:.2f}", f"{low} to {high}"
+        listed.append(Check("map", what, ratio, text, low, high, limit, _CHANCE * error, place))
+    return listed
+
+
 def findings(
     noise: Mapping[str, Any] | None,
     refinement: Mapping[str, Any] | None,
@@ -191,6 +211,8 @@ def findings(
     if "power" in numbers:
         listed.append(_power_finding([one for one in checked if one.subject == "power"], noise is not None))
         listed.append(_place_finding(numbers["power"]["regions"]))
+    if any(one.subject == "map" for one in checked):
+        listed.append(_map_finding([one for one in checked if one.subject == "map"]))
     if "removed" in numbers:
         listed.append(_removed_finding([one for one in checked if one.subject == "removed"], noise is not None))
     if "halves" in numbers:
@@ -300,6 +322,31 @@ def _place_finding(regions: Mapping[str, Any]) -> Finding:
     )
     why = "noise may be left in, or signal taken away" if more else "detail may be lost, or noise left in"
     return Finding("look", words, "place", f"Look there: {why}.")
+
+
+def _map_finding(checked: Sequence[Check]) -> Finding:
+    """Whether the noise of the halves stays in the result as the error map has it."""
+    whole, *parts = checked
+    bad = [one for one in checked if not one.good]
+    if not bad:
+        values = [one.value for one in parts]
+        words = (
+            f"The error map agrees with the halves: their noise stays in the result with {whole.value:.2f} times the "
+            f"power of drawn noise, {min(values):.2f} to {max(values):.2f} times in parts of the map from low to high, "
+            f"good from {whole.limit}."
+        )
+        return Finding("ok", words, "map")
+    worst = max(bad, key=lambda one: abs(math.log(max(one.value, 1e-6))))
+    where = f" in part {worst.where} of the map from low to high" if worst.where else ""
+    words = (
+        f"The error map does not agree with the halves: their noise stays in the result with {worst.text} times the "
+        f"power of drawn noise{where}, good from {whole.limit}."
+    )
+    advice = (
+        f"Take the map for where errors are, and multiply it by {max(worst.value, 0.0) ** 0.5:.2f} "
+        f"{'there' if where else 'for how large they are'}; make sure that the halves are those of this tomogram."
+    )
+    return Finding("look", words, "map", advice)
 
 
 def _removed_finding(bands: Sequence[Check], measured_here: bool) -> Finding:

@@ -20,6 +20,7 @@ from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
+from cryoshuffle.report.error_map import COMPARISON_NAME
 from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
 from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
@@ -281,8 +282,8 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     scale = _noise_scale(provenance, models, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale)
     scores, survival = (_read(place / name) for name in ("evaluation.json", SURVIVAL_NAME))
-    if survival is not None:
-        numbers["survival"] = survival
+    more = {"survival": survival, "error_map": _read(place / COMPARISON_NAME)}
+    numbers |= {name: content for name, content in more.items() if content is not None}
     refinement = _read(place / "refinement.json") if noise is not None else None
     history = read_history(place) if noise is not None else []
     listed = findings(noise, refinement, numbers, history)

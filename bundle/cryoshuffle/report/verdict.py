@@ -16,6 +16,7 @@ SUBJECTS = (
     "power",
     "excess",
     "place",
+    "map",
     "uneven",
     "kept",
     "removed",
