@@ -182,8 +182,7 @@ class Survival:
     is ``<f(y + s) - f(y), s> / <s, s>``, with its standard error over the copies. A faint object may still stand out,
     so the projection of what came back is compared with the spread of the same projection over the denoised tomogram
     without it, less the mean around the object, so that a slow background does not count. The same ratio is given for
-    the tomogram itself. Last, noise alone is denoised: its projection is the contrast that noise pretends
-    to have.
+    the tomogram itself. Last, noise alone is denoised: its projection is the contrast that noise pretends to have.
 
     Half of the copies are brighter than what is around them and half are darker. Mirror images are not averaged, and
     the noise is taken for as strong as its mean.
@@ -266,9 +265,8 @@ class Survival:
             if len(where) < _FEWEST:
                 result["too_large"].append(probe.name)
                 continue
-            one = _Added(probe, where, tomogram, before, noise, deviation)
-            rows = [one.row(contrast, denoise) for contrast in CONTRASTS]
-            result["objects"].append({"name": probe.name, "copies": len(where), **one.noise_alone(), "rows": rows})
+            added = _Added(probe, where, tomogram, before, noise, deviation)
+            result["objects"].append(added.measure(denoise))
         return result
 
     def _denoiser(self, network: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
@@ -311,17 +309,22 @@ class _Added:
         """Bright and dark in turn."""
         return torch.tensor([1.0 - 2.0 * (number % 2) for number in range(len(self.places))])
 
-    def row(self, contrast: float, denoise: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """What comes back of copies of a contrast."""
-        height, added = contrast * self.deviation, self.tomogram.clone()
-        for place, sign in zip(self.places, self._signs.tolist(), strict=True):
-            added[place] += sign * height * self._shape
-        change = denoise(added) - self.before
-        shares = self._projections(change, self._shape) / height
-        apart = self._projections(change, _less_mean(self._shape))
+    def measure(self, denoise: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """What comes back of the copies, at each contrast."""
         spread, noisy_spread = (float(self._everywhere(volume).std()) for volume in (self.before, self.tomogram))
-        share, share_error = _mean_and_error(shares)
-        signal, signal_error = _mean_and_error(apart)
+        rows = [self._row(contrast, denoise, spread, noisy_spread) for contrast in CONTRASTS]
+        return {"name": self.probe.name, "copies": len(self.places), **self._noise_alone(), "rows": rows}
+
+    def _row(
+        self, contrast: float, denoise: Callable[[Tensor], Tensor], spread: float, noisy_spread: float
+    ) -> dict[str, float]:
+        """The same at one contrast, beside how much the projection varies where nothing was added."""
+        height, volume = contrast * self.deviation, self.tomogram.clone()
+        for place, sign in zip(self.places, self._signs.tolist(), strict=True):
+            volume[place] += sign * height * self._shape
+        change = denoise(volume) - self.before
+        share, share_error = _mean_and_error(self._projections(change, self._shape) / height)
+        signal, signal_error = _mean_and_error(self._projections(change, _less_mean(self._shape)))
         return {
             "contrast": contrast,
             "share": share,
@@ -331,7 +334,7 @@ class _Added:
             "stood_out": height / noisy_spread if noisy_spread > 0 else 0.0,
         }
 
-    def noise_alone(self) -> dict[str, float]:
+    def _noise_alone(self) -> dict[str, float]:
         """The contrast that noise pretends to have, root mean square, from the corners of the crop."""
         power = self._everywhere(self.noise).square() / self.deviation**2
         parts = [power]
