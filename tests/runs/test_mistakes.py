@@ -461,7 +461,7 @@ def test_a_finished_run_keeps_no_states_and_says_what_it_keeps(tmp_path, capsys)
     run = tmp_path / "o_run"
     assert {path.name for path in run.iterdir()} == {
         "model.pt", "blind.pt", "fit.json", "history.jsonl", "noise.json", "provenance.json",
-        "refinement.json", "report.html", "report.json", "result.png", "run.log",
+        "refinement.json", "report.html", "report.json", "result.png", "run.log", "survival.json",
     }  # fmt: skip
     *_, last, verdict = capsys.readouterr().out.splitlines()
     assert verdict.startswith("verdict:    ")
