@@ -104,6 +104,17 @@ def test_noise_of_halves_stays_as_drawn_noise_does_if_its_power_is_right(gaussia
     assert (compared["ratio"] + 3 * compared["error"] > 0.8) == (told == 1)
 
 
+def test_a_level_that_is_measured_rights_noise_that_was_taken_for_too_strong(gaussian):
+    """Told half as strong again, the ratio of map and halves is right; where the level is kept it is not."""
+    _, volume, _, inferer = gaussian
+    measured = torch.randn(SHAPE, generator=torch.Generator().manual_seed(11))
+    ratios = [
+        ErrorMap(StoredNoise(1.5 * WHITE, levels), inferer).compare(volume, measured, measured, nothing)["ratio"]
+        for levels in (True, False)
+    ]
+    assert ratios == pytest.approx([1, 1 / 1.5], abs=0.07)
+
+
 def test_noise_of_halves_that_is_uneven_is_told_by_part_of_the_map(gaussian):
     """Noise that was taken for even: too little where it is strong, too much where it is weak, right on the whole."""
     _, volume, _, inferer = gaussian
