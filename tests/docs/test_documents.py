@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -77,3 +78,24 @@ def test_the_page_of_options_is_what_the_options_say():
     assert script.page() == written
     for one in DenoiseCommand.options().values():
         assert one.is_positional or f"| `{one.flag}" in written
+
+
+def _sentences() -> str:
+    """All texts of the program, those of more than one piece as one, with a mark for each value."""
+    texts = []
+    for path in (ROOT / "bundle" / "cryoshuffle").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_that_are_explained_are_messages_of_the_program():
+    """Each row begins with words of one; words that no message has are none of them (control)."""
+    page = (ROOT / "docs" / "howto" / "messages.md").read_text(encoding="utf-8")
+    explained, sentences = re.findall(r"^\| `([^`]+)` \|", page, flags=re.MULTILINE), _sentences()
+    assert len(explained) > 20
+    assert [words for words in explained if words not in sentences] == []
+    assert "is a wrong tomogram" not in sentences
