@@ -60,7 +60,7 @@ def prepare(folder: Path, case: str, shape: Sequence[int], snr: float, seed: int
         mean, deviation = made.tomogram.mean(), made.tomogram.std()
         scaled = {name: (getattr(made, name) - mean) / deviation for name in VOLUMES}
         folder.mkdir(parents=True, exist_ok=True)
-        save_simulation(replace(made, **scaled), folder, overwrite=True)
+        save_simulation(replace(made, **scaled), folder, force=True)
     return float(json.loads(described.read_text(encoding="utf-8"))["voxel_size_angstrom"])
 
 

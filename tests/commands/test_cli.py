@@ -189,12 +189,13 @@ def test_noise_puts_what_it_needs_into_a_report_that_is_there(tmp_path, monkeypa
 
 
 def test_a_simulation_is_not_made_where_it_cannot_be_written(tmp_path, monkeypatch, capsys):
-    """It is refused before the work; with --overwrite it is not."""
+    """A file of others is refused before the work; with --force it is not, nor where another case has no such file."""
     work = Mock(side_effect=FileError("work"))
     monkeypatch.setattr("cryoshuffle.simulation.tilt_series.simulate", work)
     (tmp_path / "even_tilts.mrc").touch()
     for words, sentence in (
-        (["--case", "insitu"], "exists already"), (["--case", "insitu", "--overwrite"], "work"), ([], "work"),
+        (["--case", "insitu"], "add --force"), (["--case", "insitu", "--overwrite"], "add --force"),
+        (["--case", "insitu", "--force"], "work"), ([], "work"),
     ):  # fmt: skip
         assert main(["simulate", str(tmp_path), *words]) == 2
         assert sentence in capsys.readouterr().err

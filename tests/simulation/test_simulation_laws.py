@@ -279,3 +279,22 @@ def test_a_table_that_is_none_of_particles_is_refused(tmp_path):
             load_particles(table)
     with pytest.raises(FileError, match=r"none\.csv: cannot be read"):
         load_particles(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("name", ["tomogram.mrc", "even.mrc", "particles.csv", "simulation.json"])
+def test_a_simulation_replaces_files_of_simulations_alone(tmp_path, name):
+    """Its own files are replaced; one of others under such a name is not, beside a record or not, unless forced."""
+    made = simulate("white", (16, 16, 16), 0.1)
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    save_simulation(made, beside)
+    save_simulation(made, beside, overwrite=True)
+    alone.mkdir()
+    for folder in (alone, beside):
+        (folder / name).write_bytes(b"raw")
+        with pytest.raises(FileError, match="exists and is no file of a simulation.*add --force"):
+            save_simulation(made, folder, overwrite=True)
+        assert (folder / name).read_bytes() == b"raw"
+        save_simulation(made, folder, force=True)
+        assert (folder / name).read_bytes() != b"raw"
+        with pytest.raises(FileError, match="exists already, add --overwrite"):
+            save_simulation(made, folder)

@@ -299,13 +299,13 @@ def _simulate(options: SimulateCommand) -> int:
     from cryoshuffle.simulation.tilt_series import check_simulation, save_simulation, simulate
 
     check_run_dir(Path(options.output))
-    check_simulation(options.output, options.case, options.overwrite)
+    check_simulation(options.output, options.case, options.overwrite, options.force)
     templates = None if options.templates is None else load_templates(options.templates)
     simulation = simulate(
         options.case, options.shape, options.snr, options.seed, templates, options.voxel_size,
         mtf_at_nyquist=options.mtf,
     )  # fmt: skip
-    _say(tomogram=save_simulation(simulation, options.output, options.overwrite)[0])
+    _say(tomogram=save_simulation(simulation, options.output, options.overwrite, options.force)[0])
     return 0
 
 

@@ -628,7 +628,8 @@ class SimulateCommand(Command):
     mtf: float = option(1.0, "what the detector leaves of the signal at Nyquist (default: 1, all)", parse=share)
     voxel_size: float = option(10.0, "of the phantom (default: 10)", parse=positive, metavar="Å")
     seed: int = option(0, "the same seed gives the same bits (default: 0)", parse=whole)
-    overwrite: bool = option(False, "replace what is there")
+    overwrite: bool = option(False, "replace a simulation of cryoshuffle")
+    force: bool = option(False, "replace files in the folder whatever they are, raw tomograms too")
     templates: str | None = option(None, metavar="DIR", help=
         "MRC densities of that voxel size (default: those of the package)")
 

@@ -7,6 +7,7 @@ signal-to-noise ratio is met exactly. The tilt axis is y; the beam comes along z
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from cryoshuffle.errors import FileError, SettingError
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.volumes import affine_of
-from cryoshuffle.files.writing import check_new_file, write_json, write_text
+from cryoshuffle.files.writing import check_new_file, checksum, write_json, write_text
 from cryoshuffle.lattice import Triple, as_triple
 from cryoshuffle.simulation.phantoms import (
     SMALLEST_SIDE,
@@ -517,25 +518,47 @@ def _paths(folder: str | Path, names: Sequence[str]) -> list[Path]:
     return [Path(folder) / f"{name}.mrc" for name in names]
 
 
-def check_simulation(folder: str | Path, case: str, overwrite: bool = False) -> None:
+def _checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the files of the simulation in a folder by their names; none where the folder tells of none."""
+    try:
+        files = json.loads((folder / _RECORD).read_text(encoding="utf-8"))["files"]
+        return {str(name): str(one) for name, one in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def check_simulation(folder: str | Path, case: str, overwrite: bool = False, force: bool = False) -> None:
     """Refuse a folder that :func:`save_simulation` would refuse, before the work.
 
     Args:
         folder: of the files.
         case: one of :data:`CASES`.
-        overwrite: replace files that are there.
+        overwrite: replace files of a simulation that are as they were written.
+        force: replace files whatever they are.
 
     Raises:
-        FileError: if they cannot be written, or are there already.
+        FileError: if they cannot be written, are there already, or are no files of a simulation.
     """
-    volumes = _paths(folder, _NAMES if case != "insitu" else (*_NAMES, *_TILT_NAMES))
-    for path in (*volumes, Path(folder) / _PARTICLES, Path(folder) / _RECORD):
-        if path.parent.exists():
-            check_new_file(path, overwrite)
+    place = Path(folder)
+    volumes, known = _paths(place, _NAMES if case != "insitu" else (*_NAMES, *_TILT_NAMES)), _checksums(place)
+    for path in (*volumes, place / _PARTICLES, place / _RECORD):
+        if not place.exists():
+            continue
+        is_own = bool(known) if path.name == _RECORD else path.is_file() and known.get(path.name) == checksum(path)
+        if path.exists() and not is_own and not force:
+            raise FileError(
+                f"{path}: exists and is no file of a simulation as cryoshuffle wrote it, so it is not replaced: choose "
+                "another folder, or add --force"
+            )
+        check_new_file(path, overwrite or force)
 
 
-def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool = False) -> list[Path]:
+def save_simulation(
+    simulation: Simulation, folder: str | Path, overwrite: bool = False, force: bool = False
+) -> list[Path]:
     """Write a simulation: volumes as MRC files, particles as ``particles.csv``, settings as ``simulation.json``.
+
+    The settings come last, with the checksums of the other files, which tell them from files of others.
 
     A line of ``particles.csv`` is a particle: the number of its template, position, radius, scale and the rows of its
     rotation, as in :class:`cryoshuffle.simulation.phantoms.Particle`. ``membrane.mrc`` is 1 within a bilayer, else 0.
@@ -543,18 +566,19 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
     Args:
         simulation: to write.
         folder: made if it is not there.
-        overwrite: replace files that are there.
+        overwrite: replace files of a simulation that are as they were written.
+        force: replace files whatever they are.
 
     Returns:
         The files, the tomogram first.
 
     Raises:
-        FileError: if they cannot be written, or are there already.
+        FileError: if they cannot be written, are there already, or are no files of a simulation.
     """
     place = Path(folder)
     names = [*_NAMES, *(name for name in _TILT_NAMES if getattr(simulation, name) is not None)]
     paths = _paths(place, names)
-    check_simulation(place, simulation.case, overwrite)
+    check_simulation(place, simulation.case, overwrite, force)
     try:
         place.mkdir(exist_ok=True)
         affine = torch.from_numpy(affine_of([simulation.voxel_size_angstrom] * 3, [0.0] * 3))
@@ -566,7 +590,8 @@ def save_simulation(simulation: Simulation, folder: str | Path, overwrite: bool 
         settings = {
             name: getattr(simulation, name) for name in ("case", "snr", "seed", "voxel_size_angstrom", "mtf_at_nyquist")
         }
-        write_json(settings, place / _RECORD)
+        files = {path.name: checksum(path) for path in (*paths, place / _PARTICLES)}
+        write_json({**settings, "files": files}, place / _RECORD)
     except FileError:
         raise
     except OSError as error:
