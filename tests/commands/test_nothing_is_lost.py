@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from unittest.mock import Mock
 
 import mrcfile
 import nibabel
@@ -70,6 +71,24 @@ def test_overwrite_replaces_results_of_ours_alone(tmp_path, raw, name):
         with pytest.raises(FileError, match="no result of cryoshuffle"):
             check_output(str(foreign), str(raw), overwrite=overwrite)
     check_output(str(foreign), str(raw), force=True)
+
+
+def test_a_fit_replaces_checkpoints_of_ours_alone(tmp_path, raw, monkeypatch, capsys):
+    """A raw tomogram in the place of the checkpoint is kept, with --resume too; a checkpoint of any version is not."""
+    work = Mock(side_effect=FileError("work"))
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", work)
+    before = raw.read_bytes()
+    other = write_mrc(tmp_path / "in.mrc", VOLUME)
+    for words in (["--overwrite"], ["--resume"], []):
+        assert main(["fit", str(other), "--checkpoint", str(raw), *words]) == 2
+        assert f"{raw}: exists and is no checkpoint of cryoshuffle" in capsys.readouterr().err
+    assert raw.read_bytes() == before
+    assert not work.called
+    model = tmp_path / "c.pt"
+    torch.save({"model": {}, "settings": {}, "format": 1}, model)
+    for words, sentence in (([], "add --overwrite"), (["--overwrite"], "work")):
+        assert main(["fit", str(other), "--checkpoint", str(model), *words]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_a_pattern_that_expands_to_two_tomograms_loses_neither(tmp_path, raw, capsys):

@@ -183,11 +183,17 @@ def run_fit(options: FitCommand) -> Path:
     """
     from cryoshuffle.files.writing import check_new_file
     from cryoshuffle.fit.checkpoint import STATE_NAME
+    from cryoshuffle.inference.checkpoints import is_model
 
     _check_noise_options(options)
     if options.even is not None and len(options.tomograms) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(options.tomograms)}: fit them one by one")
     folder = run_dir(options.output_dir, options.checkpoint)
+    if Path(options.checkpoint).is_file() and not is_model(options.checkpoint):
+        raise FileError(
+            f"{options.checkpoint}: exists and is no checkpoint of cryoshuffle, so it is not replaced: choose another "
+            "name"
+        )
     goes_on = options.resume and (folder / STATE_NAME).is_file()
     check_new_file(options.checkpoint, overwrite=options.overwrite or goes_on)
     check_run_dir(folder)

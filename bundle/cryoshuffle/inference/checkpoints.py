@@ -47,14 +47,8 @@ def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
 
 
-def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Load a checkpoint that holds tensors and plain containers only.
-
-    Raises:
-        FileError: if it is missing or cannot be read.
-        InputError: if it is not a checkpoint of ours or of another format, or holds anything that could run code.
-    """
-    path = Path(path)
+def _read_model(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours, of any version."""
     if not path.is_file():
         raise FileError(f"{path}: there is no such checkpoint, check the path or make one with cryoshuffle fit")
     try:
@@ -68,6 +62,33 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = {**content[BESIDE], "model": weights}
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: holds no model of cryoshuffle, make one with cryoshuffle fit")
+    return content
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a checkpoint of ours, of any version.
+
+    Args:
+        path: of the file; False for one that is not there.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    try:
+        return Path(path).is_file() and bool(_read_model(Path(path)))
+    except InputError:
+        return False
+
+
+def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Load a checkpoint that holds tensors and plain containers only.
+
+    Raises:
+        FileError: if it is missing or cannot be read.
+        InputError: if it is not a checkpoint of ours or of another format, or holds anything that could run code.
+    """
+    path = Path(path)
+    content = _read_model(path)
     if "settings" in content and content.get("format") != FORMAT:
         raise InputError(
             f"{path}: was written by another version of cryoshuffle ({content.get('version', 'unknown')}, this is "
