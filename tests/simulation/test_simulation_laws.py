@@ -291,7 +291,7 @@ def test_a_simulation_replaces_files_of_simulations_alone(tmp_path, name):
     alone.mkdir()
     for folder in (alone, beside):
         (folder / name).write_bytes(b"raw")
-        with pytest.raises(FileError, match="exists and is no file of a simulation.*add --force"):
+        with pytest.raises(FileError, match=r"exists and is no file of a simulation.*add --force"):
             save_simulation(made, folder, overwrite=True)
         assert (folder / name).read_bytes() == b"raw"
         save_simulation(made, folder, force=True)
