@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the bundle as MONAI's programs take it: one folder, and a zip of it, that need no installation.
 
-    scripts/bundle/make_bundle.py dist                     # dist/cryoshuffle-0.1.0/ and dist/cryoshuffle-0.1.0.zip
+    scripts/bundle/make_bundle.py dist                     # dist/cryoshuffle-0.2.0/ and dist/cryoshuffle-0.2.0.zip
     scripts/bundle/make_bundle.py dist --network run/model.pt
 
 In it: LICENSE, configs, docs, models (``model.pt``, ``model.ts``) and the package ``cryoshuffle`` itself, beside them,
