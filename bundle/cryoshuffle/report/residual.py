@@ -14,6 +14,7 @@ from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.intensity import FillNotFinite
 
 logger = logging.getLogger("cryoshuffle")
+CONTENT = "tomogram minus the denoised volume"
 
 
 class ResidualWriter:
@@ -59,5 +60,5 @@ class ResidualWriter:
         denoised = load_tomogram(self.output, folder=self.folder, axcodes=axcodes).as_tensor()
         for part in scratch.sections(values.shape):
             values[:, part].sub_(denoised[:, part])
-        save_tomogram(noisy, self.path, **self.options)
+        save_tomogram(noisy, self.path, content=CONTENT, **self.options)
         logger.info("residual: %s", self.path)
