@@ -22,6 +22,7 @@ import psutil
 import pytest
 import starfile
 import torch
+from monai.data import MetaTensor
 from phantoms import small_tomogram
 
 from cryoshuffle.commands import batch as batch_module
@@ -29,6 +30,10 @@ from cryoshuffle.commands.batch import share_machine
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import find_halves, read_list, write_star
 from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.files.formats import save_tomogram
+from cryoshuffle.files.volumes import DENOISED
+from cryoshuffle.report.residual import CONTENT
+from cryoshuffle.simulation.tilt_series import save_simulation, simulate
 
 WORDS = ["--no-refine", "--window", "16,24,16", "--blind", "plane", "--tilt-axis", "y"]
 PROJECT = Path(__file__).parent.parent.parent / "pyproject.toml"
@@ -106,6 +111,41 @@ def test_halves_that_aretomo_and_warp_write_go_with_their_tomogram(tmp_path):
     with pytest.raises(InputError, match="make two batches"):
         pairs("out", warp)
     assert find_halves(aretomo / "b_Vol.mrc") is None
+
+
+def test_results_are_no_tomograms_of_a_batch(tmp_path, caplog):
+    """Neither from a folder nor from a pattern, and that is told; a text file names them all the same (control)."""
+    (tmp_path / "data").mkdir()
+    image = MetaTensor(torch.zeros(1, 4, 4, 4))
+    save_tomogram(image, tmp_path / "data" / "raw.mrc", is_result=False)
+    for name, content in (("raw_denoised.mrc", DENOISED), ("error.mrc", "standard error"), ("residual.mrc", CONTENT)):
+        save_tomogram(image, tmp_path / "data" / name, content=content)
+    (tmp_path / "list.txt").write_text("data/raw.mrc\ndata/raw_denoised.mrc\n")
+
+    def names(source: str) -> list[str]:
+        caplog.clear()
+        return [item.name for item in read_list([str(tmp_path / source)], tmp_path / "out")]
+
+    for source in ("data", "data/*.mrc"):
+        assert names(source) == ["raw"]
+        assert all(name in caplog.text for name in ("left out", "raw_denoised.mrc", "error.mrc", "residual.mrc"))
+    assert names("list.txt") == ["raw", "raw_denoised"]
+    assert not caplog.text
+    with pytest.raises(InputError, match="names no tomogram"):
+        names("data/error.mrc")
+
+
+def test_a_simulation_is_one_tomogram_with_its_halves(tmp_path, caplog):
+    """What lies beside it is left out and told; a file without a record of a simulation beside it is not (control)."""
+    place = tmp_path / "phantom"
+    files = save_simulation(simulate("white", (16, 16, 16), 0.1), place)
+    for source in (place, place / "*.mrc", place / "tomogram.mrc"):
+        (item,) = read_list([str(source)], tmp_path / "out")
+        assert (item.name, item.even, item.odd) == ("tomogram", str(place / "even.mrc"), str(place / "odd.mrc"))
+    assert "truth.mrc" in caplog.text
+    assert [item.name for item in read_list([str(place / "truth.mrc")], tmp_path / "out")] == ["truth"]
+    (place / "simulation.json").unlink()
+    assert len(read_list([str(place)], tmp_path / "out")) == len(files)
 
 
 def test_lists_that_cannot_be_are_refused(tmp_path, capsys):

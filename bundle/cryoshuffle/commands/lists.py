@@ -1,11 +1,12 @@
 """Lists of tomograms: files, patterns, folders, text files and the star files of RELION 5.
 
-Halves that AreTomo3 or Warp wrote beside a tomogram go with it.
+Halves that AreTomo3, Warp or a simulation wrote beside a tomogram go with it.
 """
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cryoshuffle.errors import FileError, InputError
-from cryoshuffle.files.formats import find_format, split_suffix
+from cryoshuffle.files.formats import find_format, is_ours, split_suffix
 from cryoshuffle.files.writing import written_whole
+from cryoshuffle.simulation.tilt_series import simulation_files
+
+logger = logging.getLogger("cryoshuffle")
 
 _STAR_TOMOGRAM = "rlnTomoReconstructedTomogram"
 _STAR_HALVES = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
@@ -78,7 +82,8 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
     Args:
         sources: each a tomogram, a pattern such as ``'*.mrc'``, a text file with a tomogram a line (``.txt``), a
             RELION-5 ``tomograms.star``, or a folder, of which all OME-Zarr and MRC volumes in it and below are taken.
-            Halves that are found (:func:`find_halves`) go with their tomogram.
+            Halves that are found (:func:`find_halves`) go with their tomogram. Results of ours are left out, unless a
+            list in a file names them, and so is what a simulation left beside its tomogram; both is told.
         folder: that the results go to; not looked into where it lies in a folder of tomograms. Results are ``.zarr``
             for OME-Zarr, ``.nii.gz`` for NIfTI, else ``.mrc``.
 
@@ -93,8 +98,9 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
         if source.lower().endswith(".star"):
             entries += _read_star(Path(source))
         else:
-            paths += _paths(source, Path(folder))
-    entries += _with_halves(paths)
+            named = _paths(source, Path(folder))
+            paths += named if source.lower().endswith(_LISTS) else _without_results(named)
+    entries += _with_halves(_without_truths(paths))
     if not entries:
         raise InputError(f"{', '.join(sources)}: names no tomogram, give files, a pattern, a text file or a star file")
     items: dict[str, Item] = {}
@@ -121,7 +127,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 def find_halves(tomogram: str | os.PathLike[str]) -> tuple[str, str] | None:
-    """The halves, even and odd, that AreTomo3 or Warp wrote with a tomogram; None where there are none.
+    """The halves, even and odd, that AreTomo3, Warp or a simulation wrote with a tomogram; None where there are none.
 
     Args:
         tomogram: path. AreTomo3 names the halves of ``TS_Vol.mrc`` ``TS_EVN_Vol.mrc`` and ``TS_ODD_Vol.mrc``. Warp puts
@@ -133,10 +139,38 @@ def find_halves(tomogram: str | os.PathLike[str]) -> tuple[str, str] | None:
     if stem.endswith(_ARETOMO) and not stem.endswith(_ARETOMO_HALVES):
         series = stem.removesuffix(_ARETOMO)
         choices.append(tuple(path.with_name(f"{series}{half}{suffix}") for half in _ARETOMO_HALVES))
+    simulated = simulation_files(path.parent)
+    if path == simulated.get("tomogram"):
+        choices.append((simulated["even"], simulated["odd"]))
     for even, odd in choices:
         if even.is_file() and odd.is_file():
             return str(even), str(odd)
     return None
+
+
+def _without_results(paths: Sequence[str]) -> list[str]:
+    """What of a list no run of ours wrote; the others are told."""
+    results = [path for path in paths if Path(path).exists() and is_ours(path)]
+    if results:
+        logger.warning(
+            "left out, as cryoshuffle wrote %s: %s; a text file may name them all the same",
+            "it" if len(results) == 1 else "them", ", ".join(results),
+        )  # fmt: skip
+    return [path for path in paths if path not in results]
+
+
+def _without_truths(paths: Sequence[str]) -> list[str]:
+    """A list without what simulations left beside their tomograms, halves apart; that is told."""
+    simulations = [
+        files for path in paths if (files := simulation_files(Path(path).parent)).get("tomogram") == Path(path)
+    ]
+    others = {
+        str(file) for files in simulations for name, file in files.items() if name not in {"tomogram", "even", "odd"}
+    }
+    dropped = [path for path in paths if path in others]
+    if dropped:
+        logger.warning("left out, as they belong to a simulated tomogram: %s", ", ".join(dropped))
+    return [path for path in paths if path not in others]
 
 
 def _with_halves(paths: Sequence[str]) -> list[_Named]:

@@ -527,6 +527,15 @@ def _checksums(folder: Path) -> dict[str, str]:
         return {}
 
 
+def simulation_files(folder: str | Path) -> dict[str, Path]:
+    """The files of the simulation in a folder, by what they are in :class:`Simulation`; none where there is none.
+
+    Args:
+        folder: that :func:`save_simulation` may have written.
+    """
+    return {Path(name).stem: Path(folder) / name for name in _checksums(Path(folder)) if name != _PARTICLES}
+
+
 def check_simulation(folder: str | Path, case: str, overwrite: bool = False, force: bool = False) -> None:
     """Refuse a folder that :func:`save_simulation` would refuse, before the work.
 
