@@ -440,3 +440,17 @@ def test_a_settled_file_is_one_that_was_not_changed_in_the_last_seconds(tmp_path
         monkeypatch.setattr(outputs.time, "time", lambda later=later: now + later)
         assert outputs.checksum(path) == outputs.checksum(path)
         assert len(opened) == times
+
+
+@pytest.mark.parametrize("content", [b"", b"some words", b"some words " * 1000])
+def test_a_file_that_is_none_is_not_called_cut_short(tmp_path, content):
+    """Empty or text, it has no stamp of an MRC file; a file with it that ends too early is cut short (control)."""
+    (tmp_path / "text.mrc").write_bytes(content)
+    with pytest.raises(InputError, match=r"text\.mrc: is (no|not a valid) MRC file .*check what it is"):
+        tomogram_shape(tmp_path / "text.mrc")
+    with mrcfile.new(tmp_path / "torn.mrc") as mrc:
+        mrc.set_data(np.zeros((4, 5, 6), np.float32))
+    for length in (600, 1200):
+        (tmp_path / "short.mrc").write_bytes((tmp_path / "torn.mrc").read_bytes()[:length])
+        with pytest.raises(InputError, match="is cut short"):
+            tomogram_shape(tmp_path / "short.mrc")

@@ -51,6 +51,7 @@ _IMOD_STAMP = 1146047817
 _LABELS = 10
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
 _NSYMBT = slice(92, 96)
+_STAMP = slice(208, 212)
 _MOST_PACKED = {".gz": 1100, ".bz2": 50_000}
 
 
@@ -193,12 +194,25 @@ def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
 
 def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
     reason = reason.rstrip(".")
-    if any(words in reason for words in ("Expected", "enough bytes", "end-of-stream", "mmap length")):
+    is_short = any(words in reason for words in ("Expected", "enough bytes", "end-of-stream", "mmap length"))
+    if is_short and not permissive and not _has_stamp(path):
+        return f"{path}: is no MRC file (it lacks the MAP stamp of one, and is shorter than one), check what it is"
+    if is_short:
         return f"{path}: is cut short ({reason}), copy it again"
     if permissive:
         return f"{path}: is not an MRC file, even when read permissively ({reason})"
     way_out = "if it is an old one add --permissive" if _is_read_permissively(path) else "check what it is"
     return f"{path}: is not a valid MRC file ({reason}), {way_out}"
+
+
+def _has_stamp(path: Path) -> bool:
+    """Whether a file has the stamp of an MRC file; True for a compressed one that cannot be read so far."""
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
+    try:
+        with opener(path, "rb") as file:
+            return bool(file.read(_STAMP.stop)[_STAMP] == b"MAP ")
+    except (OSError, EOFError, zlib.error):
+        return True
 
 
 def _is_read_permissively(path: Path) -> bool:
