@@ -94,7 +94,7 @@ def bad_header(path: Path) -> None:
         (missing, "there is no such file"),
         (truncated, "is cut short"),
         (no_mrc, "is not a valid MRC file"),
-        (empty, "is cut short"),
+        (empty, "is no MRC file"),
         (two_dimensional, "single image"),
         (complex_mode, "complex values"),
         (stack_of_volumes, "has 4 dimensions"),
