@@ -261,6 +261,13 @@ def _as_alone(folder: Path, name: str, result: Path) -> bool:
     return np.array_equal(mrcfile.read(folder / "out" / f"{name}.mrc"), mrcfile.read(result))
 
 
+def test_a_batch_of_nothing_leaves_no_folder(tmp_path, capsys):
+    """Where nothing that is named is there, that is one sentence, and no page of results that are none."""
+    assert main(["batch", str(tmp_path / "nosuch"), str(tmp_path / "out")]) == 2
+    assert "nosuch: there is no such file or folder" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_batch_is_many_single_runs(batch, tmp_path):
     """The same bits as when alone; the page of the batch leads to each."""
     assert _statuses(batch) == {"a": "done"}
@@ -367,6 +374,8 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     before = (folder / "out" / "a.mrc").stat().st_mtime_ns
     assert main(_batch_words(folder)) == 0
     assert capsys.readouterr().out.count("skipped") == 1
+    word = json.loads((folder / "out" / "a_run" / "report.json").read_text())["verdict"]["word"]
+    assert f"<td>done before</td><td>{word}</td>" in (folder / "out" / "index.html").read_text()
     assert (folder / "out" / "a.mrc").stat().st_mtime_ns == before
     # A result that was taken away, as RELION does with its own, is made again.
     bits = (folder / "out" / "a.mrc").rename(tmp_path / "away.mrc")

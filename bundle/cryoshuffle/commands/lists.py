@@ -88,7 +88,7 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
             for OME-Zarr, ``.nii.gz`` for NIfTI, else ``.mrc``.
 
     Raises:
-        FileError: if a list or folder is missing or cannot be read.
+        FileError: if a list or folder is missing or cannot be read, or nothing that is named is there.
         InputError: if nothing is named, two results would have one name, a name leads out of the folder, or a star
             file has no tomograms.
     """
@@ -100,6 +100,8 @@ def read_list(sources: Sequence[str], folder: str | os.PathLike[str]) -> list[It
         else:
             named = _paths(source, Path(folder))
             paths += named if source.lower().endswith(_LISTS) else _without_results(named)
+    if paths and not entries and not any(Path(path).exists() for path in paths):
+        raise FileError(f"{paths[0]}: there is no such file or folder, check the path")
     entries += _with_halves(_without_truths(paths))
     if not entries:
         raise InputError(f"{', '.join(sources)}: names no tomogram, give files, a pattern, a text file or a star file")

@@ -165,8 +165,10 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
     for row in rows:
         run = place / row["run"]
         report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
-        line = {"name": row["name"], "status": row["status"], "words": row["words"], "picture": "", "link": ""}
+        status = "done before" if row["status"] == "skipped" else row["status"]
+        line = {"name": row["name"], "status": status, "verdict": "", "words": row["words"], "picture": "", "link": ""}
         if report is not None:
+            line["verdict"] = report["verdict"]["word"]
             line["link"] = f"{quote(row['run'])}/{PAGE_NAME}"
             line["words"] = " ".join(one["words"] for one in report["findings"] if one["level"] != "ok") or "Good."
             planes = [tile for key, tile in picture_planes(run / PICTURE_NAME).items() if key.startswith("after, xy")]
