@@ -202,6 +202,27 @@ def test_a_simulation_is_not_made_where_it_cannot_be_written(tmp_path, monkeypat
     assert work.call_count == 2
 
 
+def test_a_simulation_names_no_option_that_it_has_not(tmp_path, capsys):
+    """A file in the place of its folder is told without ``--report``, which commands with a report name (control)."""
+    (tmp_path / "file").touch()
+    assert main(["simulate", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.strip().endswith("is a file where a folder should be, choose another")
+    tomogram = small_tomogram(tmp_path / "in.mrc")
+    assert main(["noise", str(tomogram), "--report", str(tmp_path / "file")]) == 2
+    assert "choose another with --report" in capsys.readouterr().err
+
+
+def test_the_network_of_the_first_stage_is_told(tmp_path, monkeypatch, caplog):
+    """Where that of the whole fit lies beside it; of that one nothing is said (control)."""
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", Mock(return_value={}))
+    tomogram = small_tomogram(tmp_path / "in.mrc")
+    for name, told in (("blind.pt", False), ("model.pt", False), ("blind.pt", True)):
+        torch.save({"model": {}}, tmp_path / name)
+        assert main(["apply", str(tmp_path / name), str(tomogram), str(tmp_path / "out.mrc")]) == 2
+        assert ("is the network of the first stage" in caplog.text) == told
+
+
 @pytest.mark.parametrize(("words", "way_on"), [
     (["simulate", "phantom"], "start again"), (["noise", "in.mrc"], "start again"),
     (["batch", "data", "out"], "the same command goes on"),

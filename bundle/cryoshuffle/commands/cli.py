@@ -298,7 +298,7 @@ def _simulate(options: SimulateCommand) -> int:
     from cryoshuffle.simulation.phantoms import load_templates
     from cryoshuffle.simulation.tilt_series import check_simulation, save_simulation, simulate
 
-    check_run_dir(Path(options.output))
+    check_run_dir(Path(options.output), "choose another")
     check_simulation(options.output, options.case, options.overwrite, options.force)
     templates = None if options.templates is None else load_templates(options.templates)
     simulation = simulate(

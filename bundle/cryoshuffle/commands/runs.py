@@ -6,6 +6,7 @@ Heavy imports wait until a run begins.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import cryoshuffle
 from cryoshuffle.commands.options import ApplyCommand, DenoiseCommand, FitCommand, FitOptions, RunCommand, config_value
 from cryoshuffle.errors import FileError, InputError
 
+logger = logging.getLogger("cryoshuffle")
 Run = TypeVar("Run", DenoiseCommand, ApplyCommand)
 
 
@@ -124,8 +126,12 @@ def _check_noise_options(options: FitOptions) -> None:
         )
 
 
-def check_run_dir(folder: Path) -> None:
+def check_run_dir(folder: Path, way_out: str = "choose another with --report") -> None:
     """Refuse a folder that cannot be written; it is made when the run begins.
+
+    Args:
+        folder: of the run.
+        way_out: for the message.
 
     Raises:
         FileError: if it or its parent is no folder, or not writable.
@@ -133,9 +139,9 @@ def check_run_dir(folder: Path) -> None:
     if not folder.parent.is_dir():
         raise FileError(f"{folder}: there is no folder {folder.parent}, make it first")
     if folder.exists() and not folder.is_dir():
-        raise FileError(f"{folder}: is a file where the folder of the run should be, choose another with --report")
+        raise FileError(f"{folder}: is a file where a folder should be, {way_out}")
     if not os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
-        raise FileError(f"{folder}: the folder cannot be written, choose another with --report")
+        raise FileError(f"{folder}: the folder cannot be written, {way_out}")
 
 
 def run_denoise(options: DenoiseCommand) -> Path:
@@ -223,6 +229,9 @@ def run_apply(options: ApplyCommand) -> Path:
     folder = run_dir(options.output_dir, options.output)
     network = network_config(load_plain(options.checkpoint), options.checkpoint)
     check_run_dir(folder)
+    first, whole = Path(options.checkpoint), Path(options.checkpoint).with_name("model.pt")
+    if first.name == "blind.pt" and whole.is_file():
+        logger.warning("%s: is the network of the first stage alone, the result of the whole fit is %s", first, whole)
     if options.error is not None:
         read_noise(options.checkpoint)
     _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network}, folder)
