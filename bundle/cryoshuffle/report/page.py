@@ -16,7 +16,7 @@ from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from cryoshuffle.errors import FileError
+from cryoshuffle.errors import FileError, FitInterruptedError
 from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
@@ -320,6 +320,9 @@ class ReportPage:
     Args:
         output_dir: of the run.
         permissive: also take MRC files whose header breaks the standard.
+
+    Raises:
+        FitInterruptedError: from the engine, if a signal comes while the page is made; the result is there then.
     """
 
     def __init__(self, output_dir: str, permissive: bool = False) -> None:
@@ -331,4 +334,9 @@ class ReportPage:
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""
-        logger.info("report: %s", write_page(self.output_dir, self.permissive))
+        try:
+            logger.info("report: %s", write_page(self.output_dir, self.permissive))
+        except FitInterruptedError as error:
+            raise FitInterruptedError(
+                f"stopped; the result is written, its report is not: cryoshuffle report {self.output_dir} makes it"
+            ) from error
