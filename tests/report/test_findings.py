@@ -83,6 +83,8 @@ def test_a_number_stands_beside_its_limit():
     for ratio in (0.75, 1.3, 1.4):
         kept = {"ratio": ratio, "scatter": 0.05, "where": [1, 2, 3]}
         (one,) = findings(None, None, {"signal_left": kept})
+        assert one.words.startswith("Coarse detail of the residual")
+        assert ("below 1 is natural" in one.words) == (ratio < 1)
         assert f"is {ratio:.2f} times as strong where there is structure as elsewhere, good below 1.35" in one.words
     for content, limit in (
         ({"removed": REMOVED}, "have 0.95 to 1.10 times the power of the noise that the model was fitted to"),
@@ -227,6 +229,7 @@ def test_a_fit_that_was_cut_short_is_told():
     (one,) = findings(None, None, {}, [{**line, "stage": "fitting"}, {**line, "out_of_time": True}])
     assert (one.level, one.subject) == ("look", "time")
     assert "cut short by --minutes: refining after step 75 of 175." in one.words
+    assert "--effort fast" in one.advice
 
 
 def test_what_could_not_be_measured_is_to_be_looked_at():

@@ -247,7 +247,7 @@ def _time_findings(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return []
     where = ", ".join(f"{line['stage']} after step {line['step']} of {line['steps']}" for line in short)
     words = f"The fit was cut short by --minutes: {where}."
-    return [Finding("look", words, "time", "Give it more minutes, or leave --minutes out.")]
+    return [Finding("look", words, "time", "Give it more minutes, or compare with --effort fast, which fits nothing.")]
 
 
 def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
@@ -284,7 +284,7 @@ def _power_finding(bands: Sequence[Check], measured_here: bool) -> Finding:
         words = (
             f"The residual is as strong as {noise}: {bands[0].text} times its power in the finest detail, good from "
             f"{_LEAST_POWER[0]} to {_MOST_POWER}, and at most {max(one.value for one in bands[1:]):.2f} times in "
-            "coarser detail."
+            "coarser detail, where part of the noise stays in the result, as is expected."
         )
         return Finding("ok", words, "power")
     if strong:
@@ -412,11 +412,12 @@ def _kept_finding(kept: Mapping[str, Any]) -> Finding:
     """Whether the residual is stronger where there is structure."""
     limit = _LEFT_RATIO + 2 * kept["scatter"]
     words = (
-        f"The residual is {kept['ratio']:.2f} times as strong where there is structure as elsewhere, good below "
-        f"{limit:.2f}"
+        f"Coarse detail of the residual is {kept['ratio']:.2f} times as strong where there is structure as elsewhere, "
+        f"good below {limit:.2f}"
     )
     if kept["ratio"] < limit:
-        return Finding("ok", f"{words}.", "kept")
+        why = "; below 1 is natural, as more of the noise stays in the result there" if kept["ratio"] < 1 else ""
+        return Finding("ok", f"{words}{why}.", "kept")
     z, y, x = kept["where"]
     why = f"some signal was taken away, or the noise is stronger there. Most at z = {z}, y = {y}, x = {x}"
     return Finding("look", f"{words}: {why}.", "kept", "Look at the residual there.")
