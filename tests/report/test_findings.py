@@ -319,7 +319,12 @@ def test_the_reason_is_the_first_in_the_order_of_worth():
     for first, second in itertools.pairwise(listed):
         assert verdict([second, first]).reason == first.words
     good = verdict([Finding("ok", "It is good.", "noise")])
-    assert good.words.startswith("good. Every check is within its limits.")
+    assert good.words.startswith(
+        "good. Every check is within its limits. Not checked: the power of the residual, stripes"
+    )
+    assert "the blind spot" not in good.reason
+    every = [Finding("ok", "It is good.", subject) for subject in ("noise", "power", "stripes")]
+    assert verdict(every).reason == "Every check is within its limits."
 
 
 def test_every_finding_weighs_something_and_says_what_to_do():

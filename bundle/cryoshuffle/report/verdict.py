@@ -30,6 +30,8 @@ SUBJECTS = (
     "halves",
     "measured",
 )
+# What a good result is said to lack a check of, by the subject of that.
+_CHECKED = {"noise": "the blind spot", "power": "the power of the residual", "stripes": "stripes of the lattice"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
 
     Invariant:
         Any ``bad`` finding makes it ``doubt``, any ``look`` without a ``bad`` makes it ``look``, and none of both makes
-        it ``good``. The reason is the finding of that level whose subject comes first in :data:`SUBJECTS`.
+        it ``good``, with the checks that were not made. The reason is the finding of that level whose subject comes
+        first in :data:`SUBJECTS`.
     """
     words: tuple[tuple[Level, Word], ...] = (("bad", "doubt"), ("look", "look"))
     for level, word in words:
@@ -85,5 +88,7 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
         if listed:
             first = min(listed, key=lambda one: SUBJECTS.index(one.subject))
             return Verdict(word, first.words, first.advice)
-    good = "Every check is within its limits." if findings else "Nothing speaks against it."
+    missing = [name for subject, name in _CHECKED.items() if subject not in {one.subject for one in findings}]
+    more = f" Not checked: {', '.join(missing)}." if missing else ""
+    good = f"Every check is within its limits.{more}" if findings else "Nothing speaks against it."
     return Verdict("good", good, "Look at the result beside the tomogram before you use it.")
