@@ -287,6 +287,7 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
         return (2, f"{source}: is cut short") if source.stem == "a" else (0, "")
 
     monkeypatch.setattr(batch_module, "_run", run)
+    monkeypatch.setattr("cryoshuffle.report.page.read_verdict", lambda folder: f"look. See {folder}. Look.")
     with contextlib.ExitStack() as stack:
         words = _batch_words(tmp_path)
         if place == "dask":
@@ -297,6 +298,7 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
         assert main(words) == 2
     said = capsys.readouterr()
     assert sorted(tried) == ["a", "a", "b"]
+    assert [": done" in line for line in said.out.splitlines() if line.endswith(", verdict look")] == [True]
     assert _statuses(tmp_path) == {"a": "failed", "b": "done"}
     assert "[2/2]" in said.out
     assert said.err.strip() == f"cryoshuffle: a failed: {tmp_path / 'data' / 'a.mrc'}: is cut short"

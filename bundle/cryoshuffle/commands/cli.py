@@ -159,9 +159,11 @@ def _batch(options: BatchCommand) -> int:
     from cryoshuffle.commands.batch import Cluster, command_of, is_done, run_batch
     from cryoshuffle.commands.lists import read_list
     from cryoshuffle.commands.runs import check_run_dir
+    from cryoshuffle.report.page import read_verdict
 
     folder = Path(options.folder)
     items = read_list(options.inputs, folder)
+    runs = {item.name: item.folder for item in items}
     words = options.words()
     commands = [command_of(item, words, options.checkpoint) for item in items]
     if options.dry_run:
@@ -176,6 +178,8 @@ def _batch(options: BatchCommand) -> int:
             print(json.dumps(vars(outcome)), flush=True)
         elif not options.quiet:
             took = f" in {outcome.seconds:.0f} s" if outcome.status == "done" else ""
+            word = read_verdict(runs[outcome.name]).partition(".")[0] if outcome.status == "done" else ""
+            took += f", verdict {word}" if word else ""
             why = f": {outcome.words}" if outcome.words else ""
             pace = seconds / max(1, count - skipped)
             rest = f", about {pace * (len(items) - count) / 60:.0f} min left" if seconds and count < len(items) else ""
