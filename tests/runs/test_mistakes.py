@@ -312,7 +312,7 @@ def test_resuming_nothing_does_not_replace_a_model(tmp_path, capsys):
     source, model = str(small_tomogram(tmp_path / "in.mrc")), tmp_path / "net.pt"
     model.write_bytes(b"precious")
     assert main(["fit", source, "--checkpoint", str(model), *QUICK, "--report", str(tmp_path / "r"), "--resume"]) == 2
-    assert "exists already" in capsys.readouterr().err
+    assert "is no checkpoint of cryoshuffle, so it is not replaced" in capsys.readouterr().err
     assert model.read_bytes() == b"precious"
 
 
