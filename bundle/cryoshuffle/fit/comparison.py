@@ -260,10 +260,9 @@ class _Recorruption:
     draws: int
     random: torch.Generator
 
-    def draw(self, part: Tensor) -> _Drawn:
-        """Each field of noise with either sign."""
+    def draw(self, part: Tensor, where: torch.device) -> _Drawn:
+        """Each field of noise with either sign, kept on a device."""
         level = noise_level(part, self.noise.spectrum) if self.noise.levels else 1.0
-        where = _where_to_compare(self.device, self.draws * part.numel())
         here, drawn = part.to(where), _Drawn([], [], [], [])
         for _ in range(self.draws):
             field = level * lay_noise(draw_noise(self.noise.spectrum, self.random), part.shape)
@@ -294,7 +293,6 @@ class _Drawn:
     filtered: list[Tensor]
     residuals: list[Tensor]
 
-    @property
     def apart(self) -> list[Tensor]:
         """Network less filter."""
         return [a - b for a, b in zip(self.denoised, self.filtered, strict=True)]
@@ -333,16 +331,20 @@ def _weigh(
     kinds = [[[_Comparison() for _ in BAND_EDGES] for _ in range(1 if held_out is None else 2)] for _ in range(2)]
     for image in images_of(volumes):
         parts = _places(image, held_out, by_band)
-        drawn = [recorruption.draw(part) for part, _ in parts]
-        core = parts[0][1]
-        whole.add([one[core] for one in drawn[0].apart], [one[core] for one in drawn[0].residuals])
-        if not by_band:
-            continue
-        # The last place is the largest.
-        kernels.append(drawn[-1].linear_part())
+        voxels = sum(part.numel() for part, _ in parts)
+        where = _where_to_compare(recorruption.device, recorruption.draws * voxels)
+        drawn = [recorruption.draw(part, where) for part, _ in parts]
+        if by_band:
+            # The last place is the middle of the volume.
+            kernels.append(drawn[-1].linear_part())
         for number, (one, (_, core)) in enumerate(zip(drawn, parts, strict=True)):
+            apart = one.apart()
+            if number == 0:
+                whole.add([a[core] for a in apart], [b[core] for b in one.residuals])
+            if not by_band:
+                continue
             residuals = _in_bands(one.residuals, core)
-            for kind, differences in zip(kinds, (one.apart, one.nonlinear(kernels[-1])), strict=True):
+            for kind, differences in zip(kinds, (apart, one.nonlinear(kernels[-1])), strict=True):
                 for comparison, *band in zip(kind[number], _in_bands(differences, core), residuals, strict=True):
                     comparison.add(*band)
     doubt, fitted = noise.doubt, held_out is not None

@@ -208,13 +208,31 @@ def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str,
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
     """
     check_comparable(before=before, after=after)
-    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
-    ratios, errors = [], []
-    for band, (power, voxels) in zip(bands(before - after), band_noise(spectrum), strict=True):
-        part = band[inner].double()
-        ratios.append(float(part.square().mean()) / power)
-        errors.append(math.sqrt(2 * voxels / part.numel()))
-    return {"ratios": ratios, "errors": errors}
+    residual = before - after
+    beside = _beside_noise(residual, residual, spectrum)
+    return {
+        "ratios": [ratio for ratio, _, _ in beside],
+        "errors": [math.sqrt(2 * voxels) for _, _, voxels in beside],
+    }
+
+
+def _beside_noise(residual: Tensor, other: Tensor, spectrum: Tensor) -> list[tuple[float, float, float]]:
+    """The residual beside the noise, for each band of detail, fine to coarse.
+
+    Returns:
+        the mean product of both volumes over the power of the noise, the power of ``other`` over it, and the share of
+        the voxels that count as one.
+    """
+    inner = tuple(slice(n // 10, n - n // 10) for n in residual.shape)
+    ours = bands(residual)
+    listed = []
+    for one, two, (power, voxels) in zip(
+        ours, ours if other is residual else bands(other), band_noise(spectrum), strict=True
+    ):
+        first, second = one[inner].double(), two[inner].double()
+        product, square = float((first * second).mean()), float(second.square().mean())
+        listed.append((product / power, square / power, voxels / first.numel()))
+    return listed
 
 
 def noise_removed(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
@@ -238,14 +256,12 @@ def noise_removed(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, 
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
     """
     check_comparable(before=before, after=after)
-    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
-    ratios, errors = [], []
-    for removed, whole, (power, voxels) in zip(bands(before - after), bands(before), band_noise(spectrum), strict=True):
-        residual, tomogram = removed[inner].double(), whole[inner].double()
-        ratios.append(float((residual * tomogram).mean()) / power)
-        signal = max(0.0, float(tomogram.square().mean()) / power - 1)
-        errors.append(math.sqrt((2 + signal) * voxels / residual.numel()))
-    return {"ratios": ratios, "errors": errors}
+    beside = _beside_noise(before - after, before, spectrum)
+    # Beyond the noise itself its products with the signal are chance.
+    return {
+        "ratios": [ratio for ratio, _, _ in beside],
+        "errors": [math.sqrt((2 + max(0.0, total - 1)) * voxels) for _, total, voxels in beside],
+    }
 
 
 def residual_levels(before: Tensor, after: Tensor, spectrum: Tensor, levels: bool) -> dict[str, Any]:
