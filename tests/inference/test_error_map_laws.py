@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.inference.checkpoints import StoredNoise, stored_noise
-from cryoshuffle.inference.error_map import ErrorMap, read_noise
+from cryoshuffle.inference.checkpoints import StoredNoise, read_noise, stored_noise
+from cryoshuffle.inference.error_map import NO_ERROR_MAP, ErrorMap
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.fields import draw_noise, lay_noise, level_plane, noise_level
@@ -212,7 +212,7 @@ def test_a_model_without_noise_is_refused(tmp_path):
     """No file, no noise, noise of another shape; a model that has it gives it back."""
     path = tmp_path / "model.pt"
     with pytest.raises(FileError):
-        read_noise(path)
+        read_noise(path, NO_ERROR_MAP)
     spectrum = coarse_spectrum()
     for stored in (
         None,
@@ -223,8 +223,8 @@ def test_a_model_without_noise_is_refused(tmp_path):
     ):
         torch.save({"model": {}, "noise": stored}, path)
         with pytest.raises(InputError, match="noise"):
-            read_noise(path)
+            read_noise(path, NO_ERROR_MAP)
     torch.save({"model": {}, "noise": {"spectrum": half_spectrum(spectrum), "levels": True}}, path)
-    noise = read_noise(path)
+    noise = read_noise(path, NO_ERROR_MAP)
     assert noise.levels
     assert torch.allclose(noise.spectrum, spectrum)

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inference import survival
-from cryoshuffle.inference.checkpoints import StoredNoise
+from cryoshuffle.inference.checkpoints import StoredNoise, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import (
     CONTRASTS,
+    NO_SURVIVAL,
     Survival,
     blob,
     filament,
     is_large_enough,
     places,
     probes,
-    read_noise,
     survival_voxels,
 )
 from cryoshuffle.network import BlindSpotNet
@@ -216,9 +216,9 @@ def test_a_model_without_noise_is_refused(tmp_path):
     """By the name of what needs it; a model that has it gives it back."""
     path = tmp_path / "model.pt"
     with pytest.raises(FileError):
-        read_noise(path)
+        read_noise(path, NO_SURVIVAL)
     torch.save({"model": {}}, path)
     with pytest.raises(InputError, match="--survival adds objects"):
-        read_noise(path)
+        read_noise(path, NO_SURVIVAL)
     torch.save({"model": {}, "noise": {"spectrum": half_spectrum(WHITE.spectrum), "levels": True}}, path)
-    assert torch.allclose(read_noise(path).spectrum, WHITE.spectrum)
+    assert torch.allclose(read_noise(path, NO_SURVIVAL).spectrum, WHITE.spectrum)

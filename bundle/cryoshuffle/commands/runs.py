@@ -223,8 +223,8 @@ def run_apply(options: ApplyCommand) -> Path:
     Raises:
         UserError: see :func:`run_denoise`.
     """
-    from cryoshuffle.inference.checkpoints import load_plain, network_config
-    from cryoshuffle.inference.error_map import read_noise
+    from cryoshuffle.inference.checkpoints import load_plain, network_config, read_noise
+    from cryoshuffle.inference.error_map import NO_ERROR_MAP
 
     folder = run_dir(options.output_dir, options.output)
     network = network_config(load_plain(options.checkpoint), options.checkpoint)
@@ -233,6 +233,6 @@ def run_apply(options: ApplyCommand) -> Path:
     if first.name == "blind.pt" and whole.is_file():
         logger.warning("%s: is the network of the first stage alone, the result of the whole fit is %s", first, whole)
     if options.error is not None:
-        read_noise(options.checkpoint)
+        read_noise(options.checkpoint, NO_ERROR_MAP)
     _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network}, folder)
     return folder

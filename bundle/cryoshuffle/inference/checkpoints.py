@@ -230,6 +230,25 @@ def stored_noise(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) ->
     return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
 
 
+def read_noise(path: str | os.PathLike[str], without: str) -> StoredNoise:
+    """The noise that a model keeps, where nothing can be done without.
+
+    Args:
+        path: of the model.
+        without: what its absence means, for the message.
+
+    Raises:
+        FileError: if it is missing.
+        InputError: if it is no model of ours, or keeps no noise.
+    """
+    noise = stored_noise(load_plain(path), path)
+    if noise is None:
+        raise InputError(
+            f"{path}: does not know the noise of its tomogram, {without}: fit a model anew, and not with --no-refine"
+        )
+    return noise
+
+
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
     """The network of a checkpoint with its weights, in evaluation mode, on the CPU.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,15 @@ import torch.nn.functional as F
 from monai.networks.utils import eval_mode
 from torch import Tensor, nn
 
-from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
-from cryoshuffle.inference.checkpoints import StoredNoise, load_plain, stored_noise
+from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.inference.inferers import MIRRORED, HaloWindowInferer
 from cryoshuffle.noise.fields import draw_field, draw_noise, lay_noise, level_plane
 from cryoshuffle.noise.linear_filter import gaussian, gaussian_reach
 
+# What a model without noise means, for the message.
+NO_ERROR_MAP = "so there is no error map"
 PASSES, MOST_PASSES = 4, 16
 # Fields that are drawn to compare noise with that was measured, and parts of the map that are looked at by themselves.
 DRAWN, PARTS = 2, 8
@@ -44,25 +45,6 @@ def count_passes(mirrors: bool = False, error: str | None = None) -> int:
         (1, 5, 40)
     """
     return (len(MIRRORED) if mirrors else 1) * (1 if error is None else 1 + PASSES)
-
-
-def read_noise(path: str | os.PathLike[str]) -> StoredNoise:
-    """The noise that a model keeps, which an error map cannot be made without.
-
-    Args:
-        path: of the model.
-
-    Raises:
-        FileError: if it is missing.
-        InputError: if it is no model of ours, or keeps no noise.
-    """
-    noise = stored_noise(load_plain(path), path)
-    if noise is None:
-        raise InputError(
-            f"{path}: does not know the noise of its tomogram, so there is no error map: fit a model anew, and not "
-            "with --no-refine"
-        )
-    return noise
 
 
 class ErrorMap:

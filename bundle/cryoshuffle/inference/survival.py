@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from cryoshuffle.boxes import Box, box_between, middle
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.scratch import copy_planes
-from cryoshuffle.inference.checkpoints import StoredNoise, load_plain, stored_noise
+from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.fields import draw_field
 from cryoshuffle.noise.linear_filter import convolve
 
+# What a model without noise means, for the message.
+NO_SURVIVAL = "in units of which --survival adds objects"
 # The middle of a tomogram that objects are added to, at most, along (Z, Y, X), voxels, and its sides at least.
 CROP, SMALLEST = (48, 128, 128), 32
 # Heights of an object over the standard deviation of the noise of a voxel.
@@ -34,25 +35,6 @@ _UNKNOWN_NM = 1.0
 _GAP, _BORDER, _FEWEST, _THINNEST = 12, 8, 4, 2.0
 # Part of the diameter over which an object fades out.
 _EDGE = 0.25
-
-
-def read_noise(path: str | os.PathLike[str]) -> StoredNoise:
-    """The noise that a model keeps, in units of which objects are added.
-
-    Args:
-        path: of the model.
-
-    Raises:
-        FileError: if it is missing.
-        InputError: if it is no model of ours, or keeps no noise.
-    """
-    noise = stored_noise(load_plain(path), path)
-    if noise is None:
-        raise InputError(
-            f"{path}: does not know the noise of its tomogram, in units of which --survival adds objects: fit a model "
-            "anew, and not with --no-refine"
-        )
-    return noise
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from cryoshuffle.errors import InputError
 from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.files.writing import write_json
-from cryoshuffle.inference.checkpoints import load_network, read_model_settings
+from cryoshuffle.inference.checkpoints import load_network, read_model_settings, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
-from cryoshuffle.inference.survival import Survival, read_noise
+from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 
 logger = logging.getLogger("cryoshuffle")
 SURVIVAL_NAME = "survival.json"
@@ -49,7 +49,7 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
         InputError: for a model that keeps no noise, or a tomogram that is too small.
     """
     path = Path(model) / "model.pt" if Path(model).is_dir() else Path(model)
-    noise, settings = read_noise(path), read_model_settings(path)
+    noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
     network = load_network(path).to(device)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
@@ -156,7 +156,8 @@ class SurvivalTable:
             if kept is None:
                 raise InputError(self._why_not)
             box, crop, voxel_size = kept
-            survival = Survival(read_noise(self.checkpoint), self.inferer, self.seed)(crop, engine.network, voxel_size)
+            noise = read_noise(self.checkpoint, NO_SURVIVAL)
+            survival = Survival(noise, self.inferer, self.seed)(crop, engine.network, voxel_size)
         except InputError as error:
             write_json({"not_measured": str(error)}, self.path)
             return
