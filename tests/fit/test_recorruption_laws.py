@@ -26,6 +26,7 @@ from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise.fields import draw_noise, lay_noise
 from cryoshuffle.noise.linear_filter import (
+    BAND_EDGES,
     WIDTHS,
     FilterChoice,
     bands,
@@ -636,7 +637,8 @@ def test_halves_of_tilts_are_not_believed_where_their_planes_lie_apart(tmp_path)
 
 
 def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
-    """With beads left in the second stage is left out, and the verdict says why; without them it is not (control)."""
+    """With beads left in the second stage is left out, and the starting network has no share, however good it seems to
+    noise that holds no rays; the verdict says why. Without beads it is not so (control)."""
     made = simulate("wbp", (40, 64, 64), snr=0.1, seed=0)
     volume = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
     beads = volume.clone()
@@ -646,5 +648,12 @@ def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
     for one, reliable in ((volume, True), (beads, False)):
         found = measure_noise_model([{"image": one[None]}], network, str(path), HaloWindowInferer())
         assert found.reliable == reliable
-        verdict = FilterComparison(found.linear, Weight(0.2, 0.01), fitted=False, doubt=found.doubt)
+        how = {"fitted": False, "doubt": found.doubt, "trusted": found.weighs_networks}
+        verdict = FilterComparison(found.linear, Weight(1.3, 0.01), **how)
         assert ("beads of gold" in verdict.describe()) != reliable
+        assert (verdict.trust > 0.5) == verdict.is_excessive == reliable
+        assert reliable or verdict.blend()["trust"] == 0
+        sure = (Weight(0.9, 0.01),) * len(BAND_EDGES)
+        by_band = FilterComparison(found.linear, sure[0], sure, sure, **how)
+        assert by_band.blend()["trust"] == [0.9 if reliable else 0.0] * len(sure)
+        assert by_band.is_excessive is False

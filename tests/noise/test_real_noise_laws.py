@@ -30,7 +30,7 @@ from cryoshuffle.noise.linear_filter import (
     shape_for,
     wiener_kernel,
 )
-from cryoshuffle.noise.ramp import hold_to_ramp, most_signal, ramp_slope, tilt_overlap
+from cryoshuffle.noise.ramp import hold_to_ramp, missed_noise, most_signal, ramp_slope, tilt_overlap
 from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
 from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.tilt_series import TiltScheme, simulate
@@ -94,6 +94,40 @@ def test_the_slope_of_the_ramp_is_read_off_below_signal(floor):
         noise = float(smooth_spectrum(made_of(8 * radius * fading)).mean(dim=1)[near].mean())
         assert 0.9 * noise < float(hold_to_ramp(power, slope)[near].mean()) < 1.25 * noise
         assert float(hold_to_ramp(power)[near].mean()) > 1.5 * noise
+
+
+@pytest.mark.parametrize(("share", "factor"), [(0.7, 1 / 0.7 - 0.05), (0.97, 1.0), (1.2, 1.0)])
+def test_what_a_measurement_misses_of_pure_noise_is_its_error(share, factor):
+    """Beyond what two of the same noise differ by; one that is too large is for others to mend."""
+    ramp = 10 * RADIUS
+    assert missed_noise(ramp, share * ramp) == pytest.approx(factor, abs=1e-6)
+    signal = torch.exp(-0.5 * (RADIUS / 0.03).square())
+    assert missed_noise(ramp + signal, share * ramp) == pytest.approx(factor, abs=0.01)
+
+
+def test_noise_that_fades_sooner_next_to_the_axis_is_not_taken_for_less(monkeypatch):
+    """Images that were binned lose noise with the spatial frequency next to the axis, and by interpolation far from it.
+
+    Without a look at what the finest detail misses there, more of the noise is called signal (control).
+    """
+    monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    z, y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (96, 128, 128))
+    radius = (z[:, None, None].square() + x.square()).sqrt()
+    along = y.abs()[None, :, None]
+    near = (1 - (radius - 0.15) / 0.1).clamp(0, 1)
+    fading = torch.exp(-(along / 0.6).square()) * (1 - 0.5 * near * ((along - 0.38) / 0.08).clamp(0, 1))
+    volume = standard(made_of(8 * radius * fading))
+    total = smooth_spectrum(volume)
+    across = RADIUS[:, None].expand(GRID, GRID, GRID)
+    part = (across > 0.06) & (across < 0.12) & (FREQUENCY.abs()[:, None] < 0.2)
+
+    def noise() -> float:
+        return float(noise_spectrum(volume, 2 * volume, BlindSet("plane", "y"))[part].mean() / total[part].mean())
+
+    mended = noise()
+    monkeypatch.setattr(recorruption, "missed_noise", lambda *arguments: 1.0)
+    assert 0.88 < mended < 1.05
+    assert noise() < mended - 0.03
 
 
 def test_a_few_voxels_tell_no_slope():

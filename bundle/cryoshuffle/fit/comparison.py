@@ -92,6 +92,7 @@ class FilterComparison:
         linear_part: kernel of the rest, which is linear in it; None where there are no bands.
         fitted: whether the network was fitted to the volume, or only had its attention means updated on it.
         doubt: why no network was fitted; empty where one was, or was not wanted.
+        trusted: whether the noise tells how good a network is; where it does not, the filter is all of the result.
     """
 
     linear: FilterChoice
@@ -101,11 +102,12 @@ class FilterComparison:
     linear_part: Tensor | None = None
     fitted: bool = True
     doubt: str = ""
+    trusted: bool = True
 
     @property
     def linear_shares(self) -> list[float]:
         """The share of each band, fine to coarse, in which the network takes the filter's place; empty if no bands."""
-        return _shares(self.bands)
+        return _shares(self.bands) if self.trusted else [0.0] * len(self.bands)
 
     @property
     def shares(self) -> list[float]:
@@ -115,19 +117,21 @@ class FilterComparison:
         is not what it was trained with. The mean of all signals that a tomogram allows is the Wiener filter and a part
         that is correlated with no voxel. So the filter may keep its place beside the network's nonlinear part.
         """
-        if not self.nonlinear:
+        if not self.nonlinear or not self.trusted:
             return self.linear_shares
         return [max(both) for both in zip(_shares(self.nonlinear), self.linear_shares, strict=True)]
 
     @property
     def trust(self) -> float:
         """How much of the result is the network's, the mean over the bands where there are any."""
+        if not self.trusted:
+            return 0.0
         return sum(self.shares) / len(self.bands) if self.bands else self.weight.trust
 
     @property
     def is_excessive(self) -> bool:
         """Whether more of the network is asked for than there is, by more than chance."""
-        return any(weight.is_excessive for weight in (self.weight, *self.bands))
+        return self.trusted and any(weight.is_excessive for weight in (self.weight, *self.bands))
 
     def blend(self) -> dict[str, Any]:
         """As plain values for the inferer and the checkpoint."""
@@ -163,6 +167,8 @@ class FilterComparison:
 
     def describe(self) -> str:
         """In one sentence, for log and report."""
+        if not self.trusted:
+            return f"{self.doubt}: the result is all the best linear filter's ({self.linear.describe()})"
         where = "on voxels held out of the fit " if self.fitted else f"{self.doubt}: " if self.doubt else ""
         network = "network" if self.fitted else "starting network, which was not fitted to the volume"
         words = (
@@ -347,12 +353,16 @@ def _weigh(
             for kind, differences in zip(kinds, (apart, one.nonlinear(kernels[-1])), strict=True):
                 for comparison, *band in zip(kind[number], _in_bands(differences, core), residuals, strict=True):
                     comparison.add(*band)
-    doubt, fitted = noise.doubt, held_out is not None
+    how: dict[str, Any] = {
+        "fitted": held_out is not None,
+        "doubt": noise.doubt,
+        "trusted": noise.weighs_networks,
+    }
     if not by_band:
-        return FilterComparison(noise.linear, whole.weight(), fitted=fitted, doubt=doubt)
+        return FilterComparison(noise.linear, whole.weight(), **how)
     replacing, adding = (_least_weights(kind) for kind in kinds)
     linear_part = torch.stack(kernels).mean(dim=0)
-    return FilterComparison(noise.linear, whole.weight(), replacing, adding, linear_part, fitted, doubt)
+    return FilterComparison(noise.linear, whole.weight(), replacing, adding, linear_part, **how)
 
 
 def compare_with_filter(

@@ -34,12 +34,14 @@ _SKEW_ERROR = 5.0
 # Share of the finest detail that has to be noise for its strength to tell that of the noise.
 _NOISY = 0.85
 _LARGEST_ERROR = 0.12
+# The same where rays of gold count as signal: the noise is that much too weak, and more.
+_RAYS_ERROR = 0.2
 # Noise that a volume alone tells, over that of its halves, from which on the halves are believed.
 _LESS = 0.8
 # Share of the voxels that beads of gold and their surroundings are, from which on their rays are many.
 _BEADS = 3e-5
 LEANS = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it"
-RAYS = "beads of gold were left in, and their rays count as signal, so no network is fitted to the noise"
+RAYS = "beads of gold were left in, and their rays count as signal, so no network is fitted or trusted"
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class NoiseModel:
     def reliable(self) -> bool:
         """Whether a network may be fitted."""
         return not self.doubt
+
+    @property
+    def weighs_networks(self) -> bool:
+        """Whether it tells how good a network is; with rays in the signal the one that keeps them would seem best."""
+        return self.doubt != RAYS
 
     def config(self) -> dict[str, Any]:
         """As plain values for the checkpoint; of the spectrum the half that tells all of it."""
@@ -136,7 +143,7 @@ def measure_noise_model(
     error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
     doubt = "" if skew <= SKEW or large else LEANS
     if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
-        doubt = RAYS
+        doubt, error = RAYS, _RAYS_ERROR
     middles = [noise.middle for noise in noises]
     linear = choose_linear(middles, spectrum, error, shape_for(blind_set))
     fine = sum(float(fine_power(middle).mean()) for middle in middles) / len(middles)

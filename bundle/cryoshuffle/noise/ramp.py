@@ -44,6 +44,10 @@ _MODULATION = 0.35
 LARGEST_DEG = 50.0
 _SMOOTH_DEG = 4.0
 _STEP_DEG = 0.25
+# Planes under a Hann window are up to 1.6 times as wide, the thicker the specimen, so they seem to overlap further out.
+_WINDOW_WIDENS = 1.25
+# What two measurements of the same noise differ by, relative, without being called different.
+_ALIKE = 0.05
 
 
 def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
@@ -127,6 +131,24 @@ def _undamped(mean: Callable[[float, float], tuple[float, float]], place: float)
     ratio = (far / two) / max(near / one, 1e-30)
     bend = (1 - ratio) / max(two**2 - ratio * one**2, 1e-30)
     return 1 / (1 - min(_MOST_DAMPED, max(0.0, bend * place**2)))
+
+
+def missed_noise(power: Tensor, other: Tensor) -> float:
+    """How much noise a second measurement across the tilt axis misses, where there is next to no signal.
+
+    Noise that fades faster along the axis next to it than far from it is weaker at the finest detail there than it is
+    taken for. Around the anchor of the ramp both measurements hold noise alone, so there it shows.
+
+    Args:
+        power: across the axis, ``(n, n)``, zero frequency first.
+        other: the same, told by finer detail along the axis.
+
+    Returns:
+        What to multiply ``other`` by, at least 1.
+    """
+    radius = polar(len(power), len(power))[0]
+    ring = _filled(power) & (radius >= _ANCHOR[0]) & (radius < _ANCHOR[1])
+    return max(1.0, float(power[ring].mean() / other[ring].mean().clamp(min=1e-30)) - _ALIKE)
 
 
 def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = None) -> tuple[float, float]:
@@ -271,4 +293,6 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     modulation = (varied - chance).clamp(min=0).sqrt()
     overlap = (1 - modulation / _MODULATION).clamp(0, 1).cummin(dim=0).values
     radius = polar(grid, grid)[0].float().flatten()
-    return interpolated(overlap, (radius - radii[0]) / (radii[1] - radii[0])).reshape(grid, grid).double()
+    return (
+        interpolated(overlap, (_WINDOW_WIDENS * radius - radii[0]) / (radii[1] - radii[0])).reshape(grid, grid).double()
+    )

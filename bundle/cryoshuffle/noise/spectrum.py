@@ -17,7 +17,15 @@ from torch import Tensor
 from cryoshuffle.errors import InputError
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.noise.axes import interpolated, line_along, tapered
-from cryoshuffle.noise.ramp import LARGEST_DEG, hold_to_ramp, most_signal, polar, ramp_slope, tilt_overlap
+from cryoshuffle.noise.ramp import (
+    LARGEST_DEG,
+    hold_to_ramp,
+    missed_noise,
+    most_signal,
+    polar,
+    ramp_slope,
+    tilt_overlap,
+)
 
 GRID = 64
 REACH = 16
@@ -226,7 +234,8 @@ def noise_spectrum(
     if was_filtered:
         bounds = [_unfiltered_power(unexplained)]
     else:
-        bounds = [across(BAND), across(HIGHEST), remaining.mean(dim=0)]
+        high, highest = across(BAND), across(HIGHEST)
+        bounds = [high, missed_noise(high, highest) * highest, remaining.mean(dim=0)]
     power = _lesser(bounds, min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
