@@ -454,3 +454,22 @@ def test_a_volume_without_fine_detail_is_refused_with_a_way_out(tmp_path):
     assert "smooth.mrc" in str(caught.value)
     write_mrc(tmp_path / "binned.mrc", smooth[::2, ::2, ::2].contiguous().numpy())
     assert choose_blind_set([str(tmp_path / "binned.mrc")], tilt_axis="y").blind_set.axis == "y"
+
+
+def test_doubt_takes_detail_and_not_strength(monkeypatch):
+    """Noise that is taken for a tenth stronger costs the faintest detail; what is kept has the strength of the truth,
+    within a tenth. A filter for the stronger noise alone would make it fainter (control)."""
+    monkeypatch.setattr(filters, "ENOUGH", 0)
+    z, y, x = (torch.fft.fftfreq(64, dtype=torch.float64) for _ in range(3))
+    whole = (z[:, None, None].square() + y[:, None].square() + x.square()).sqrt()
+    signal = made_of(3.0 * torch.exp(-whole / 0.15), 1)
+    volume, spectrum = signal + made_of(torch.ones_like(whole), 2), torch.ones(GRID, GRID, GRID)
+
+    def slope(kernel: torch.Tensor) -> float:
+        result = convolve(volume, kernel)
+        return float((signal * result).sum() / result.square().sum())
+
+    chosen = choose_linear([volume], spectrum, error=0.1).kernel
+    assert chosen is not None
+    assert slope(chosen) == pytest.approx(1, abs=0.1)
+    assert slope(wiener_kernel(smooth_spectrum(volume), 1.1 * spectrum)) > 1.15

@@ -320,6 +320,17 @@ def test_a_simulated_truth_has_no_stripes_beyond_its_scatter():
             assert residue_imbalance(volume, axis, 3) < 1.03
 
 
+def test_a_small_truth_gives_no_alarm_and_the_same_with_a_stripe_does():
+    """On six small phantoms, smoothed or not, whose ratio alone is up to 1.3: a stripe of .1 deviations is beyond three
+    scatters in each of them."""
+    for seed in range(6):
+        truth = simulate("wbp", shape=(48, 96, 96), snr=0.3, seed=seed).truth
+        for volume in (truth, smooth(truth, 1.0)):
+            assert lattice_excess(volume, "y", 3) < 1 + 3 * lattice_scatter(volume, "y", 3)
+            striped = volume + 0.1 * float(volume.std()) * stripes(3, 1, (48, 96, 96))
+            assert lattice_excess(striped, "y", 3) > 1 + 3 * lattice_scatter(striped, "y", 3)
+
+
 @pytest.mark.parametrize(("axis", "stride"), [("y", 3), ("x", 3), ("y", 2), ("y", 4), ("z", 3)])
 def test_stripes_of_the_lattice_are_seen(axis, stride):
     """A cosine of 0.15 standard deviations raises the ratio, more the stronger it is; another axis stays near 1."""

@@ -150,6 +150,9 @@ class FilterComparison:
             "weight": self.weight.value,
             "error": self.weight.error,
             "excessive": self.is_excessive,
+            "fitted": self.fitted,
+            "doubt": self.doubt,
+            "trusted": self.trusted,
             "bands": [
                 {
                     "weight": band.value,

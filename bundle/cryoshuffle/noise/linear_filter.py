@@ -361,14 +361,24 @@ def _short_kernel(response: Tensor, total: Tensor, reach: int) -> Tensor:
     grid = torch.fft.ifftn(response.double()).real
     offsets = torch.arange(-reach, reach + 1)
     taper = 0.5 + 0.5 * torch.cos(math.pi * offsets.double() / (reach + 1))
-    around = torch.zeros_like(grid)
     z, y, x = (offsets % side for side in grid.shape)
-    here = z[:, None, None], y[:, None], x
-    kernel = grid[here] * taper[:, None, None] * taper[:, None] * taper
-    around[here] = kernel
-    smooth = torch.fft.fftn(around).real
-    gain = float((total * response * smooth).sum() / (total * smooth.square()).sum().clamp(min=1e-30))
-    return (gain * kernel).float()
+    kernel = grid[z[:, None, None], y[:, None], x] * taper[:, None, None] * taper[:, None] * taper
+    return (_gain(kernel, total, total * response) * kernel).float()
+
+
+def _gain(kernel: Tensor, total: Tensor, wanted: Tensor) -> float:
+    """What a kernel is multiplied by for the smallest mean squared error.
+
+    Args:
+        kernel: of an even filter, ``(k, k, k)``.
+        total: power spectrum of what it filters.
+        wanted: the part of that power that is the signal's.
+    """
+    around = torch.zeros_like(total, dtype=torch.float64)
+    z, y, x = (torch.arange(-(k // 2), k // 2 + 1) % side for k, side in zip(kernel.shape, total.shape, strict=True))
+    around[z[:, None, None], y[:, None], x] = kernel.double()
+    passed = torch.fft.fftn(around).real
+    return float((wanted * passed).sum() / (total * passed.square()).sum().clamp(min=1e-30))
 
 
 def choose_linear(
@@ -392,4 +402,6 @@ def choose_linear(
     if sum(volume.numel() for volume in volumes) < ENOUGH:
         return chosen
     total = torch.stack([smooth_spectrum(volume) for volume in volumes]).mean(dim=0)
-    return replace(chosen, kernel=wiener_kernel(total, (1 + error) * spectrum.double()))
+    kernel = wiener_kernel(total, (1 + error) * spectrum.double())
+    # Detail is left out for fear that it is noise. What is kept is as strong as the noise by itself lets expect.
+    return replace(chosen, kernel=kernel * max(1.0, _gain(kernel, total, total - spectrum.double())))

@@ -253,6 +253,9 @@ def _time_findings(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
 def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
     """How network and filter share the result."""
     share = refinement["trust"]
+    if not refinement.get("trusted", True):
+        words = f"The result is all the best linear filter's: {refinement['doubt']}."
+        return [Finding("look", words, "share", "Erase the beads in the tilt images, and reconstruct again.")]
     words = (
         f"{share:.0%} of the result is the network's, {1 - share:.0%} that of the best linear filter, as judged on "
         "noise drawn anew"
@@ -260,8 +263,7 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
     if share >= _MOSTLY:
         listed = [Finding("ok", f"{words}: good, most is the network's.", "share")]
     else:
-        why = "the volume is too small or too noisy, or the fit was too short, for more"
-        advice = "Take it for a filtered tomogram; --effort best may give the network more."
+        why, advice = _why_so_little(refinement)
         listed = [Finding("look", f"{words}: less than half is the network's; {why}.", "share", advice)]
     if refinement.get("excessive"):
         words = (
@@ -270,6 +272,17 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
         )
         listed.append(Finding("look", words, "excess", "Compare fine detail with a Gaussian of the tomogram."))
     return listed
+
+
+def _why_so_little(refinement: Mapping[str, Any]) -> tuple[str, str]:
+    """Why a network has less than half of the result, and what to do about it."""
+    if refinement.get("fitted", True):
+        why = "the volume is too small or too noisy for more, or the fit was too short"
+        return why, "Take it for a filtered tomogram; a longer fit may give the network more."
+    if refinement.get("doubt"):
+        return refinement["doubt"], "Take it for a filtered tomogram."
+    why = "the volume is too noisy for the starting network, or too unlike the simulations that it was trained on"
+    return why, "Take it for a filtered tomogram, or fit the network to it: --effort standard."
 
 
 def _power_finding(bands: Sequence[Check], measured_here: bool) -> Finding:

@@ -24,6 +24,8 @@ from cryoshuffle.scores.shells import fourier_shell_correlation, shell_power
 LOW_FREQUENCY = 0.1
 FEWEST_PERIODS = 16
 _NEAREST, _FARTHEST, _NEIGHBOURS = 2, 4, 5
+# Where else stripes are looked for, coefficients from the lattice's own, and the lowest such frequency.
+_ELSEWHERE, _LOWEST = (7, 8, 9, 10), 0.1
 _BLOCKS = 4
 _FEWEST_BLOCKS = 16
 # Of the Gaussian that leaves coarse detail, voxels.
@@ -412,8 +414,8 @@ def lattice_excess(result: Tensor, axis: str, stride: int) -> float:
 def lattice_scatter(result: Tensor, axis: str, stride: int) -> float:
     """How far :func:`lattice_excess` is from 1 by chance: its relative standard error.
 
-    It is the jackknife over blocks of lines, at the harmonic of the largest ratio. The bend of a spectrum that no
-    parabola follows, in a volume of few voxels and much structure, comes on top.
+    It is the jackknife over blocks of lines, at the harmonic of the largest ratio, or what the ratio has at frequencies
+    near the lattice's, if that is more: few voxels with much structure have lines of their own in the spectrum.
 
     Args:
         result: ``(Z, Y, X)``, at least :data:`FEWEST_PERIODS` strides long along the axis.
@@ -440,19 +442,25 @@ def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]
     offsets = torch.tensor([-d for d in reach] + reach, dtype=torch.float64)
     # The first row of this turns logarithms of the neighbours into the parabola's value at the centre.
     weights = torch.linalg.pinv(torch.stack([offsets**p for p in range(3)], dim=1))[0]
+    around = torch.cat([torch.zeros(1, dtype=torch.float64), offsets])
     excesses = []
     for harmonic in range(1, stride // 2 + 1):
-        centre = torch.tensor([harmonic / stride], dtype=torch.float64)
-        power = _line_power(result, dim, torch.cat([centre, centre + offsets]))
+        lattice = harmonic / stride
+        # Structure has lines in its spectrum too: how far the power is from a parabola where the lattice has none.
+        others = [lattice + sign * shift / result.shape[dim] for shift in _ELSEWHERE for sign in (-1, 1)]
+        centres = torch.tensor([lattice, *(f for f in others if _LOWEST <= f <= 0.5)], dtype=torch.float64)
+        power = _line_power(result, dim, (centres[:, None] + around).flatten()).unflatten(1, (len(centres), -1))
         # All blocks, then all but one.
         sums = torch.cat([power.sum(dim=0, keepdim=True), power.sum(dim=0) - power])
         if not bool((sums > 0).all()):
             raise InputError(f"the result has no power at high frequency along {axis}: check the file")
         logs = sums.log()
-        log_ratios = logs[:, 0] - logs[:, 1:] @ weights
-        rest = log_ratios[1:] - log_ratios[1:].mean()
+        log_ratios = logs[..., 0] - logs[..., 1:] @ weights
+        ours, elsewhere = log_ratios[:, 0], log_ratios[0, 1:]
+        rest = ours[1:] - ours[1:].mean()
         error = float(rest.square().sum() * (len(rest) - 1) / len(rest)) ** 0.5
-        excesses.append((math.exp(float(log_ratios[0])), error))
+        spread = float(elsewhere.square().mean()) ** 0.5 if len(elsewhere) else 0.0
+        excesses.append((math.exp(float(ours[0])), max(error, spread)))
     return excesses
 
 
