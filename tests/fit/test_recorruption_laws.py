@@ -278,12 +278,14 @@ def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, er
     assert found.blend() == {"trust": found.trust, "sigma": [2.0, 1.4, 1.0], "gain": 0.8}
 
 
-def test_a_band_that_asks_for_more_than_all_gets_all():
-    """Where two places agree on it the network has the band; without bands it would be a third, and both are told."""
-    linear, much = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(1.7, 0.05)
-    banded, whole = FilterComparison(linear, much, (Weight(0.6, 0.05), much)), FilterComparison(linear, much)
-    assert banded.blend()["trust"] == pytest.approx([0.6, 1.0])
+def test_a_network_that_asks_for_more_than_all_gets_a_third_of_what_its_bands_ask():
+    """And it is told. A band that asks for more than all, where the whole does not, has all (control)."""
+    linear, much, right = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(1.7, 0.05), Weight(1.0, 0.05)
+    bands_ = (Weight(0.6, 0.05), much)
+    banded, whole, control = (FilterComparison(linear, *parts) for parts in ((much, bands_), (much,), (right, bands_)))
+    assert banded.blend()["trust"] == pytest.approx([0.2, 1 / 3])
     assert whole.blend()["trust"] == pytest.approx(1 / 3)
+    assert control.blend()["trust"] == pytest.approx([0.6, 1.0])
     for found in (banded, whole):
         assert "more than all" in found.describe()
 

@@ -63,15 +63,19 @@ class Weight:
         return min(1.0, max(0.0, self.value)) * self._beyond_chance(self.value)
 
     @property
-    def trust(self) -> float:
-        """How much of the result is the network's, where nothing but this weight tells.
+    def most(self) -> float:
+        """The most that the network may have of the result.
 
         A weight well above 1 asks for more than the network has, which no estimate of the signal can
         be: the noise it was judged with is not the tomogram's. Then the filter keeps two thirds of the result.
         """
         excess = min(1.0, max(0.0, (self.value - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
-        most = 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
-        return min(most, self.share)
+        return 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
+
+    @property
+    def trust(self) -> float:
+        """How much of the result is the network's, where nothing but this weight tells."""
+        return min(self.most, self.share)
 
     @property
     def is_excessive(self) -> bool:
@@ -107,7 +111,7 @@ class FilterComparison:
     @property
     def linear_shares(self) -> list[float]:
         """The share of each band, fine to coarse, in which the network takes the filter's place; empty if no bands."""
-        return _shares(self.bands) if self.trusted else [0.0] * len(self.bands)
+        return self._at_most(_shares(self.bands))
 
     @property
     def shares(self) -> list[float]:
@@ -117,9 +121,14 @@ class FilterComparison:
         is not what it was trained with. The mean of all signals that a tomogram allows is the Wiener filter and a part
         that is correlated with no voxel. So the filter may keep its place beside the network's nonlinear part.
         """
-        if not self.nonlinear or not self.trusted:
+        if not self.nonlinear:
             return self.linear_shares
-        return [max(both) for both in zip(_shares(self.nonlinear), self.linear_shares, strict=True)]
+        added = self._at_most(_shares(self.nonlinear))
+        return [max(both) for both in zip(added, self.linear_shares, strict=True)]
+
+    def _at_most(self, shares: Sequence[float]) -> list[float]:
+        most = self.weight.most if self.trusted else 0.0
+        return [most * share for share in shares]
 
     @property
     def trust(self) -> float:
