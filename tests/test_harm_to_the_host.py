@@ -242,6 +242,12 @@ def test_a_signal_is_asked_for_once_and_never_lost(number):
             with pytest.raises(FitInterruptedError, match="stopped at step 1") if asks else contextlib.nullcontext():
                 engine.run([0])
         assert heard == []
+        for at, kept in ((Events.ITERATION_STARTED, 3), (Events.EPOCH_COMPLETED, 6)):
+            engine = Engine(lambda engine, batch: None)
+            engine.add_event_handler(at, lambda engine: engine.state.epoch == 2 and signal.raise_signal(number))
+            GracefulStop().attach(engine)
+            with pytest.raises(FitInterruptedError, match=f"goes on from step {kept} of it"):
+                engine.run([0, 1, 2], max_epochs=3)
         broken = Engine(lambda engine, batch: 1 / 0)
         GracefulStop().attach(broken)
         with pytest.raises(ZeroDivisionError):

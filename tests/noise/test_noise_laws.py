@@ -20,6 +20,7 @@ from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import load_mask
+from cryoshuffle.files.volumes import DENOISED, own_label
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.noise.choice import choose_blind, choose_blind_set, find_tilt_axis
 from cryoshuffle.noise.estimate import (
@@ -148,6 +149,20 @@ def test_a_filtered_volume_is_not_measured():
         choose_blind(estimate)
     choice = choose_blind(estimate, "y")
     assert (choice.blind_set.axis, choice.clean) == ("y", False)
+
+
+def test_a_result_of_ours_is_recognised_before_it_is_called_filtered(tmp_path):
+    """Hardly any noise is left in it, so the way out is the tomogram, not the tilt axis; without its label it is."""
+    volume = simulated("wbp").tomogram
+    k = [torch.fft.fftfreq(n).abs() for n in volume.shape]
+    keep = (k[0][:, None, None] ** 2 + k[1][:, None] ** 2 + k[2] ** 2).sqrt() < 0.25
+    path = write_mrc(tmp_path / "result.mrc", torch.fft.ifftn(torch.fft.fftn(volume) * keep).real.numpy())
+    with pytest.raises(ValueError, match="low-pass filtered"):
+        choose_blind_set([str(path)])
+    with mrcfile.open(path, "r+") as file:
+        file.add_label(own_label(DENOISED).decode())
+    with pytest.raises(ValueError, match="was denoised by cryoshuffle before"):
+        choose_blind_set([str(path)])
 
 
 def test_a_tilt_axis_off_the_grid_is_noticed():

@@ -385,7 +385,10 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert _statuses(folder) == {"a": "done"}
     assert np.array_equal(mrcfile.read(folder / "out" / "a.mrc"), mrcfile.read(bits))
     assert main([*_batch_words(folder), "--seed", "1"]) == 2
-    assert "say --overwrite" in capsys.readouterr().err
+    complained = capsys.readouterr().err
+    assert "say --overwrite" in complained
+    assert re.search("was run with .*, now with --seed", complained)
+    assert "--quiet" not in complained
 
 
 @pytest.mark.nightly

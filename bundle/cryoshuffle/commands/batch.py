@@ -92,10 +92,21 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
             raise FileError(f"{output}: exists already and no batch wrote it, choose another folder")
         return False
     now = _as_record(item, command)
-    changes = named_changes({k: record.get(k) for k in now}, now)
+    before = {key: record.get(key) for key in now}
+    # Other words alone are told; a command line of two screens would hide them.
+    words = _other_words(before.pop("command") or [], now.pop("command"))
+    changes = ", ".join(part for part in (words, named_changes(before, now)) if part)
     if changes:
         raise InputError(f"{output}: is of another run ({changes}), choose another folder, or say --overwrite")
     return bool(record["done"]) and output.exists()
+
+
+def _other_words(before: Sequence[str], now: Sequence[str]) -> str:
+    """How two command lines differ; empty if they do not."""
+    if list(before) == list(now):
+        return ""
+    gone, new = ([word for word in ours if word not in other] for ours, other in ((before, now), (now, before)))
+    return f"it was run with {' '.join(gone) or 'fewer options'}, now with {' '.join(new) or 'fewer options'}"
 
 
 def _as_record(item: Item, command: Sequence[str]) -> dict[str, Any]:

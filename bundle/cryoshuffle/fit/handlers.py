@@ -341,7 +341,7 @@ class GracefulStop:
     def attach(self, engine: Engine) -> None:
         """Listen while the engine runs; however it ends, the signals then do what they did before."""
         while_running(engine, self._listen)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._check, epoch_is_kept=False)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._check)
 
     @contextmanager
@@ -354,9 +354,10 @@ class GracefulStop:
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = number
 
-    def _check(self, engine: Engine) -> None:
+    def _check(self, engine: Engine, epoch_is_kept: bool = True) -> None:
         if self._asked is not None:
+            epochs = engine.state.epoch if epoch_is_kept else engine.state.epoch - 1
+            kept = max(0, epochs) * (engine.state.epoch_length or 0)
             raise FitInterruptedError(
-                f"stopped at step {engine.state.iteration}; the checkpoint of the last whole epoch is kept, "
-                "go on with --resume"
+                f"stopped at step {engine.state.iteration} of this stage; --resume goes on from step {kept} of it"
             )

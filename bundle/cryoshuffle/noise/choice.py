@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.files.formats import is_ours
 from cryoshuffle.files.masks import load_mask
 from cryoshuffle.lattice import AXES, BlindSet
 from cryoshuffle.noise.estimate import (
@@ -273,6 +274,11 @@ def choose_blind_set(
         for path in tomograms:
             volume = read(str(path), largest=LARGEST, mask=mask)
             estimates.append(noise_from_volume(volume))
+            if estimates[-1].filtered and is_ours(path):
+                raise InputError(
+                    f"{path}: was denoised by cryoshuffle before, so hardly any noise is left to measure: name the "
+                    "tomogram that it was made from"
+                )
             if estimates[-1].filtered and tilt_axis is not None:
                 _refuse_without_detail(path, volume, tilt_axis)
         estimate = average(estimates)
