@@ -22,6 +22,25 @@ HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolut
 
 
 @pytest.mark.parametrize(
+    ("refinement", "words", "advice"),
+    [
+        ({"trust": 0.2}, "the fit was too short", "a longer fit"),
+        ({"trust": 0.2, "fitted": True, "doubt": "", "trusted": True}, "the fit was too short", "a longer fit"),
+        ({"trust": 0.2, "fitted": False, "doubt": "", "trusted": True}, "for the starting network", "standard"),
+        ({"trust": 0.2, "fitted": False, "doubt": "it leans", "trusted": True}, "it leans", "filtered tomogram.$"),
+        ({"trust": 0.0, "fitted": False, "doubt": "gold", "trusted": False}, "is all the .* filter's: gold", "Erase"),
+    ],
+)
+def test_a_small_share_of_the_network_has_the_reason_of_its_run(refinement, words, advice):
+    """A fit that was not made is not called too short, and nobody is sent to a longer one by gold."""
+    share = next(one for one in findings(NOISE, refinement, {}) if one.subject == "share")
+    assert share.level == "look"
+    assert re.search(words, share.words)
+    assert re.search(advice, share.advice)
+    assert ("too short" in share.words) == refinement.get("fitted", True)
+
+
+@pytest.mark.parametrize(
     ("good", "doubtful", "level", "words"),
     [
         (
@@ -114,7 +133,7 @@ def test_detail_that_runs_against_the_tomogram_is_told():
     assert findings(None, None, {"slopes": [3.0, 2.0, 1.5, 1.1]}) == []
     (found,) = findings(None, None, {"slopes": [3.0, -0.2, 1.5, 1.1]})
     assert found.level == "bad"
-    assert "Detail of 0.7 to 1.4 voxels" in found.words
+    assert "Detail of 2 to 4 voxels" in found.words
 
 
 def test_uneven_noise_is_told_where_it_was_taken_for_even():
@@ -138,7 +157,7 @@ def test_a_weight_above_all_is_told():
         (
             {**POWER, "ratios": [0.66, 0.62, 0.5, 0.3]},
             "bad",
-            "0.62 times the power of the measured noise in detail of 0.7",
+            "0.62 times the power of the measured noise in detail of 2 to 4",
         ),
         (
             {**POWER, "ratios": [0.84, 0.95, 0.8, 0.5]},
@@ -153,7 +172,7 @@ def test_a_weight_above_all_is_told():
         (
             {**POWER, "ratios": [1.0, 1.1, 1.3, 2.7]},
             "bad",
-            "2.70 times the power of the measured noise in detail of 2.8",
+            "2.70 times the power of the measured noise in detail of 7 to 15",
         ),
         ({**POWER, "ratios": [1.0, 0.95, 0.3, 0.1]}, "ok", "as strong as"),
         ({"ratios": [0.8, 1.2, 1.3, 2.0], "errors": [0.1, 0.1, 0.2, 0.4]}, "ok", "as strong as"),
@@ -254,9 +273,9 @@ GOOD = {
         ("power", {"ratios": [1.0, 0.95, 0.8, 1.4]}, "power", "1.40 times the power"),
         ("power", {"ratios": [0.5, 0.95, 0.8, 0.5]}, "power", "good from 0.85 up"),
         ("power", {"ratios": [1.0, 0.6, 0.8, 0.5]}, "power", "good from 0.7 up"),
-        ("removed", {"ratios": [1.2, 1.0, 1.0, 1.0]}, "removed", "under 0.7 voxels .* 1.20 times .* signal was taken"),
-        ("removed", {"ratios": [0.8, 1.0, 1.0, 1.0]}, "removed", "under 0.7 voxels .* 0.80 times .* noise was left in"),
-        ("removed", {"ratios": [1.0, 1.0, 1.0, 0.6]}, "removed", "2.8 to 5.6 voxels .* 0.60 times .* good from 0.7"),
+        ("removed", {"ratios": [1.2, 1.0, 1.0, 1.0]}, "removed", "under 2 voxels .* 1.20 times .* signal was taken"),
+        ("removed", {"ratios": [0.8, 1.0, 1.0, 1.0]}, "removed", "under 2 voxels .* 0.80 times .* noise was left in"),
+        ("removed", {"ratios": [1.0, 1.0, 1.0, 0.6]}, "removed", "7 to 15 voxels .* 0.60 times .* good from 0.7"),
         ("residual", {"correlation_with_result": -0.11}, "shared", "correlation -0.11, good above -0.1"),
         ("residual", {"low_frequency_correlation": -0.11}, "shared", "coarse detail -0.11, good above -0.1"),
         ("residual", {"autocorrelation": {"z": [0, 0.11, 0, 0]}}, "alike", "Along z .* by 0.11, good up to 0.1"),

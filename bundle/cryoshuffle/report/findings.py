@@ -50,7 +50,17 @@ _IMBALANCE = 1.1
 # .85 to 1.09, with a standard error of .01 to .03, and .78 to 1.16 in eighths of the error map. Noise taken for half as
 # strong again makes it .61 to .71; where its level is measured anew the map rights itself, and the ratio stays.
 _MAP = (0.8, 1.25)
-DETAIL_NAMES = ("under 0.7", *(f"{low} to {high}" for low, high in pairwise(BAND_EDGES)))
+
+
+def _width(sigma: float) -> int:
+    """How wide detail is, voxels, of which a Gaussian leaves half: half the period of that wave."""
+    return round(math.pi * sigma / math.sqrt(2 * math.log(2)))
+
+
+DETAIL_NAMES = (
+    f"under {_width(BAND_EDGES[0])}",
+    *(f"{_width(low)} to {_width(high)}" for low, high in pairwise(BAND_EDGES)),
+)
 
 
 @dataclass(frozen=True)
@@ -503,7 +513,7 @@ def _painted_findings(refinement: Mapping[str, Any] | None, numbers: Mapping[str
     if slopes is not None and min(slopes) < 0:
         low, high = DETAIL_BANDS[slopes.index(min(slopes))]
         words = (
-            f"Detail of {low} to {high} voxels in the result runs against the tomogram: slope {min(slopes):.2f}, good "
+            f"Detail of {_width(low)} to {_width(high)} voxels in the result runs against the tomogram: slope {min(slopes):.2f}, good "
             "from 0 up. It is not from the data."
         )
         listed.append(Finding("bad", words, "against", again))
