@@ -42,7 +42,7 @@ def fit_window(window: Sequence[int] | int, shape: Sequence[int], period: Triple
         if side < step:
             raise InputError(
                 f"the tomogram has {side} voxels to fit to along {axis}, less than the lattice period of {step}: "
-                "use a smaller --stride or another blind set"
+                "give a larger tomogram, or use a smaller --stride or another blind set"
             )
         if want < step:
             raise SettingError(f"window is {want} along {axis}, less than the lattice period of {step}: use more")

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import mrcfile
@@ -116,7 +117,10 @@ def test_the_page_tells_what_the_run_found(run):
     assert noise["reason"] in text
     assert f"{json.loads((run / 'refinement.json').read_text())['trust']:.0%} of the result" in text
     assert json.loads((run / "provenance.json").read_text())["output"]["sha256"] in text
-    assert "Held-out risk while refining" in text
+    points = Counter(line["stage"] for line in read_history(run) if line["risk"] is not None)
+    assert {"refining", "fitting"} <= set(points)
+    for stage, count in points.items():
+        assert (f"Held-out risk while {stage}" in text) == (count > 2), "two points are no curve"
     assert "24 × 100 × 80 voxels" in text
 
 

@@ -309,7 +309,8 @@ def _simulate(options: SimulateCommand) -> int:
         options.case, options.shape, options.snr, options.seed, templates, options.voxel_size,
         mtf_at_nyquist=options.mtf,
     )  # fmt: skip
-    _say(tomogram=save_simulation(simulation, options.output, options.overwrite, options.force)[0])
+    for path in save_simulation(simulation, options.output, options.overwrite, options.force):
+        print(f"{path.stem + ':':12}{path}")
     return 0
 
 

@@ -93,7 +93,10 @@ class NoiseEstimate:
 def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Power spectrum of the tapered middle of a volume, and the tapers along its axes."""
     if min(volume.shape) < 2 * LAGS:
-        raise InputError(f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, set --blind")
+        raise InputError(
+            f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, which takes {2 * LAGS} along "
+            "each axis: give a larger one, or name the blind set with --blind"
+        )
     values, tapers = tapered(central_crop(volume, LARGEST))
     return torch.fft.fftn(values).abs().square(), tapers
 

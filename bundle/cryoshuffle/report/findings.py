@@ -461,9 +461,10 @@ def _seams_finding(jumps: Check, halfway: float) -> Finding:
 def _stripes_finding(excess: Check, stride: int) -> Finding:
     """Whether there are stripes of the lattice along an axis."""
     words = "No stripes of the lattice" if excess.good else f"Stripes of period {stride}"
-    power = f"{excess.text} times the power nearby, good below {excess.limit}"
-    advice = "" if excess.good else "Take no repeat of that period for structure."
-    return Finding("ok" if excess.good else "look", f"{words} along {excess.where}: {power}.", "stripes", advice)
+    power = f"{words} along {excess.where}: {excess.text} times the power nearby, good below {excess.limit}"
+    if excess.good:
+        return Finding("ok", f"{power}; lines of other periods come from the tilts and are in the tomogram.", "stripes")
+    return Finding("look", f"{power}.", "stripes", "Take no repeat of that period for structure.")
 
 
 def _halves_finding(halves: Mapping[str, Any]) -> Finding:
@@ -513,8 +514,8 @@ def _painted_findings(refinement: Mapping[str, Any] | None, numbers: Mapping[str
     if slopes is not None and min(slopes) < 0:
         low, high = DETAIL_BANDS[slopes.index(min(slopes))]
         words = (
-            f"Detail of {_width(low)} to {_width(high)} voxels in the result runs against the tomogram: slope {min(slopes):.2f}, good "
-            "from 0 up. It is not from the data."
+            f"Detail of {_width(low)} to {_width(high)} voxels in the result runs against the tomogram: slope "
+            f"{min(slopes):.2f}, good from 0 up. It is not from the data."
         )
         listed.append(Finding("bad", words, "against", again))
     return listed

@@ -61,6 +61,8 @@ _SHARED_CURVE = (
     "Good is 0 or more at every frequency: above 0 the residual holds signal and the result noise, which cannot be "
     "helped where they are alike; below 0 the result makes signal stronger than it is."
 )
+# Of a curve that tells whether more steps would gain.
+_FEWEST_POINTS = 3
 _RISK_CURVE = (
     "The error of the network on voxels that no step has seen, noise included: good is a curve that falls and then "
     "stays flat; one that still falls at its end would gain from more steps."
@@ -111,7 +113,7 @@ def _curves(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) ->
         points = [
             (line["step"], line["risk"]) for line in history if line["stage"] == stage and line["risk"] is not None
         ]
-        if len(points) > 1:
+        if len(points) >= _FEWEST_POINTS:
             chart = line_chart(f"Held-out risk while {stage}", {"risk": points}, "step", "risk")
             charts.append(replace(chart, explanation=_RISK_CURVE))
     return charts
