@@ -120,11 +120,14 @@ class FilterComparison:
         It is at least that of its nonlinear part. What a network has learnt to do as a filter is wrong where the noise
         is not what it was trained with. The mean of all signals that a tomogram allows is the Wiener filter and a part
         that is correlated with no voxel. So the filter may keep its place beside the network's nonlinear part.
+
+        Not in the finest detail, which is nearly all noise: what a network keeps of it differs from place to place, and
+        without what is linear in that over the whole volume, the negative of the noise is left where it keeps least.
         """
         if not self.nonlinear:
             return self.linear_shares
         added = self._at_most(_shares(self.nonlinear))
-        return [max(both) for both in zip(added, self.linear_shares, strict=True)]
+        return [max(both) for both in zip([0.0, *added[1:]], self.linear_shares, strict=True)]
 
     def _at_most(self, shares: Sequence[float]) -> list[float]:
         most = self.weight.most if self.trusted else 0.0
