@@ -41,7 +41,7 @@ def fit_window(window: Sequence[int] | int, shape: Sequence[int], period: Triple
     for axis, want, side, step in zip(AXES, wanted, shape, period, strict=True):
         if side < step:
             raise InputError(
-                f"the tomogram has {side} voxels to fit to along {axis}, less than the lattice period of {step}: "
+                f"of the tomogram a fit sees {side} voxels along {axis}, less than the lattice period of {step}: "
                 "give a larger tomogram, or use a smaller --stride or another blind set"
             )
         if want < step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from phantoms import write_mrc
 
+from cryoshuffle.commands.batch import check_index
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import read_list, write_star
 from cryoshuffle.commands.preflight import check_dtype, check_inputs, check_output, check_single
@@ -99,6 +101,113 @@ def test_a_pattern_that_expands_to_two_tomograms_loses_neither(tmp_path, raw, ca
         assert main([*words, "--overwrite"]) == 2
         assert "cryoshuffle batch" in capsys.readouterr().err
     assert other.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--even", "--odd", "--mask", "--noise-mask", "--warm-start"])
+@pytest.mark.parametrize("place", ["OUT", "--residual", "--error"])
+def test_what_a_run_reads_is_not_replaced(tmp_path, raw, monkeypatch, capsys, option, place):
+    """Not by --force either, nor under the name of a link; another file at OUT is (control)."""
+    work = Mock(side_effect=FileError("work"))
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", work)
+    kept, other = (write_mrc(tmp_path / name, VOLUME + 1) for name in ("kept.mrc", "other.mrc"))
+    (tmp_path / "link.mrc").symlink_to(kept)
+    given = [option, str(kept)]
+    if option in ("--even", "--odd"):
+        given += ["--odd" if option == "--even" else "--even", str(other)]
+    for name, sentence in (
+        ("kept.mrc", "is read by this run"),
+        ("link.mrc", "is read by this run"),
+        ("new.mrc", "work"),
+    ):
+        target = str(tmp_path / name)
+        names = [target] if place == "OUT" else [str(tmp_path / "out.mrc"), place, target]
+        assert main(["denoise", str(raw), *names, *given, "--force"]) == 2
+        assert sentence in capsys.readouterr().err
+    assert np.array_equal(mrcfile.read(kept), VOLUME + 1)
+
+
+def test_the_network_that_is_applied_is_not_replaced(tmp_path, raw, monkeypatch, capsys):
+    """By its residual; what is forced at OUT is OUT alone, so a foreign residual is refused."""
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    model = write_mrc(tmp_path / "model.mrc", VOLUME)
+    assert main(["apply", str(model), str(raw), str(tmp_path / "o.mrc"), "--residual", str(model), "--force"]) == 2
+    assert "is read by this run" in capsys.readouterr().err
+    with pytest.raises(FileError, match="no result of cryoshuffle"):
+        check_output(str(tmp_path / "o.mrc"), str(raw), residual=str(model), force=True)
+
+
+@pytest.mark.parametrize("name", ["report.html", "model.pt", "run.log"])
+def test_files_of_others_in_the_folder_of_a_run_are_kept(tmp_path, raw, monkeypatch, capsys, name):
+    """A folder that no run of ours wrote is refused before the work; one with our log, or none of our names, is not."""
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
+    folder = tmp_path / "out_run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    command = ["denoise", str(raw), str(tmp_path / "out.mrc")]
+    assert main(command) == 2
+    assert "work" in capsys.readouterr().err
+    (folder / name).write_text("mine")
+    assert main([*command, "--overwrite"]) == 2
+    assert f"holds {name}, which no run of cryoshuffle wrote" in capsys.readouterr().err
+    (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
+    assert main(command) == 2
+    assert "work" in capsys.readouterr().err
+
+
+def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys):
+    """``apply`` into the folder of another run is refused, unless that result is gone or --overwrite is said."""
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    folder, first = tmp_path / "first_run", write_mrc(tmp_path / "first.mrc", VOLUME)
+    folder.mkdir()
+    (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
+    (folder / "provenance.json").write_text(json.dumps({"output": {"path": str(first)}}))
+    command = ["apply", "model.pt", str(raw), str(tmp_path / "second.mrc"), "--report", str(folder)]
+    for words, sentence in (([], f"holds the report of {first}"), (["--overwrite"], "work")):
+        assert main([*command, *words]) == 2
+        assert sentence in capsys.readouterr().err
+    first.unlink()
+    assert main(command) == 2
+    assert "work" in capsys.readouterr().err
+
+
+def test_a_page_of_others_in_the_folder_of_a_batch_is_kept(tmp_path, raw, capsys):
+    """The index of a batch takes its place only where a batch wrote it."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "index.html").write_text("mine")
+    for words in ([], ["--overwrite"]):
+        assert main(["batch", str(raw), str(folder), *words]) == 2
+        assert "index.html: exists and no batch wrote it" in capsys.readouterr().err
+    assert (folder / "index.html").read_text() == "mine"
+    items = read_list([str(raw)], folder)
+    check_index(tmp_path / "nowhere", items)
+    (folder / "index.html").write_text('<meta name="generator" content="cryoshuffle">')
+    check_index(folder, items)
+    (folder / "index.html").write_text("of an earlier version")
+    items[0].folder.mkdir()
+    (items[0].folder / "batch.json").write_text("{}")
+    check_index(folder, items)
+
+
+def test_a_folder_of_two_runs_gets_no_report(tmp_path, capsys):
+    """A fit that was begun over a finished one has left files of both: neither verdict would be right."""
+    (tmp_path / "state.pt").write_bytes(b"")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "holds an unfinished fit" in capsys.readouterr().err
+
+
+def test_a_reader_that_stops_reading_gets_no_traceback(tmp_path):
+    """As ``| head -1`` does: all is on the disk, and nothing is complained of."""
+    command = [sys.executable, "-m", "cryoshuffle", "simulate", str(tmp_path / "s"), "--shape", "16,32,32"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        run.stdout.close()
+        complained = run.stderr.read()
+    assert (run.returncode, complained) == (0, "")
+    assert (tmp_path / "s" / "tomogram.mrc").is_file()
 
 
 @pytest.mark.parametrize("name", WRITERS)

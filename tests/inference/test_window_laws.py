@@ -360,7 +360,7 @@ def test_windows_shrink_to_whole_periods_and_refuse_less():
     """48 asked of 36, 206, 94 with period 4, 12, 4 gives 36, 48, 48; a side below the period is refused."""
     assert fit_window(48, (36, 206, 94), (4, 12, 4)) == (36, 48, 48)
     assert fit_window(50, (38, 206, 94), (4, 12, 4)) == (36, 48, 48)
-    with pytest.raises(ValueError, match="8 voxels to fit to along y, less than the lattice period of 12"):
+    with pytest.raises(ValueError, match="8 voxels along y, less than the lattice period of 12"):
         fit_window(48, (36, 8, 94), (4, 12, 4))
     with pytest.raises(ValueError, match="window is 6 along y"):
         fit_window(6, (36, 206, 94), (4, 12, 4))

@@ -100,7 +100,7 @@ def bad_header(path: Path) -> None:
         (stack_of_volumes, "has 4 dimensions"),
         (not_finite, "2 voxels are NaN or Inf, the first at (z, y, x) = (3, 4, 5)"),
         (constant, "all voxels are 3"),
-        (too_thin, "8 voxels to fit to along y, less than the lattice period of 12"),
+        (too_thin, "8 voxels along y, less than the lattice period of 12"),
         (bad_header, "if it is an old one add --permissive"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

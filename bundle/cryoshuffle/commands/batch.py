@@ -101,6 +101,27 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
     return bool(record["done"]) and output.exists()
 
 
+def check_index(folder: Path, items: Sequence[Item]) -> None:
+    """Refuse a folder whose ``index.html`` no batch wrote.
+
+    Args:
+        folder: of the results.
+        items: of the batch.
+
+    Raises:
+        FileError: if it is one, or the page cannot be read.
+    """
+    path = folder / "index.html"
+    if not path.exists() or any((item.folder / RECORD_NAME).is_file() for item in items):
+        return
+    try:
+        is_ours = 'content="cryoshuffle"' in path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror}), choose another folder") from error
+    if not is_ours:
+        raise FileError(f"{path}: exists and no batch wrote it, choose another folder")
+
+
 def _other_words(before: Sequence[str], now: Sequence[str]) -> str:
     """How two command lines differ; empty if they do not."""
     if list(before) == list(now):

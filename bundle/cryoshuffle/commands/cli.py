@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 import re
 import shlex
 import sys
@@ -156,7 +157,7 @@ def _apply(options: ApplyCommand) -> int:
 
 
 def _batch(options: BatchCommand) -> int:
-    from cryoshuffle.commands.batch import Cluster, command_of, is_done, run_batch
+    from cryoshuffle.commands.batch import Cluster, check_index, command_of, is_done, run_batch
     from cryoshuffle.commands.lists import read_list
     from cryoshuffle.commands.runs import check_run_dir
     from cryoshuffle.report.page import read_verdict
@@ -170,6 +171,7 @@ def _batch(options: BatchCommand) -> int:
         _say_plan(options, items, commands)
         return 0
     check_run_dir(folder)
+    check_index(folder, items)
     folder.mkdir(exist_ok=True)
     skipped = 0 if options.overwrite else sum(is_done(*pair) for pair in zip(items, commands, strict=True))
 
@@ -357,8 +359,14 @@ def _survival(options: EvaluateCommand) -> dict[str, Any]:
 
 
 def _page(options: ReportCommand) -> int:
+    from cryoshuffle.fit.checkpoint import STATE_NAME
     from cryoshuffle.report.page import read_verdict, write_page
 
+    if (Path(options.folder) / STATE_NAME).is_file():
+        raise InputError(
+            f"{options.folder}: holds an unfinished fit, so its files are of two runs: finish it with --resume, then "
+            "write its report"
+        )
     _say(report=write_page(options.folder, options.permissive))
     _say_time(options.folder)
     print(f"{'verdict:':12}{read_verdict(options.folder)}")
@@ -514,7 +522,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # expression of a config runs.
     with listening(partial(_stop, command)):
         try:
-            return run(command(**words))
+            code = run(command(**words))
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return code
         except BaseException as error:
             return _report(error)
 
@@ -529,6 +540,10 @@ def _stop(command: type[Command], number: int, frame: Any) -> None:
 
 
 def _report(error: BaseException) -> int:
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our lines wants no more of them, and the interpreter is not to try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     stop = stop_behind(error)
     if stop is not None:
         _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")

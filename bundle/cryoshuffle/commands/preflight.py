@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,8 @@ def check_output(
         other = named.setdefault(Path(beside).resolve(), content)
         if other != content:
             raise FileError(f"{beside}: is named for {other} and for {content}, choose two names")
-        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, force=force, ome_zarr=ome_zarr)
+        # What is forced is the result alone.
+        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, ome_zarr=ome_zarr)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     # Volumes on disk at once. Image and prediction stay to the end. Beside them the page reads one volume at a time, a
@@ -198,6 +199,25 @@ def check_output(
     # the prediction from that input.
     copies = 6 if error is not None else 4 if residual is not None else 3
     _check_room(path, voxels, np.dtype(dtype).itemsize, folder, copies)
+
+
+def check_kept(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) -> None:
+    """Refuse to write what a run reads, however it is asked for.
+
+    Args:
+        inputs: paths by the option that names them; None for what is not given.
+        outputs: paths of what is written; None for what is not.
+
+    Raises:
+        FileError: if an output is an input or a folder around it.
+    """
+    for output in (Path(one) for one in outputs if one is not None and Path(one).exists()):
+        for option, named in inputs.items():
+            source = Path(named) if named else None
+            if source is None or not source.exists():
+                continue
+            if output.samefile(source) or output.resolve() in source.resolve().parents:
+                raise FileError(f"{output}: is read by this run ({option}), choose another name for what it writes")
 
 
 def _check_format(path: Path, dtype: str, ome_zarr: str) -> None:
@@ -219,8 +239,8 @@ def _check_place(path: Path, source: Path, overwrite: bool, folder: str | None, 
         raise FileError(f"{path}: is the input itself, choose another name for the result")
     if path.exists() and (format_of(path).is_folder or not path.is_dir()) and not force and not is_ours(path):
         raise FileError(
-            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or add "
-            "--force; several tomograms go with cryoshuffle batch"
+            f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or for "
+            "OUT add --force; several tomograms go with cryoshuffle batch"
         )
     if folder is None or path.parent.exists() or path.parent.resolve() != Path(folder).resolve():
         check_new_tomogram(path, overwrite or force)

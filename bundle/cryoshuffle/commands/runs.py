@@ -6,6 +6,7 @@ Heavy imports wait until a run begins.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import warnings
@@ -144,6 +145,50 @@ def check_run_dir(folder: Path, way_out: str = "choose another with --report") -
         raise FileError(f"{folder}: the folder cannot be written, {way_out}")
 
 
+# What a run writes into its folder, but for its log.
+_OWN_NAMES = (
+    "report.html", "report.json", "result.png", "noise.json", "fit.json", "history.jsonl", "provenance.json",
+    "refinement.json", "survival.json", "model.pt", "blind.pt",
+)  # fmt: skip
+_LOG_BEGINS = " INFO cryoshuffle "
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a folder that holds files of the names of ours which no run of ours wrote.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        FileError: if it is one, or its log cannot be read.
+    """
+    there = [name for name in _OWN_NAMES if (folder / name).exists()]
+    log = folder / "run.log"
+    try:
+        is_ours = log.is_file() and _LOG_BEGINS in log.read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError as error:
+        raise FileError(f"{log}: cannot be read ({error.strerror}), choose another folder with --report") from error
+    if (there or log.exists()) and not is_ours:
+        raise FileError(
+            f"{folder}: holds {(there or [log.name])[0]}, which no run of cryoshuffle wrote: choose another folder "
+            "with --report"
+        )
+
+
+def _check_kept(options: RunCommand, result: str) -> None:
+    """Refuse to replace what the run reads."""
+    from cryoshuffle.commands.preflight import check_kept
+
+    names = {
+        "IN": "tomogram", "C": "checkpoint", "--even": "even", "--odd": "odd", "--mask": "mask",
+        "--noise-mask": "empty", "--warm-start": "warm_start",
+    }  # fmt: skip
+    if result == getattr(options, "checkpoint", None):
+        names.pop("C")
+    inputs = {option: getattr(options, name, None) for option, name in names.items()}
+    check_kept(inputs, [result, getattr(options, "residual", None), getattr(options, "error", None)])
+
+
 def run_denoise(options: DenoiseCommand) -> Path:
     """Fit to a tomogram, then denoise it.
 
@@ -161,6 +206,8 @@ def run_denoise(options: DenoiseCommand) -> Path:
     _check_noise_options(options)
     folder = run_dir(options.output_dir, options.output)
     check_run_dir(folder)
+    check_own_folder(folder)
+    _check_kept(options, options.output)
     if (
         options.resume
         and not options.overwrite
@@ -203,12 +250,25 @@ def run_fit(options: FitCommand) -> Path:
     goes_on = options.resume and (folder / STATE_NAME).is_file()
     check_new_file(options.checkpoint, overwrite=options.overwrite or goes_on)
     check_run_dir(folder)
+    check_own_folder(folder)
+    _check_kept(options, options.checkpoint)
     settings = {
         "tomogram": config_value(options.tomograms[0]),
         **_fit_settings(options, folder, options.checkpoint),
     }
     _run(["train.json", *_refine(options)], "train", settings, folder)
     return folder
+
+
+def _check_report_of_another(folder: Path, options: ApplyCommand) -> None:
+    """Refuse a folder whose report is that of another result."""
+    try:
+        content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        other = Path(content["output"]["path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if not options.overwrite and other.exists() and other.resolve() != Path(options.output).resolve():
+        raise FileError(f"{folder}: holds the report of {other}, choose another folder with --report")
 
 
 def run_apply(options: ApplyCommand) -> Path:
@@ -229,6 +289,9 @@ def run_apply(options: ApplyCommand) -> Path:
     folder = run_dir(options.output_dir, options.output)
     network = network_config(load_plain(options.checkpoint), options.checkpoint)
     check_run_dir(folder)
+    check_own_folder(folder)
+    _check_kept(options, options.output)
+    _check_report_of_another(folder, options)
     first, whole = Path(options.checkpoint), Path(options.checkpoint).with_name("model.pt")
     if first.name == "blind.pt" and whole.is_file():
         logger.warning("%s: is the network of the first stage alone, the result of the whole fit is %s", first, whole)

@@ -236,7 +236,11 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
     if count:
         raise InputError(
             f"{name}: {count} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
-            "add --fill-nan to put the mean of the others in their place"
+            + (
+                "none is left, so there is nothing to denoise"
+                if count == values.numel()
+                else "add --fill-nan to put the mean of the others in their place"
+            )
         )
     if std == 0.0:
         raise InputError(f"{name}: all voxels are {mean:g}, there is nothing to denoise")

@@ -50,6 +50,8 @@ _IMBALANCE = 1.1
 # .85 to 1.09, with a standard error of .01 to .03, and .78 to 1.16 in eighths of the error map. Noise taken for half as
 # strong again makes it .61 to .71; where its level is measured anew the map rights itself, and the ratio stays.
 _MAP = (0.8, 1.25)
+# Correlation of the noise along an axis over that along the blind one, from which on it is another tilt axis.
+_CLEANER = 0.5
 
 
 def _width(sigma: float) -> int:
@@ -246,8 +248,13 @@ def _noise_finding(noise: Mapping[str, Any]) -> Finding:
     """Whether a blind spot fits the noise."""
     if noise["clean"]:
         return Finding("ok", f"The blind spot fits the noise: {noise['reason']}.", "noise")
-    words = f"The noise is not clean along any axis, part of it may be learnt: {noise['reason']}."
-    return Finding("bad", words, "noise", "Trust no detail that a Gaussian of the tomogram does not show too.")
+    words = f"The blind spot does not fit the noise, part of which may be learnt: {noise['reason']}."
+    advice = "Trust no detail that a Gaussian of the tomogram does not show too."
+    known = {axis: max(map(abs, lags)) for axis, lags in (noise.get("autocorrelation") or {}).items()}
+    cleanest = min(known, key=known.__getitem__, default=None)
+    if cleanest is not None and noise.get("axis") in known and known[cleanest] < _CLEANER * known[noise["axis"]]:
+        advice = f"Along {cleanest} the noise is cleaner: leave out --tilt-axis, or make sure of it. {advice}"
+    return Finding("bad", words, "noise", advice)
 
 
 def _time_findings(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
