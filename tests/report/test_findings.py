@@ -21,6 +21,26 @@ MAP = {"ratio": 1.0, "error": 0.02, "ratios": [0.95, 1.0, 1.1], "errors": [0.05]
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
 
 
+def test_a_fit_of_few_steps_is_told():
+    """Where a network was fitted; the few steps of --effort fast, or of the blind stage alone, are enough."""
+    lines = [{"stage": "fitting", "step": 25}, {"stage": "refining", "step": 50}, {"stage": "refining", "step": 124}]
+    fitted, more = {"trust": 0.9, "fitted": True}, [*lines, {"stage": "distilling", "step": 1}]
+    told = [one.words for one in findings(NOISE, fitted, {}, lines) if one.subject == "time"]
+    assert told == ["The fit was short: 149 steps, good from 150."]
+    for refinement, history in ((fitted, more), ({"trust": 0.9, "fitted": False}, lines), (None, lines), (fitted, [])):
+        assert not [one for one in findings(NOISE, refinement, {}, history) if one.subject == "time"]
+
+
+def test_a_wrong_tilt_axis_is_named():
+    """Where the noise is clean along another axis than the blind one; where it is along none it is not (control)."""
+    lags = {"z": [0.4, 0.1, 0.0, 0.0], "y": [0.01, 0.0, 0.0, 0.0], "x": [0.3, 0.1, 0.0, 0.0]}
+    noise = {"clean": False, "reason": "as asked for", "axis": "x", "autocorrelation": lags}
+    (found,) = findings(noise, None, {})
+    assert found.advice.startswith("Along y the noise is cleaner")
+    (found,) = findings({**noise, "axis": "y"}, None, {})
+    assert "cleaner" not in found.advice
+
+
 @pytest.mark.parametrize(
     ("refinement", "words", "advice"),
     [

@@ -87,6 +87,8 @@ def line_chart(
     low, high, first, last = min(ys) - margin, max(ys) + margin, min(xs), max(xs)
     last = last if last > first else first + 1
     top = ROW * (len(drawn) + 1) + 8
+    # As many as tell one tick from the next, of a curve that is nearly flat too.
+    digits = max(4, 2 + math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))))
 
     def across(x: float) -> float:
         return round(_LEFT + (x - first) / (last - first) * (_RIGHT - _LEFT), 1)
@@ -100,7 +102,7 @@ def line_chart(
         y_label,
         {name: [(across(x), down(y)) for x, y in points] for name, points in drawn.items()},
         [(across(x), f"{x:.4g}") for x in _ticks(first, last, 5)],
-        [(down(y), f"1e{y:g}" if logarithmic else f"{y:.4g}") for y in _ticks(low, high, 4, float(logarithmic))],
+        [(down(y), f"1e{y:g}" if logarithmic else f"{y:.{digits}g}") for y in _ticks(low, high, 4, float(logarithmic))],
         [(down(level), f"{level:g}") for level in levels],
         (_LEFT, top, _RIGHT, _BOTTOM),
     )

@@ -52,6 +52,8 @@ _IMBALANCE = 1.1
 _MAP = (0.8, 1.25)
 # Correlation of the noise along an axis over that along the blind one, from which on it is another tilt axis.
 _CLEANER = 0.5
+# Steps of a fit, half of those of the effort standard.
+_FEW_STEPS = 150
 
 
 def _width(sigma: float) -> int:
@@ -218,7 +220,7 @@ def findings(
     listed, checked = [], checks(noise, numbers)
     if noise is not None:
         listed.append(_noise_finding(noise))
-    listed += _time_findings(history)
+    listed += _time_findings(history, refinement)
     if refinement is not None:
         listed += _share_findings(refinement)
     listed += _painted_findings(refinement, numbers)
@@ -257,14 +259,20 @@ def _noise_finding(noise: Mapping[str, Any]) -> Finding:
     return Finding("bad", words, "noise", advice)
 
 
-def _time_findings(history: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Stages whose minutes ran out."""
+def _time_findings(history: Sequence[Mapping[str, Any]], refinement: Mapping[str, Any] | None) -> list[Finding]:
+    """Stages whose minutes ran out, and a fit of few steps."""
     short = [line for line in history if line.get("out_of_time")]
-    if not short:
+    if short:
+        where = ", ".join(f"{line['stage']} after step {line['step']} of {line['steps']}" for line in short)
+        words = f"The fit was cut short by --minutes: {where}."
+        advice = "Give it more minutes, or compare with --effort fast, which fits nothing."
+        return [Finding("look", words, "time", advice)]
+    last = {line["stage"]: line["step"] for line in history}
+    steps = sum(last.values())
+    if refinement is None or not refinement.get("fitted", True) or not last or steps >= _FEW_STEPS:
         return []
-    where = ", ".join(f"{line['stage']} after step {line['step']} of {line['steps']}" for line in short)
-    words = f"The fit was cut short by --minutes: {where}."
-    return [Finding("look", words, "time", "Give it more minutes, or compare with --effort fast, which fits nothing.")]
+    words = f"The fit was short: {steps} steps, good from {_FEW_STEPS}."
+    return [Finding("look", words, "time", "Leave --steps out, or compare with --effort fast, which fits nothing.")]
 
 
 def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
@@ -538,8 +546,11 @@ def graded(noise: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[
     Raises:
         ValueError: as :func:`checks`.
     """
-    none = "no limit, the noise was not measured here"
-    return [
-        (one.what, one.text, f"{'good' if one.good else 'look'}, the limit is {one.limit}" if one.limit else none)
-        for one in checks(noise, numbers)
-    ]
+    listed = []
+    for one in checks(noise, numbers):
+        words = "no limit, the noise was not measured here"
+        if one.limit:
+            side = "above " if one.high == math.inf else "up to " if one.low == -math.inf else ""
+            words = f"{'good' if one.good else 'look'}; good is {side}{one.limit}"
+        listed.append((one.what, one.text, words))
+    return listed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,8 @@ class SurvivalTable:
                 raise InputError(self._why_not)
             box, crop, voxel_size = kept
             noise = read_noise(self.checkpoint, NO_SURVIVAL)
+            if self.inferer.progress and sys.stderr is not None:
+                print("the result is written; measuring what would survive, and writing the report", file=sys.stderr)
             survival = Survival(noise, self.inferer, self.seed)(crop, engine.network, voxel_size)
         except InputError as error:
             write_json({"not_measured": str(error)}, self.path)

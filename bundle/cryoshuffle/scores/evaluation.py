@@ -240,9 +240,12 @@ def evaluate_files(
     }
     volumes = {name: image.as_tensor()[0] for name, image in images.items()}
     voxel_size = common_voxel_size(voxel_sizes(images["result"]))
-    report = evaluate(
-        volumes.pop("result"), **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size
-    )
+    try:
+        report = evaluate(
+            volumes.pop("result"), **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size
+        )
+    except InputError as error:
+        raise InputError(f"{result}: {error}") from error
     files = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
     return {**report, "files": files, "sha256": checksum(result)}
 
