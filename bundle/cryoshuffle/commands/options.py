@@ -395,7 +395,7 @@ class OutputOptions:
     """How a tomogram is denoised by a network, and written."""
 
     inference_window: Sequence[int] | None = _inference_window()
-    force: bool = option(False, "replace a file at OUT whatever it is, a raw tomogram too")
+    force: bool = option(False, "replace a file at OUT whatever it is, unless the run reads it")
     output_dtype: str = option(
         "float32", given_flag="--dtype", choices=("float32", "float16", "int8", "int16", "uint16"), help=
         "of the result (default: float32, MRC mode 2)")
