@@ -427,8 +427,8 @@ def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):
     assert result.get_data_dtype() == np.float32
     assert abs(float(np.mean(result.dataobj)) - 100) < 1
     model = str(tmp_path / "out_run" / "model.pt")
-    assert main(["apply", model, str(tmp_path / "in.nii.gz"), str(tmp_path / "out.mrc"), "--quiet"]) == 0
-    assert np.allclose(mrcfile.read(tmp_path / "out.mrc")[:, :, ::-1], np.asarray(result.dataobj).T, atol=1e-4)
+    assert main(["apply", model, str(tmp_path / "in.nii.gz"), str(tmp_path / "again.mrc"), "--quiet"]) == 0
+    assert np.allclose(mrcfile.read(tmp_path / "again.mrc")[:, :, ::-1], np.asarray(result.dataobj).T, atol=1e-4)
 
 
 def test_what_later_stages_left_is_neither_taken_nor_lost_silently(tmp_path, capsys, monkeypatch):

@@ -438,7 +438,7 @@ def test_ctrl_c_stops_cleanly_and_keeps_a_checkpoint(tmp_path, tomogram, monkeyp
     words = ["fit", str(tomogram), "--checkpoint", str(tmp_path / "c.pt"), "--steps", "60", "--no-refine", *QUICK]
     assert main(words) == 3
     said = capsys.readouterr().err
-    assert "go on with --resume" in said
+    assert "--resume goes on" in said
     assert "Traceback" not in said
     state = load_plain(tmp_path / "c_run" / "state.pt")
     assert (state["epoch"], state["finished"]) == (1, False)

@@ -217,7 +217,8 @@ def check_kept(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) 
             if source is None or not source.exists():
                 continue
             if output.samefile(source) or output.resolve() in source.resolve().parents:
-                raise FileError(f"{output}: is read by this run ({option}), choose another name for what it writes")
+                words = "is the input itself" if option == "IN" else f"is read by this run ({option})"
+                raise FileError(f"{output}: {words}, choose another name for the result")
 
 
 def _check_format(path: Path, dtype: str, ome_zarr: str) -> None:

@@ -162,15 +162,15 @@ def check_own_folder(folder: Path) -> None:
     Raises:
         FileError: if it is one, or its log cannot be read.
     """
-    there = [name for name in _OWN_NAMES if (folder / name).exists()]
+    named = [name for name in _OWN_NAMES if (folder / name).exists()]
     log = folder / "run.log"
     try:
         is_ours = log.is_file() and _LOG_BEGINS in log.read_text(encoding="utf-8", errors="replace")[:4096]
     except OSError as error:
         raise FileError(f"{log}: cannot be read ({error.strerror}), choose another folder with --report") from error
-    if (there or log.exists()) and not is_ours:
+    if (named or log.exists()) and not is_ours:
         raise FileError(
-            f"{folder}: holds {(there or [log.name])[0]}, which no run of cryoshuffle wrote: choose another folder "
+            f"{folder}: holds {(named or [log.name])[0]}, which no run of cryoshuffle wrote: choose another folder "
             "with --report"
         )
 

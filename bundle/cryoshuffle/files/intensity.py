@@ -237,7 +237,7 @@ def _statistics(values: torch.Tensor, name: str) -> tuple[float, float]:
         raise InputError(
             f"{name}: {count} voxels are NaN or Inf, the first at (z, y, x) = {first}: "
             + (
-                "none is left, so there is nothing to denoise"
+                "none is left for --fill-nan to take the mean of"
                 if count == values.numel()
                 else "add --fill-nan to put the mean of the others in their place"
             )
