@@ -87,7 +87,7 @@ def start_up(bench: Bench) -> list[Row]:
 
     def step_begun() -> dict[str, Any]:
         shutil.rmtree(folder, ignore_errors=True)
-        return {"seconds": until_said([*program, *fit], b"fitting,")}
+        return {"seconds": until_said([*program, *fit], b"fitting:")}
 
     rows: list[Row] = [{"task": task, "place": place.name, "seconds": []} for task in ("help", "first step")]
     with contextlib.suppress(NotRunError):
