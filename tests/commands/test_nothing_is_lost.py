@@ -133,7 +133,9 @@ def test_the_network_that_is_applied_is_not_replaced(tmp_path, raw, monkeypatch,
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
     model = write_mrc(tmp_path / "model.mrc", VOLUME)
     assert main(["apply", str(model), str(raw), str(tmp_path / "o.mrc"), "--residual", str(model), "--force"]) == 2
-    assert "is read by this run" in capsys.readouterr().err
+    assert "is read by this run (C)" in capsys.readouterr().err
+    assert main(["apply", str(model), str(raw), str(model), "--force"]) == 2
+    assert "is read by this run (C)" in capsys.readouterr().err
     with pytest.raises(FileError, match="no result of cryoshuffle"):
         check_output(str(tmp_path / "o.mrc"), str(raw), residual=str(model), force=True)
 

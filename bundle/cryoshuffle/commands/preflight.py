@@ -236,8 +236,7 @@ def _check_format(path: Path, dtype: str, ome_zarr: str) -> None:
 
 def _check_place(path: Path, source: Path, overwrite: bool, folder: str | None, force: bool) -> None:
     """Refuse a path that is the input, holds what is not to be replaced, or cannot be written."""
-    if path.exists() and source.exists() and (path.samefile(source) or path.resolve() in source.resolve().parents):
-        raise FileError(f"{path}: is the input itself, choose another name for the result")
+    check_kept({"IN": str(source)}, [str(path)])
     if path.exists() and (format_of(path).is_folder or not path.is_dir()) and not force and not is_ours(path):
         raise FileError(
             f"{path}: exists and is no result of cryoshuffle, so it is not replaced: choose another name, or for "

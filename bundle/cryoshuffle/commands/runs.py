@@ -180,11 +180,11 @@ def _check_kept(options: RunCommand, result: str) -> None:
     from cryoshuffle.commands.preflight import check_kept
 
     names = {
-        "IN": "tomogram", "C": "checkpoint", "--even": "even", "--odd": "odd", "--mask": "mask",
-        "--noise-mask": "empty", "--warm-start": "warm_start",
+        "IN": "tomogram", "--even": "even", "--odd": "odd", "--mask": "mask", "--noise-mask": "empty",
+        "--warm-start": "warm_start",
     }  # fmt: skip
-    if result == getattr(options, "checkpoint", None):
-        names.pop("C")
+    if isinstance(options, ApplyCommand):
+        names["C"] = "checkpoint"
     inputs = {option: getattr(options, name, None) for option, name in names.items()}
     check_kept(inputs, [result, getattr(options, "residual", None), getattr(options, "error", None)])
 

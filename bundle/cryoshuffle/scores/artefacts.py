@@ -408,7 +408,7 @@ def lattice_excess(result: Tensor, axis: str, stride: int) -> float:
         SettingError: for another axis or a stride below 2.
         InputError: if the volume is too short, not finite, constant, or without power at these frequencies.
     """
-    return max(_excess(result, axis, stride))[0]
+    return max(_excess(result, axis, stride, elsewhere=False))[0]
 
 
 def lattice_scatter(result: Tensor, axis: str, stride: int) -> float:
@@ -435,8 +435,15 @@ def lattice_scatter(result: Tensor, axis: str, stride: int) -> float:
     return max(_excess(result, axis, stride))[1]
 
 
-def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]:
-    """For each harmonic the power over what its neighbours let expect, and its relative standard error."""
+def _excess(result: Tensor, axis: str, stride: int, elsewhere: bool = True) -> list[tuple[float, float]]:
+    """For each harmonic the power over what its neighbours let expect, and its relative standard error.
+
+    Args:
+        result: ``(Z, Y, X)``.
+        axis: of the lattice.
+        stride: along it.
+        elsewhere: whether frequencies near the lattice's count for the error, which takes nine times the work.
+    """
     dim = _lattice_axis(result, axis, stride)
     reach = [float(d) / result.shape[dim] for d in torch.linspace(_NEAREST, _FARTHEST, _NEIGHBOURS)]
     offsets = torch.tensor([-d for d in reach] + reach, dtype=torch.float64)
@@ -447,7 +454,8 @@ def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]
     for harmonic in range(1, stride // 2 + 1):
         lattice = harmonic / stride
         # Structure has lines in its spectrum too: how far the power is from a parabola where the lattice has none.
-        others = [lattice + sign * shift / result.shape[dim] for shift in _ELSEWHERE for sign in (-1, 1)]
+        shifts = _ELSEWHERE if elsewhere else ()
+        others = [lattice + sign * shift / result.shape[dim] for shift in shifts for sign in (-1, 1)]
         centres = torch.tensor([lattice, *(f for f in others if _LOWEST <= f <= 0.5)], dtype=torch.float64)
         power = _line_power(result, dim, (centres[:, None] + around).flatten()).unflatten(1, (len(centres), -1))
         # All blocks, then all but one.
@@ -456,10 +464,10 @@ def _excess(result: Tensor, axis: str, stride: int) -> list[tuple[float, float]]
             raise InputError(f"the result has no power at high frequency along {axis}: check the file")
         logs = sums.log()
         log_ratios = logs[..., 0] - logs[..., 1:] @ weights
-        ours, elsewhere = log_ratios[:, 0], log_ratios[0, 1:]
+        ours, beside = log_ratios[:, 0], log_ratios[0, 1:]
         rest = ours[1:] - ours[1:].mean()
         error = float(rest.square().sum() * (len(rest) - 1) / len(rest)) ** 0.5
-        spread = float(elsewhere.square().mean()) ** 0.5 if len(elsewhere) else 0.0
+        spread = float(beside.square().mean()) ** 0.5 if len(beside) else 0.0
         excesses.append((math.exp(float(ours[0])), max(error, spread)))
     return excesses
 
