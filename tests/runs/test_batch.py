@@ -227,6 +227,13 @@ def _wait_for(log: Path, words: str) -> None:
         time.sleep(0.1)
 
 
+def _wait_for_file(path: Path) -> None:
+    ends = time.monotonic() + 120
+    while not path.is_file():
+        assert time.monotonic() < ends, f"{path} is not written"
+        time.sleep(0.1)
+
+
 def _batch_words(folder: Path) -> list[str]:
     return ["batch", str(folder / "data"), str(folder / "out"), "--workers", "2", *WORDS, "--steps", "4"]
 
@@ -354,7 +361,7 @@ def test_a_batch_that_is_stopped_stops_its_runs(tmp_path):
     _data(tmp_path, "ab")
     command = [*PROGRAM, "batch", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "1", *WORDS]
     with subprocess.Popen([*command, "--steps", "5000"], stderr=subprocess.PIPE, text=True, env=ONE_THREAD) as batch:
-        _wait_for(tmp_path / "out" / "a_run" / "run.log", "the network is blind")
+        _wait_for_file(tmp_path / "out" / "a_run" / "state.pt")
         (run,) = psutil.Process(batch.pid).children()
         batch.send_signal(signal.SIGTERM)
         try:
