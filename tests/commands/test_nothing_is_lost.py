@@ -443,3 +443,24 @@ def test_volumes_that_are_no_masks_are_refused(tmp_path):
     for values, words in ((VOLUME, "a mask has two"), (np.zeros_like(VOLUME), "is 0 everywhere")):
         with pytest.raises(InputError, match=words):
             load_mask(str(write_mrc(tmp_path / "mask.mrc", values)))
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [(["noise"], "noise.json"), (["noise"], "noise.png"), (["evaluate"], "evaluation.json"), (["evaluate"], "fsc.png")],
+)
+def test_a_report_replaces_what_its_command_wrote_alone(tmp_path, raw, words, name, capsys):
+    """A file of the user's own with a name of ours is kept; our own is replaced."""
+    words = [*words, str(raw), *(["--truth", str(raw)] if words == ["evaluate"] else [])]
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    (folder / name).write_text('{"mine": 1}')
+    assert main([*words, "--report", str(folder), "--overwrite"]) == 2
+    assert f"{folder / name}: was not written by this command" in capsys.readouterr().err
+    assert (folder / name).read_text() == '{"mine": 1}'
+    own = tmp_path / "own"
+    assert main([*words, "--report", str(own)]) == 0
+    before = (own / name).stat().st_mtime_ns
+    assert main([*words, "--report", str(own)]) == 2
+    assert main([*words, "--report", str(own), "--overwrite"]) == 0
+    assert (own / name).stat().st_mtime_ns > before

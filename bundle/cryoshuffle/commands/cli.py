@@ -233,9 +233,10 @@ def _noise(options: NoiseCommand) -> int:
     from cryoshuffle.noise.choice import BlindPlan, choose_blind
     from cryoshuffle.report.pictures import save_noise_plot
 
-    paths = _new_files(options.report, options.overwrite, table="noise.json", picture="noise.png")
+    paths = _new_files(options.report, options.overwrite, "autocorrelation", table="noise.json", picture="noise.png")
     estimate = _measure_noise(options)
-    print(f"noise autocorrelation from {estimate.source}, lags in voxels")
+    measured = options.tomogram or f"{options.even} and {options.odd}"
+    print(f"noise autocorrelation of {measured}, from {estimate.source}, lags in voxels")
     print(estimate.table())
     plan = BlindPlan(choose_blind(estimate, options.tilt_axis), estimate)
     blind = plan.blind_set
@@ -281,8 +282,14 @@ def _measure_noise(options: NoiseCommand) -> NoiseEstimate:
         return noise_from_empty(volume, load_mask(options.noise_mask, folder, options.tomogram))
 
 
-def _new_files(report: str | None, overwrite: bool, **names: str) -> dict[str, Path]:
+def _new_files(report: str | None, overwrite: bool, mark: str, **names: str) -> dict[str, Path]:
     """The files that a command leaves in the folder of its report; none where no folder is asked for.
+
+    Args:
+        report: the folder.
+        overwrite: whether to replace what the same command wrote before.
+        mark: a key of the table of numbers, which is the first file; without it the files are not ours.
+        names: of the files by what they are.
 
     Raises:
         FileError: if one is there and not to be replaced, or cannot be written.
@@ -296,7 +303,22 @@ def _new_files(report: str | None, overwrite: bool, **names: str) -> dict[str, P
     check_run_dir(folder)
     for name in names.values() if folder.exists() else ():
         check_new_file(folder / name, overwrite)
+    existing = [name for name in names.values() if (folder / name).exists()]
+    if existing and not _holds(folder / next(iter(names.values())), mark):
+        raise FileError(
+            f"{folder / existing[0]}: was not written by this command, so it is not replaced: choose another folder "
+            "with --report"
+        )
     return {what: folder / name for what, name in names.items()}
+
+
+def _holds(path: Path, key: str) -> bool:
+    """Whether a file is a table in JSON with this key."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and key in content
 
 
 def _simulate(options: SimulateCommand) -> int:
@@ -323,7 +345,7 @@ def _evaluate(options: EvaluateCommand) -> int:
 
     if options.survival is not None and options.noisy is None:
         raise InputError("--survival adds objects to the tomogram that was denoised: name it with --noisy")
-    paths = _new_files(options.report, options.overwrite, scores="evaluation.json", picture="fsc.png")
+    paths = _new_files(options.report, options.overwrite, "sha256", scores="evaluation.json", picture="fsc.png")
     report = evaluate_files(
         options.result,
         truth=options.truth,

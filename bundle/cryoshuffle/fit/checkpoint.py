@@ -76,6 +76,16 @@ def _compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in _FREE}
 
 
+def _told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings are other ones than before, in words: what follows from another is left out, and checksums."""
+    left_out = {"content"} | ({"blind_steps"} if before.get("steps") != now.get("steps") else set())
+    plain = [{name: value for name, value in one.items() if name not in left_out} for one in (before, now)]
+    words = [named_changes(*plain)]
+    if before.get("content") != now.get("content") and before.get("tomograms") == now.get("tomograms"):
+        words.append("the tomogram or its mask has changed since")
+    return ", ".join(word for word in words if word)
+
+
 class FitCheckpoint:
     """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
 
@@ -209,7 +219,7 @@ class FitCheckpoint:
 
     def _load(self, engine: Engine) -> None:
         state = load_plain(self.state_path)
-        changed = named_changes(_compared(state["settings"]), _compared(self.settings))
+        changed = _told_changes(_compared(state["settings"]), _compared(self.settings))
         if changed:
             raise SettingError(
                 f"{self.state_path}: the fit began with other settings ({changed}), "

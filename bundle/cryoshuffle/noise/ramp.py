@@ -46,6 +46,18 @@ _SMOOTH_DEG = 4.0
 _STEP_DEG = 0.25
 # Planes under a Hann window are up to 1.6 times as wide, the thicker the specimen, so they seem to overlap further out.
 _WINDOW_WIDENS = 1.25
+# Excess over the ramp beyond the anchor that is none yet, and from which on it is all signal; to what distance that is
+# asked; and how interpolation damps the ramp, with the square of the distance.
+_BEYOND = (1.25, 1.5)
+_FARTHEST = 0.3
+_DAMPING = 1.9
+# Where a SIRT-like filter is told from the ramp, cycles per voxel: from the first ring without signal to where windows
+# of the ramp cut it off, and the width of a ring. Corners that it may have; damping that it is told apart from; and the
+# misfit, over that of the ramp alone, that takes it.
+_SIRT_RINGS = (0.12, 0.36, 0.02)
+_CORNERS = (0.003, 0.1, 50)
+_DAMPINGS = (7.0, 71)
+_FITS_BETTER = 0.5
 # What two measurements of the same noise differ by, relative, without being called different.
 _ALIKE = 0.05
 
@@ -103,6 +115,42 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
     Returns:
         The same where it does not grow as a ramp's does (a SIRT-like filter), nowhere more than given.
     """
+    known = _ramp_at_anchor(power, slope)
+    if known is None:
+        return power
+    steepness, place = known
+    radius = polar(len(power), len(power))[0]
+    ramp = steepness * _blurred(radius, len(power) // 4)
+    share = ((power / ramp - _EXCESS[0]) / (_EXCESS[1] - _EXCESS[0])).clamp(0, 1)
+    return torch.where(radius < place, torch.minimum(power, (1 - share) * power + share * ramp), power)
+
+
+def excess_beyond_anchor(power: Tensor, slope: float = math.inf) -> tuple[Tensor, Tensor]:
+    """What a spectrum has beyond the anchor of the ramp, and above it: signal, where the tilts still overlap.
+
+    Large voxels hold signal there; so the anchor is too high, and the slope read off next to the axis is needed.
+
+    Args:
+        power: across the axis, ``(n, n)``, zero frequency first; an upper bound of the noise's.
+        slope: of the ramp, as of :func:`hold_to_ramp`.
+
+    Returns:
+        How sure it is that what lies over the ramp is no noise, from 0 to 1 and 0 up to the anchor; and the power of
+        the noise if it is, nowhere more than given; ``(n, n)`` each.
+    """
+    known = _ramp_at_anchor(power, slope)
+    if known is None:
+        return torch.zeros_like(power), power
+    steepness, place = known
+    radius = polar(len(power), len(power))[0]
+    ramp = steepness * radius * (1 - _DAMPING * radius.clamp(max=0.5).square()).square()
+    sure = ((power / ramp.clamp(min=1e-30) - _BEYOND[0]) / (_BEYOND[1] - _BEYOND[0])).clamp(0, 1)
+    sure = sure * ((radius >= place) & (radius < _FARTHEST))
+    return sure, power - sure * (power - ramp).clamp(min=0)
+
+
+def _ramp_at_anchor(power: Tensor, slope: float) -> tuple[float, float] | None:
+    """Slope of the ramp, and how far from the axis it is read off; None where noise does not grow as a ramp's does."""
     radius, filled = polar(len(power), len(power))[0], _filled(power)
 
     def mean(low: float, high: float) -> tuple[float, float]:
@@ -111,11 +159,9 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
 
     at_axis, (anchor, place) = mean(0.0, _NEXT_TO_AXIS)[0], mean(*_ANCHOR)
     if not at_axis < _MOST_AT_AXIS * anchor:
-        return power
+        return None
     steepest = anchor / place * _undamped(mean, place)
-    ramp = min(steepest, max(_LEAST_SLOPE * steepest, slope)) * _blurred(radius, len(power) // 4)
-    share = ((power / ramp - _EXCESS[0]) / (_EXCESS[1] - _EXCESS[0])).clamp(0, 1)
-    return torch.where(radius < place, torch.minimum(power, (1 - share) * power + share * ramp), power)
+    return min(steepest, max(_LEAST_SLOPE * steepest, slope)), place
 
 
 def _undamped(mean: Callable[[float, float], tuple[float, float]], place: float) -> float:
@@ -192,6 +238,72 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
     if whole is None or len(sectors) < 2:
         return math.inf, math.inf
     return whole, float(torch.tensor(sectors).std()) / len(sectors) ** 0.5
+
+
+def sirt_corner(volume: Tensor, normal: int, beam: int) -> float:
+    """Up to which distance from the tilt axis a SIRT-like filter is a ramp; beyond, it passes all alike.
+
+    Few iterations of SIRT pass ``r (1 - exp(-c / r))`` at the distance r, about, where weighted back-projection passes
+    r; c is the corner. Noise of the ramp grows in proportion to r but for what interpolation damps, that of the filter
+    falls. Which of them it does shows where there is no signal, far from the axis.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+        beam: number of the axis of the beam.
+
+    Returns:
+        Cycles per voxel; infinite for a ramp.
+    """
+    along, power = _power(volume, normal, beam)
+    power = power[(along >= ALONG[0]) & (along < ALONG[1])].double().mean(dim=0)
+    radius, direction = polar(*power.shape)
+    low, high, width = _SIRT_RINGS
+    number = ((radius - low) / width).floor().long()
+    rings = [(number == n) & (direction.abs() < LARGEST_DEG) for n in range(round((high - low) / width))]
+    if not all(int(ring.sum()) >= _LEAST_POINTS for ring in rings):
+        return math.inf
+    place = torch.stack([radius[ring].mean() for ring in rings])
+    seen = torch.stack([power[ring].mean() for ring in rings]).clamp(min=1e-30).log() - place.log()
+    first, last, count = _CORNERS
+    corners = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
+    corners = torch.cat([corners, torch.tensor([math.inf], dtype=torch.float64)])
+    damped = 1 - torch.linspace(0, *_DAMPINGS, dtype=torch.float64)[:, None] * place.square()
+    model = 2 * (sirt_share(place, corners[:, None]).log()[:, None] + damped.log())
+    misfit = (seen - model).std(dim=-1).amin(dim=1)
+    best = int(misfit.argmin())
+    return float(corners[best]) if float(misfit[best]) < _FITS_BETTER * float(misfit[-1]) else math.inf
+
+
+def sirt_share(radius: Tensor, corner: float | Tensor) -> Tensor:
+    """What a SIRT-like filter passes at a distance from the tilt axis over what the ramp does (:func:`sirt_corner`).
+
+    Args:
+        radius: cycles per voxel.
+        corner: of the filter.
+
+    Shape:
+        that of ``radius``.
+    """
+    return -torch.expm1(-corner / radius.clamp(min=1e-9))
+
+
+def undo_sirt(volume: Tensor, normal: int, corner: float) -> Tensor:
+    """A volume as weighted back-projection has it, from one behind a SIRT-like filter.
+
+    Args:
+        volume: ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+        corner: of the filter, see :func:`sirt_corner`.
+
+    Shape:
+        that of ``volume``.
+    """
+    values = volume.movedim(normal, 0)
+    one, two = (torch.fft.fftfreq(n) for n in values.shape[1:])
+    radius = (one[:, None].square() + two[: values.shape[2] // 2 + 1].square()).sqrt()
+    spectrum = torch.fft.rfft2(values) / sirt_share(radius, corner)
+    return torch.fft.irfft2(spectrum, s=values.shape[1:]).movedim(0, normal)
 
 
 def _power(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
