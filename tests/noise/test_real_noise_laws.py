@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,10 +32,20 @@ from cryoshuffle.noise.linear_filter import (
     shape_for,
     wiener_kernel,
 )
-from cryoshuffle.noise.ramp import hold_to_ramp, missed_noise, most_signal, ramp_slope, tilt_overlap
+from cryoshuffle.noise.ramp import (
+    excess_beyond_anchor,
+    hold_to_ramp,
+    missed_noise,
+    most_signal,
+    ramp_slope,
+    sirt_corner,
+    sirt_share,
+    tilt_overlap,
+    undo_sirt,
+)
 from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
 from cryoshuffle.scores.metrics import correlation
-from cryoshuffle.simulation.tilt_series import TiltScheme, simulate
+from cryoshuffle.simulation.tilt_series import TiltScheme, reconstruct, simulate
 
 FREQUENCY = torch.fft.fftfreq(GRID, dtype=torch.float64)
 RADIUS = (FREQUENCY[:, None].square() + FREQUENCY.square()).sqrt()
@@ -126,8 +138,88 @@ def test_noise_that_fades_sooner_next_to_the_axis_is_not_taken_for_less(monkeypa
 
     mended = noise()
     monkeypatch.setattr(recorruption, "missed_noise", lambda *arguments: 1.0)
-    assert 0.88 < mended < 1.05
+    assert 0.83 < mended < 1.05
     assert noise() < mended - 0.03
+
+
+def planes_of_noise(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted back-projection of noisy images of a signal that is coarse across the tilt axis, and its noise."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randn(41, 96, 160, generator=random)
+    noise = reconstruct(images, torch.arange(-60.0, 61.0, 3.0), 72)
+    signal = gaussian(torch.randn(noise.shape, generator=random), (2.0, 0.3, 2.0))
+    return noise + 0.12 * float(noise.std()) * signal / signal.std(), noise
+
+
+@pytest.mark.parametrize("corner", [0.005, 0.01, 0.02])
+def test_a_filter_changes_noise_and_signal_alike(monkeypatch, corner):
+    """The share of the noise next to the tilt axis is the same behind a SIRT-like filter whose corner is known, and
+    hardly more with the corner that is found, a quarter of it at least; without a look for the filter nearly all of the
+    signal is taken for noise (control)."""
+    monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    volume = planes_of_noise()[0]
+    one, two = (torch.fft.fftfreq(n) for n in (volume.shape[0], volume.shape[2]))
+    radius = (one[:, None].square() + two.square()).sqrt()[:, None]
+    filtered = torch.fft.ifft2(torch.fft.fft2(volume, dim=(0, 2)) * sirt_share(radius, corner), dim=(0, 2)).real
+    assert math.isinf(sirt_corner(volume, 1, 0))
+    assert corner / 4 < sirt_corner(filtered, 1, 0) < 1.1 * corner
+    assert torch.allclose(undo_sirt(filtered, 1, corner), volume, atol=1e-3 * float(volume.std()))
+    part = ((RADIUS > 0.03) & (RADIUS < 0.1))[:, None].expand(GRID, GRID, GRID)
+
+    def share(noisy: torch.Tensor) -> float:
+        noise = noise_spectrum(standard(noisy), standard(noisy), BlindSet("plane", "y"))
+        return float((noise / smooth_spectrum(standard(noisy)))[part].mean())
+
+    expected, seen = share(volume), share(filtered)
+    assert expected < 0.6
+    monkeypatch.setattr(recorruption, "sirt_corner", lambda *arguments: corner)
+    assert share(filtered) == pytest.approx(expected, rel=0.01)
+    monkeypatch.setattr(recorruption, "sirt_corner", lambda *arguments: math.inf)
+    assert share(filtered) > 0.9
+    assert 0.98 * expected < seen < 0.5 * (expected + share(filtered))
+
+
+def test_no_ramp_is_taken_for_a_sirt_like_filter():
+    """Damped by interpolation, or cut off by a window of Hamming, or white."""
+    z, y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (72, 96, 160))
+    radius = ((z[:, None, None].square() + x.square()).sqrt() * torch.ones_like(y)[:, None]).clamp(max=0.5)
+    hamming = 0.54 + 0.46 * torch.cos(2 * math.pi * radius)
+    for factor in (1 - 3 * radius.square(), hamming, 1 / radius.clamp(min=1e-3).sqrt()):
+        assert math.isinf(sirt_corner(made_of(radius * factor.square()), 1, 0))
+    assert math.isinf(sirt_corner(torch.randn(8, 8, 8), 1, 0))
+
+
+def test_signal_of_large_voxels_is_told_beyond_the_anchor():
+    """Over a ramp of slope 6 that interpolation damps; a ramp alone, and one that is a fifth too low, are left."""
+    ramp = 6 * RADIUS * (1 - 1.9 * RADIUS.square()).square()
+    signal = 0.6 * torch.exp(-0.5 * (RADIUS / 0.2).square())
+    beyond = (RADIUS > 0.16) & (RADIUS < 0.2)
+    sure, held = excess_beyond_anchor(ramp + signal, 6.0)
+    assert float(sure[beyond].mean()) > 0.5
+    assert float(held[beyond].mean() / ramp[beyond].mean()) < 1.25
+    assert float((ramp + signal)[beyond].mean() / ramp[beyond].mean()) > 1.35
+    assert bool((held <= ramp + signal).all())
+    for power, slope in ((ramp, 6.0), (1.2 * ramp, 6.0), (1 / (RADIUS + 0.05), 6.0)):
+        sure, held = excess_beyond_anchor(power, slope)
+        assert float(sure.max()) < 0.05
+        assert torch.allclose(held, power, rtol=0.02)
+
+
+def test_what_isotropy_does_not_allow_is_not_all_noise(monkeypatch):
+    """Next to the tilt axis, were no signal allowed, the noise would be a fifth more at most, and further out all that
+    there is; with no such limit it would be all next to the axis too (control)."""
+    monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    volume = standard(planes_of_noise()[0])
+    near = ((RADIUS > 0.03) & (RADIUS < 0.08))[:, None].expand(GRID, GRID, GRID)
+
+    def taken(most: float) -> float:
+        monkeypatch.setattr(recorruption, "_most_signal", lambda *arguments: torch.tensor(most, dtype=torch.float64))
+        return float(noise_spectrum(volume, volume, BlindSet("plane", "y"))[near].mean())
+
+    assert taken(0.0) == pytest.approx(1.2 * taken(math.inf), rel=0.1)
+    monkeypatch.setattr(recorruption, "_MOST_ADDED", math.inf)
+    assert taken(0.0) == pytest.approx(float(smooth_spectrum(volume)[near].mean()), rel=0.02)
+    assert taken(0.0) > 1.5 * taken(math.inf)
 
 
 def test_a_few_voxels_tell_no_slope():
@@ -441,7 +533,7 @@ def test_the_noise_of_a_filtered_volume_is_known(monkeypatch):
 
     assert correlation(choose_linear([volume], spectrum, 0.03)(volume)) > correlation(volume) + 0.1
     monkeypatch.setattr(recorruption, "filter_power", lambda spectrum, normal: torch.ones_like(spectrum))
-    assert min(ratios()) < 0.5
+    assert min(ratios()) < 0.6
 
 
 def test_a_volume_without_fine_detail_is_refused_with_a_way_out(tmp_path):

@@ -240,7 +240,7 @@ def ramp_slope(volume: Tensor, normal: int, beam: int, shape: Tensor | None = No
     return whole, float(torch.tensor(sectors).std()) / len(sectors) ** 0.5
 
 
-def sirt_corner(volume: Tensor, normal: int, beam: int) -> float:
+def sirt_corner(volume: Tensor, normal: int, beam: int, passed: Tensor | None = None) -> float:
     """Up to which distance from the tilt axis a SIRT-like filter is a ramp; beyond, it passes all alike.
 
     Few iterations of SIRT pass ``r (1 - exp(-c / r))`` at the distance r, about, where weighted back-projection passes
@@ -251,13 +251,21 @@ def sirt_corner(volume: Tensor, normal: int, beam: int) -> float:
         volume: the tomogram, ``(Z, Y, X)``.
         normal: number of the tilt axis.
         beam: number of the axis of the beam.
+        passed: what another filter has left of the power, by spatial frequency from 0 to 0.5; None for all.
 
     Returns:
         Cycles per voxel; infinite for a ramp.
     """
     along, power = _power(volume, normal, beam)
-    power = power[(along >= ALONG[0]) & (along < ALONG[1])].double().mean(dim=0)
-    radius, direction = polar(*power.shape)
+    along, power = along[(along >= ALONG[0]) & (along < ALONG[1])], power[(along >= ALONG[0]) & (along < ALONG[1])]
+    radius, direction = polar(*power.shape[1:])
+    if passed is None:
+        power = power.double().mean(dim=0)
+    else:
+        whole = (along.double()[:, None, None].square() + radius.square()).sqrt()
+        known = whole < 0.5
+        power = power / interpolated(passed, 2 * whole * (len(passed) - 1))
+        power = (power * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
     low, high, width = _SIRT_RINGS
     number = ((radius - low) / width).floor().long()
     rings = [(number == n) & (direction.abs() < LARGEST_DEG) for n in range(round((high - low) / width))]
@@ -268,6 +276,8 @@ def sirt_corner(volume: Tensor, normal: int, beam: int) -> float:
     first, last, count = _CORNERS
     corners = torch.logspace(math.log10(first), math.log10(last), count, dtype=torch.float64)
     corners = torch.cat([corners, torch.tensor([math.inf], dtype=torch.float64)])
+    # Of the ways to write the damping one that puts the corner too low rather than too high: next to the axis that
+    # takes a little signal for noise, and not noise for signal.
     damped = 1 - torch.linspace(0, *_DAMPINGS, dtype=torch.float64)[:, None] * place.square()
     model = 2 * (sirt_share(place, corners[:, None]).log()[:, None] + damped.log())
     misfit = (seen - model).std(dim=-1).amin(dim=1)

@@ -226,7 +226,9 @@ def noise_spectrum(
     corner = math.inf
     # The beam comes along Z.
     if normal != 0 and volume.numel() >= ENOUGH:
-        corner = sirt_corner(volume if around is None else around, normal, 0)
+        passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
+        line = passed[: GRID // 2, 0, 0] if float(passed.min()) < 1 else None
+        corner = sirt_corner(volume if around is None else around, normal, 0, line)
     if math.isinf(corner):
         return _noise_of_planes(volume, residual, normal, denoised, around)
     # A filter changes noise and signal alike, so what is noise of the power is as it was before the filter.
