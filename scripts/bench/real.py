@@ -128,7 +128,9 @@ def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Ten
     return torch.from_numpy(cropped), angles
 
 
-def make(data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence[int] | None = None) -> None:
+def make(
+    data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence[int] | None = None, sirt_iterations: int = 0
+) -> None:
     """The tomogram and its halves, as MRC files; does nothing where they are there.
 
     Args:
@@ -137,16 +139,19 @@ def make(data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence
         binning: of the images; voxels are so many times 10 Å.
         keep_gold: leave the beads in.
         crop: sides (Z, Y, X) of the middle that is kept, voxels; None for all.
+        sirt_iterations: of a SIRT-like filter; 0 for the ramp.
     """
     if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full", *QUARTERS)):
         return
     folder.mkdir(parents=True, exist_ok=True)
     images, angles = aligned_images(data, binning, keep_gold)
     # Tilted the other way round than the package's simulations are.
-    even, odd = (reconstruct(images[first::2], -angles[first::2], 192 // binning) for first in (0, 1))
+    even, odd, *quarters = (
+        reconstruct(images[first::step], -angles[first::step], 192 // binning, sirt_iterations)
+        for first, step in ((0, 2), (1, 2), (0, 4), (2, 4))
+    )
     count = len(angles)
     full = ((count + 1) // 2 * even + count // 2 * odd) / count
-    quarters = [reconstruct(images[first::4], -angles[first::4], 192 // binning) for first in (0, 2)]
     for name, volume in zip(("even", "odd", "full", *QUARTERS), (even, odd, full, *quarters), strict=True):
         kept = volume.numpy()
         if crop is not None:
@@ -273,16 +278,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--efforts", default="fast,standard")
     parser.add_argument("--seeds", default="0", help="the whole tomogram is denoised with the first of them")
     parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
-    parser.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
+    size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
+    parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
-    title = f"gold {'kept' if options.keep_gold else 'erased'}{', 10 Å' if options.fine else ''}"
+    binning = 1 if options.fine else 3 if options.coarse else 2
+    title = f"gold {'kept' if options.keep_gold else 'erased'}"
+    title += "" if binning == 2 else f", {binning * PIXEL_ANGSTROM:.0f} Å"
+    title += f", SIRT-like filter of {options.sirt} iterations" if options.sirt else ""
     folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
-    make(options.data, folder, 1 if options.fine else 2, options.keep_gold, FINE_CROP if options.fine else None)
+    make(options.data, folder, binning, options.keep_gold, FINE_CROP if options.fine else None, options.sirt)
     even, odd, full = (read(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
     best, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
@@ -303,7 +314,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
                 denoise(folder / "full.mrc", out, words)
-                row |= {"slopes": slopes(full, read(out)), "fine_share": fine_share(full, read(out), options.fine)}
+                row |= {
+                    "slopes": slopes(full, read(out)),
+                    "fine_share": fine_share(full, read(out), whole=binning != 2),
+                }
             if options.quarters and seed == options.seeds.split(",")[0]:
                 told = folder / f"{effort}_{seed}_told.mrc"
                 pair = [

@@ -464,3 +464,13 @@ def test_a_report_replaces_what_its_command_wrote_alone(tmp_path, raw, words, na
     assert main([*words, "--report", str(own)]) == 2
     assert main([*words, "--report", str(own), "--overwrite"]) == 0
     assert (own / name).stat().st_mtime_ns > before
+
+
+def test_scores_beside_another_tomogram_are_told(tmp_path, raw, caplog):
+    """A result is like what it was made from; beside its own tomogram nothing is said (control)."""
+    other = write_mrc(tmp_path / "other.mrc", np.random.default_rng(1).normal(size=VOLUME.shape).astype(np.float32))
+    result = write_mrc(tmp_path / "result.mrc", VOLUME * 0.3)
+    assert main(["evaluate", str(result), "--noisy", str(raw)]) == 0
+    assert "in common" not in caplog.text
+    assert main(["evaluate", str(result), "--noisy", str(other)]) == 0
+    assert f"{other}: has next to nothing in common with {result}" in caplog.text

@@ -260,13 +260,13 @@ def test_what_a_filter_explains_is_what_it_explains():
     (0.9, 0.05, 0.9, "the network carries the result"),
     (1.05, 0.05, 1.0, "the network carries the result"),
     (1.2, 0.05, 1.0, "the network carries the result"),
-    (1.35, 0.05, 2 / 3, "more than all: the noise is not quite known, 33% of the result is the filter's"),
-    (1.7, 0.05, 1 / 3, "more than all: the noise is not quite known, 67% of the result is the filter's"),
+    (1.35, 0.05, 2 / 3, "the noise is not quite known: 33% of the result is the filter's"),
+    (1.7, 0.05, 1 / 3, "the noise is not quite known: 67% of the result is the filter's"),
     (1.7, 0.4, 1.0, "the network carries the result"),
     (0.4, 0.05, 0.4, "60% of the result is the filter's"),
     (0.4, 0.16, 0.1, "90% of the result is the filter's"),
     (0.4, 0.3, 0.0, "the result is all the filter's"),
-    (-0.2, 0.01, 0.0, "has -0.20 ± 0.01 of the network"),
+    (-0.2, 0.01, 0.0, "best weight of the network -0.20 ± 0.01"),
     (0.0, 0.0, 0.0, "the result is all the filter's"),
 ])  # fmt: skip
 def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):
@@ -380,7 +380,7 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
     if kind == "fine":
         assert min(linear_trusts[:2]) > 0.8
         assert linear_trusts[3] < 0.2
-        assert "fine to coarse, the network's share is" in verdict.describe()
+        assert "share of the network by band of detail, fine to coarse" in verdict.describe()
     else:
         assert max(linear_trusts) < 0.2
         assert verdict.weight.trust > 0.8

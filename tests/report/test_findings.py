@@ -168,6 +168,9 @@ def test_a_weight_above_all_is_told():
     assert not any("not quite known" in one.words for one in findings(None, refinement, {}))
     found = findings(None, {**refinement, "excessive": True}, {})
     assert any("has 1.70 times the network" in one.words for one in found)
+    bands = [{"weight": 0.1}, {"weight": 1.9}]
+    found = findings(None, {"trust": 0.3, "weight": 0.4, "excessive": True, "bands": bands}, {})
+    assert any("has in one band of detail 1.90 times the network" in one.words for one in found)
 
 
 @pytest.mark.parametrize(

@@ -184,28 +184,26 @@ class FilterComparison:
         """In one sentence, for log and report."""
         if not self.trusted:
             return f"{self.doubt}: the result is all the best linear filter's ({self.linear.describe()})"
-        where = "on voxels held out of the fit " if self.fitted else f"{self.doubt}: " if self.doubt else ""
-        network = "network" if self.fitted else "starting network, which was not fitted to the volume"
-        words = (
-            f"{where}the best mixture with the best linear filter ({self.linear.describe()}) "
-            f"has {self.weight.value:.2f} ± {self.weight.error:.2f} of the {network}"
-        )
+        network = "network" if self.fitted else "starting network"
+        share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
+        of_filter = f"{share} the filter's ({self.linear.describe()})"
+        weight = f"best weight of the network {self.weight.value:.2f} ± {self.weight.error:.2f}"
         if self.bands:
             shares = ", ".join(f"{share:.0%}" for share in self.shares)
-            words = f"{words}; by band of detail, fine to coarse, the network's share is {shares}"
-            if self.shares != self.linear_shares:
-                linear = ", ".join(f"{share:.0%}" for share in self.linear_shares)
-                words = f"{words}, and that of its linear part {linear}"
+            weight = f"share of the network by band of detail, fine to coarse, {shares}; {weight}"
         if self.is_excessive:
             return (
-                f"{words}, more than all: the noise is not quite known, {1 - self.trust:.0%} of the result is the "
-                "filter's"
+                f"more than all of the {network} is asked for, so the noise is not quite known: {of_filter}; {weight}"
             )
         if self.trust >= MOSTLY:
-            return f"{words}: the network carries the result"
-        share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
-        why = "small or too noisy, or the fit too short," if self.fitted else "noisy, or too unlike the simulations,"
-        return f"{words}: the volume is too {why} to trust the network alone, {share} the filter's"
+            return f"the {network} carries the result: {of_filter}; {weight}"
+        if self.doubt:
+            why = self.doubt
+        elif self.fitted:
+            why = "the volume is too small or too noisy, or the fit too short, to trust the network alone"
+        else:
+            why = "the volume is too noisy, or too unlike the simulations, to trust the starting network alone"
+        return f"{why}: {of_filter}; {weight}"
 
 
 def _shares(weights: Sequence[Weight]) -> list[float]:

@@ -7,6 +7,7 @@ lattice: what artefacts were added. Volumes are (Z, Y, X).
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,11 @@ from cryoshuffle.scores.artefacts import (
 from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.scores.shells import crossing, fourier_shell_correlation
 
+logger = logging.getLogger("cryoshuffle")
 TRUTH_THRESHOLD = 0.5
 HALF_THRESHOLD = 0.143
+# Correlation with what was denoised below which it is another tomogram: results of the noisiest have .1.
+_SAME_TOMOGRAM = 0.02
 
 
 def _agreement(a: Tensor, b: Tensor, threshold: float, voxel_size_angstrom: float | None) -> dict[str, Any]:
@@ -239,13 +243,17 @@ def evaluate_files(
         if path is not None
     }
     volumes = {name: image.as_tensor()[0] for name, image in images.items()}
+    denoised = volumes.pop("result")
     voxel_size = common_voxel_size(voxel_sizes(images["result"]))
     try:
-        report = evaluate(
-            volumes.pop("result"), **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size
-        )
+        report = evaluate(denoised, **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size)
     except InputError as error:
         raise InputError(f"{result}: {error}") from error
+    if "noisy" in volumes and (shared := correlation(denoised, volumes["noisy"])) < _SAME_TOMOGRAM:
+        logger.warning(
+            "%s: has next to nothing in common with %s (correlation %.3f): make sure that it is what was denoised",
+            noisy, result, shared,
+        )  # fmt: skip
     files = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
     return {**report, "files": files, "sha256": checksum(result)}
 
