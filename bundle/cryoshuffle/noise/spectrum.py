@@ -196,7 +196,7 @@ def noise_spectrum(
         them too large. Along the axis it is what interpolation made of each tilt image. Small voxels have no signal at
         high frequencies, large ones do: with a denoised volume what it explains of the tomogram is left out. Were
         it the mean of all signals that the tomogram allows, then the tomogram times what is left of it would be the
-        noise, at every frequency.
+        noise, at every frequency. A SIRT-like filter is divided out before, and the share of the noise kept.
     ``voxel``
         White, with the variance of the highest frequencies or of the residual, whichever is less.
     other
@@ -215,14 +215,14 @@ def noise_spectrum(
     Raises:
         InputError: if the volume is too small.
     """
-    remaining = smooth_spectrum(residual)
-    frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
-    if blind_set.shape == "voxel":
-        high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
-        return torch.full_like(remaining, min(float(smooth_spectrum(volume)[high].mean()), float(remaining.mean())))
     normal = blind_set.tilt_axis
+    if blind_set.shape == "voxel":
+        frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
+        high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
+        total, remaining = smooth_spectrum(volume), smooth_spectrum(residual)
+        return torch.full_like(remaining, min(float(total[high].mean()), float(remaining.mean())))
     if normal is None:
-        return remaining
+        return smooth_spectrum(residual)
     corner = math.inf
     # The beam comes along Z.
     if normal != 0 and volume.numel() >= ENOUGH:
