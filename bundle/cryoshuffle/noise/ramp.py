@@ -49,7 +49,7 @@ _WINDOW_WIDENS = 1.25
 # Excess over the ramp beyond the anchor that is none yet, and from which on it is all signal; to what distance that is
 # asked; and how interpolation damps the ramp, with the square of the distance.
 _BEYOND = (1.25, 1.5)
-_FARTHEST = 0.19
+_FARTHEST = 0.17
 _DAMPING = 1.9
 # Where a SIRT-like filter is told from the ramp, cycles per voxel: from the first ring without signal to where windows
 # of the ramp cut it off, and the width of a ring. Corners that it may have; damping that it is told apart from; and the
