@@ -474,3 +474,50 @@ def test_scores_beside_another_tomogram_are_told(tmp_path, raw, caplog):
     assert "in common" not in caplog.text
     assert main(["evaluate", str(result), "--noisy", str(other)]) == 0
     assert f"{other}: has next to nothing in common with {result}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["error_map.json", "recorrupted.pt", "state.pt", "preview.png", "report.html"])
+def test_no_file_of_others_in_the_folder_of_a_run_is_replaced(tmp_path, raw, name, capsys):
+    """A run that would write a file of that name refuses the folder."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    words = ["denoise", str(raw), str(tmp_path / "out.mrc"), "--report", str(folder), "--overwrite"]
+    assert main(words) == 2
+    assert f"{folder}: holds {name}, which no run of cryoshuffle wrote" in capsys.readouterr().err
+    assert (folder / name).read_text() == "mine"
+    assert [path.name for path in folder.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["fit.json", "state.pt"])
+def test_apply_leaves_the_report_of_a_fit(tmp_path, raw, monkeypatch, name, capsys):
+    """Finished or not, with --overwrite too; where there is no fit the work begins (control)."""
+    monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    folder = tmp_path / "out_run"
+    folder.mkdir()
+    (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
+    command = ["apply", "model.pt", str(raw), str(tmp_path / "out.mrc"), "--overwrite"]
+    assert main(command) == 2
+    assert "work" in capsys.readouterr().err
+    (folder / name).write_text("{}")
+    assert main(command) == 2
+    assert f"{folder}: is the folder of a fit" in capsys.readouterr().err
+
+
+def test_a_half_of_the_tomogram_itself_scores_nothing(tmp_path, caplog):
+    """Noise that half and tomogram have in common is told; that of halves is not in common (control)."""
+    random = np.random.default_rng(2)
+    signal = np.add.outer(
+        np.add.outer(*(np.sin(np.arange(n) / 3) for n in VOLUME.shape[:2])), np.arange(VOLUME.shape[2]) / 9
+    )
+    even, odd = (signal / signal.std() + random.normal(size=VOLUME.shape) for _ in range(2))
+    paths = {
+        name: str(write_mrc(tmp_path / f"{name}.mrc", volume.astype(np.float32)))
+        for name, volume in {"even": even, "odd": odd, "both": (even + odd) / 2, "result": signal}.items()
+    }
+    assert main(["evaluate", paths["result"], "--noisy", paths["even"], "--other-half", paths["odd"]]) == 0
+    assert "noise in common" not in caplog.text
+    assert main(["evaluate", paths["result"], "--noisy", paths["both"], "--other-half", paths["odd"]]) == 0
+    assert f"{paths['odd']}: has noise in common with {paths['both']}" in caplog.text

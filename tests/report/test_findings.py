@@ -148,6 +148,14 @@ def test_a_result_that_is_mostly_the_filter_says_why():
     assert "too small or too noisy" in little
 
 
+@pytest.mark.parametrize(("result", "residual", "level"), [(1e-6, 1.0, "bad"), (1.0, 1e-9, "look"), (0.001, 0.9, None)])
+def test_a_result_without_anything_or_without_a_change_is_told(result, residual, level):
+    """Before all else; of a noisy tomogram that was denoised nothing is said."""
+    found = findings(None, None, {"kept": {"result": result, "residual": residual}})
+    assert [one.level for one in found] == ([] if level is None else [level])
+    assert SUBJECTS[0] == "empty"
+
+
 def test_detail_that_runs_against_the_tomogram_is_told():
     """By its band; where every slope is above 0 nothing is said."""
     assert findings(None, None, {"slopes": [3.0, 2.0, 1.5, 1.1]}) == []
@@ -386,6 +394,7 @@ def test_every_finding_weighs_something_and_says_what_to_do():
         "painted": {**PAINTED, "least": -0.5, "levels": [0.5, 1.5]},
         "slopes": [-1.0, 1.0, 1.0, 1.0],
         "not_measured": "too small",
+        "kept": {"result": 0.0, "residual": 1.0},
         "error_map": {**MAP, "ratio": 3.0},
     }
     refinement = {"trust": 0.2, "weight": 1.7, "excessive": True, "levels": False}

@@ -301,14 +301,14 @@ def _new_files(report: str | None, overwrite: bool, mark: str, **names: str) -> 
         return {}
     folder = Path(report)
     check_run_dir(folder)
-    for name in names.values() if folder.exists() else ():
-        check_new_file(folder / name, overwrite)
     existing = [name for name in names.values() if (folder / name).exists()]
     if existing and not _holds(folder / next(iter(names.values())), mark):
         raise FileError(
             f"{folder / existing[0]}: was not written by this command, so it is not replaced: choose another folder "
             "with --report"
         )
+    for name in existing:
+        check_new_file(folder / name, overwrite)
     return {what: folder / name for what, name in names.items()}
 
 

@@ -38,6 +38,8 @@ _SPREAD = 4.0
 _STEPS = 4.0
 # Correlation of a tomogram with the mean of its halves: near 1 if it is their mean, less if it was filtered.
 _BELONG = 0.3
+# Correlation of one half with the tomogram over that of the other; both have half of the images.
+_ALIKE = 0.5
 
 
 def check_inputs(
@@ -92,7 +94,7 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
     Raises:
         FileError: for a missing or unreadable file.
         InputError: if there are not two, both are one file or the tomogram itself, or a shape is not the tomogram's; or
-            their mean does not correlate with it.
+            their mean does not correlate with it, or one of them much less than the other.
     """
     if halves is None:
         return
@@ -108,24 +110,31 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
     for one, other in ((halves[0], halves[1]), (halves[0], tomogram), (halves[1], tomogram)):
         if Path(one).samefile(other):
             raise InputError(f"{one}: is named twice, even half, odd half and tomogram are three files")
-    correlation = _correlation_of_halves(halves, tomogram, permissive)
+    correlation, *each = _correlations_of_halves(halves, tomogram, permissive)
     if correlation < _BELONG:
         raise InputError(
             f"{halves[0]}: its mean with {halves[1]} correlates with {tomogram} by {correlation:.2f}, halves do by "
             f"more than {_BELONG}: name the two that the tomogram was made from"
         )
+    if min(each) < _ALIKE * max(each):
+        raise InputError(
+            f"{halves[each.index(min(each))]}: correlates with {tomogram} by {min(each):.2f}, the other half by "
+            f"{max(each):.2f}: name the two that the tomogram was made from"
+        )
 
 
-def _correlation_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> float:
-    """Correlation of the mean of two halves with their tomogram, in the middle; 1 where that is constant."""
+def _correlations_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> list[float]:
+    """Correlation of the mean of two halves, and of each, with their tomogram in the middle; 1 where it is constant."""
     images = [load_tomogram(path, permissive, largest=_LOOKED_AT, beside=tomogram) for path in (tomogram, *halves)]
     whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
-    mean = (even + odd) / 2
-    finite = whole.isfinite() & mean.isfinite()
-    pair = torch.stack([whole[finite], mean[finite]])
-    pair = pair - pair.mean(dim=1, keepdim=True)
-    power = float(pair.square().sum(dim=1).prod())
-    return float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0
+    finite = whole.isfinite() & even.isfinite() & odd.isfinite()
+    found = []
+    for one in ((even + odd) / 2, even, odd):
+        pair = torch.stack([whole[finite], one[finite]])
+        pair = pair - pair.mean(dim=1, keepdim=True)
+        power = float(pair.square().sum(dim=1).prod())
+        found.append(float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0)
+    return found
 
 
 def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = False) -> None:

@@ -148,7 +148,8 @@ def check_run_dir(folder: Path, way_out: str = "choose another with --report") -
 # What a run writes into its folder, but for its log.
 _OWN_NAMES = (
     "report.html", "report.json", "result.png", "noise.json", "fit.json", "history.jsonl", "provenance.json",
-    "refinement.json", "survival.json", "model.pt", "blind.pt",
+    "refinement.json", "survival.json", "error_map.json", "model.pt", "blind.pt", "recorrupted.pt", "distilled.pt",
+    "state.pt", "state_refine.pt", "state_distil.pt", "preview.png",
 )  # fmt: skip
 _LOG_BEGINS = " INFO cryoshuffle "
 
@@ -283,6 +284,7 @@ def run_apply(options: ApplyCommand) -> Path:
     Raises:
         UserError: see :func:`run_denoise`.
     """
+    from cryoshuffle.fit.checkpoint import FINISHED_NAME, STATE_NAME
     from cryoshuffle.inference.checkpoints import load_plain, network_config, read_noise
     from cryoshuffle.inference.error_map import NO_ERROR_MAP
 
@@ -292,6 +294,11 @@ def run_apply(options: ApplyCommand) -> Path:
     check_own_folder(folder)
     _check_kept(options, options.output)
     _check_report_of_another(folder, options)
+    if any((folder / name).is_file() for name in (STATE_NAME, FINISHED_NAME)):
+        raise FileError(
+            f"{folder}: is the folder of a fit, whose report would be replaced: choose another OUT, or another folder "
+            "with --report"
+        )
     first, whole = Path(options.checkpoint), Path(options.checkpoint).with_name("model.pt")
     if first.name == "blind.pt" and whole.is_file():
         logger.warning("%s: is the network of the first stage alone, the result of the whole fit is %s", first, whole)

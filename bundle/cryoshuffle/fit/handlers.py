@@ -359,5 +359,6 @@ class GracefulStop:
             epochs = engine.state.epoch if epoch_is_kept else engine.state.epoch - 1
             kept = max(0, epochs) * (engine.state.epoch_length or 0)
             raise FitInterruptedError(
-                f"stopped at step {engine.state.iteration} of this stage; --resume goes on from step {kept} of it"
+                f"stopped at step {engine.state.iteration} of this stage; --resume goes on from step {kept}, "
+                "where it was last saved"
             )

@@ -49,6 +49,8 @@ def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_model(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours, of any version."""
+    if (path / "model.pt").is_file():
+        raise FileError(f"{path}: is a folder, name the network in it: {path / 'model.pt'}")
     if not path.is_file():
         raise FileError(f"{path}: there is no such checkpoint, check the path or make one with cryoshuffle fit")
     try:

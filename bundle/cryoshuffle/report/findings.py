@@ -52,6 +52,8 @@ _IMBALANCE = 1.1
 _MAP = (0.8, 1.25)
 # Correlation of the noise along an axis over that along the blind one, from which on it is another tilt axis.
 _CLEANER = 0.5
+# Power over that of the tomogram of a result that is none, or of a residual; on voxels of 10 Å a real one has .001.
+_EMPTY = 1e-4
 # Steps of a fit, half of those of the effort standard.
 _FEW_STEPS = 150
 
@@ -223,6 +225,7 @@ def findings(
     listed += _time_findings(history, refinement)
     if refinement is not None:
         listed += _share_findings(refinement)
+    listed += _kept_nothing_or_all(numbers.get("kept"), noise is not None)
     listed += _painted_findings(refinement, numbers)
     if "power" in numbers:
         listed.append(_power_finding([one for one in checked if one.subject == "power"], noise is not None))
@@ -244,6 +247,25 @@ def findings(
         words = f"The result was not measured: {numbers['not_measured']}."
         listed.append(Finding("look", words, "measured", "Judge it by eye alone."))
     return listed
+
+
+def _kept_nothing_or_all(kept: Mapping[str, float] | None, measured_here: bool) -> list[Finding]:
+    """A result that is next to nothing, or that is the tomogram; nothing to say of others."""
+    if kept is None:
+        return []
+    if kept["result"] < _EMPTY:
+        words = (
+            f"The result is next to empty: it has {kept['result']:.0e} times the power of the tomogram, good from "
+            f"{_EMPTY:.0e} up. No signal was found."
+        )
+        advice = "Make sure that the tomogram is more than noise."
+        return [
+            Finding("bad", words, "empty", advice if measured_here else "Fit this tomogram by itself, and compare.")
+        ]
+    if kept["residual"] < _EMPTY:
+        words = "The result is the tomogram: next to nothing was removed."
+        return [Finding("look", words, "empty", "Give less of --detail.")]
+    return []
 
 
 def _noise_finding(noise: Mapping[str, Any]) -> Finding:

@@ -108,7 +108,8 @@ def measure(
         noise: of the tomogram as it was modelled; None where that is not known.
 
     Returns:
-        what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, ``signal_left`` of it, with its place
+        what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, the power of result and residual over
+        the tomogram's there (``kept``), ``signal_left`` of it, with its place
         in the whole volume, ``slopes`` of it and ``painted`` of more of the volume
         (:mod:`cryoshuffle.scores.artefacts`), ``seams`` where a border is in it, ``power`` of the residual beside
         the noise and how much of the noise was ``removed`` where the noise is known, ``voxel_size_zyx`` (Å) where it
@@ -131,6 +132,10 @@ def measure(
     before, after = (crop(image) for image in images)
     numbers: dict[str, Any] = {"full_shape": list(full), "voxel_size_zyx": voxel_sizes(images[0])}
     start = [part.start for part in middle(full, _SIDE)]
+    power = float(before.double().var())
+    if power > 0:
+        kept, removed = (float(one.double().var()) / power for one in (after, before - after))
+        numbers["kept"] = {"result": kept, "residual": removed}
     try:
         numbers.update(evaluate(after, noisy=before, stride=list(strides)))
         signal = signal_left(before, after)

@@ -84,6 +84,19 @@ def _read(path: Path) -> Any:
         raise FileError(f"{path}: cannot be read ({error}), run it again") from error
 
 
+def _scores(place: Path) -> Any:
+    """What ``cryoshuffle evaluate`` found; None where there is none, or a file of that name which is not its own."""
+    path = place / "evaluation.json"
+    try:
+        content = _read(path)
+    except FileError:
+        content = {}
+    if content is None or (isinstance(content, dict) and "sha256" in content):
+        return content
+    logger.warning("%s: was not written by cryoshuffle evaluate, so the report leaves it out", path)
+    return None
+
+
 def _data_url(picture: Image.Image) -> str:
     with io.BytesIO() as held:
         picture.save(held, "PNG", optimize=True)
@@ -234,6 +247,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "title": Path(provenance["output"]["path"]).name,
         "source": Path(provenance["input"]["path"]).name,
+        "way": "from itself alone" if noise is not None else f"by the network {settings['checkpoint']}",
         "run": provenance,
         "noise": noise,
         "noise_rows": _noise_rows(noise),
@@ -285,7 +299,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     shown = read_slices(source, result, error, permissive, fill_nan, place)
     scale = _noise_scale(provenance, models, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale)
-    scores, survival = (_read(place / name) for name in ("evaluation.json", SURVIVAL_NAME))
+    scores, survival = _scores(place), _read(place / SURVIVAL_NAME)
     more = {"survival": survival, "error_map": _read(place / COMPARISON_NAME)}
     numbers |= {name: content for name, content in more.items() if content is not None}
     refinement = _read(place / "refinement.json") if noise is not None else None

@@ -16,8 +16,8 @@ from cryoshuffle.boxes import Box
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
-from cryoshuffle.files.writing import write_json
-from cryoshuffle.inference.checkpoints import load_network, read_model_settings, read_noise
+from cryoshuffle.files.writing import checksum, write_json
+from cryoshuffle.inference.checkpoints import load_network, load_plain, read_model_settings, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 
@@ -52,6 +52,9 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
     path = Path(model) / "model.pt" if Path(model).is_dir() else Path(model)
     noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
     network = load_network(path).to(device)
+    fitted_to = load_plain(path).get("settings", {}).get("content", [])
+    if fitted_to and checksum(noisy) not in fitted_to:
+        logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
     inferer = HaloWindowInferer(blend=settings.blend, device=device)

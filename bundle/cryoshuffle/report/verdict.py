@@ -10,6 +10,7 @@ Level = Literal["ok", "look", "bad"]
 Word = Literal["good", "look", "doubt"]
 # What findings may be of, from what spoils a result most to what spoils it least.
 SUBJECTS = (
+    "empty",
     "painted",
     "against",
     "noise",

@@ -37,6 +37,8 @@ TRUTH_THRESHOLD = 0.5
 HALF_THRESHOLD = 0.143
 # Correlation with what was denoised below which it is another tomogram: results of the noisiest have .1.
 _SAME_TOMOGRAM = 0.02
+# Fourier shell correlation of two volumes in the finest detail, from which on they have noise in common.
+_SAME_NOISE = 0.6
 
 
 def _agreement(a: Tensor, b: Tensor, threshold: float, voxel_size_angstrom: float | None) -> dict[str, Any]:
@@ -253,6 +255,13 @@ def evaluate_files(
         logger.warning(
             "%s: has next to nothing in common with %s (correlation %.3f): make sure that it is what was denoised",
             noisy, result, shared,
+        )  # fmt: skip
+    halves = report.get("noisy_other_half")
+    if halves is not None and halves["fsc"][-1] > _SAME_NOISE:
+        logger.warning(
+            "%s: has noise in common with %s (FSC %.2f in the finest detail), as a half has with its tomogram, so it "
+            "tells nothing of the result: denoise one half, and score it by the other",
+            other_half, noisy, halves["fsc"][-1],
         )  # fmt: skip
     files = {name: os.path.abspath(path) for name, path in paths.items() if path is not None}
     return {**report, "files": files, "sha256": checksum(result)}
