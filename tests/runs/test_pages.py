@@ -178,7 +178,7 @@ def test_noise_that_was_misjudged_is_an_alarm(run, tmp_path, caplog, factor, smo
     tomogram = mrcfile.read(json.loads((run / "provenance.json").read_text())["input"]["path"])
     z, y, x = np.indices(tomogram.shape, dtype=np.float32)
     truth = 100 + 10 * ((z - 12) ** 2 + (y - 50) ** 2 + (x - 40) ** 2 < 64).astype(np.float32)
-    flat = 100 + np.random.default_rng(0).standard_normal(tomogram.shape).astype(np.float32) / 100
+    flat = 100 + np.random.default_rng(0).standard_normal(tomogram.shape).astype(np.float32) / 5
     spectrum = torch.full((64, 64, 33), factor * 100 / float(tomogram.var()))
     place = _with_noise(run, tmp_path / "a_run", spectrum, flat if smoothed else truth)
     assert main(["report", str(place)]) == 0
