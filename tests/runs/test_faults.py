@@ -124,7 +124,7 @@ def test_what_has_changed_since_is_named(tmp_path, fitted, monkeypatch, capsys):
     small_tomogram(tmp_path / "in.mrc", seed=7)
     capsys.readouterr()
     assert main([*fit, "--resume"]) == 2
-    assert "content was" in capsys.readouterr().err
+    assert "the tomogram or its mask has changed since" in capsys.readouterr().err
 
 
 def test_a_finished_fit_is_not_repeated_after_the_result_was_interrupted(tmp_path, fitted, monkeypatch, capsys):
