@@ -246,7 +246,7 @@ def test_a_signal_is_asked_for_once_and_never_lost(number):
             engine = Engine(lambda engine, batch: None)
             engine.add_event_handler(at, lambda engine: engine.state.epoch == 2 and signal.raise_signal(number))
             GracefulStop().attach(engine)
-            with pytest.raises(FitInterruptedError, match=f"goes on from step {kept} of it"):
+            with pytest.raises(FitInterruptedError, match=f"goes on from step {kept}, where it was last saved"):
                 engine.run([0, 1, 2], max_epochs=3)
         broken = Engine(lambda engine, batch: 1 / 0)
         GracefulStop().attach(broken)

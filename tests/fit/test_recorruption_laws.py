@@ -266,7 +266,7 @@ def test_what_a_filter_explains_is_what_it_explains():
     (0.4, 0.05, 0.4, "60% of the result is the filter's"),
     (0.4, 0.16, 0.1, "90% of the result is the filter's"),
     (0.4, 0.3, 0.0, "the result is all the filter's"),
-    (-0.2, 0.01, 0.0, "best weight of the network -0.20 ± 0.01"),
+    (-0.2, 0.01, 0.0, "best weight of the network on voxels held out of the fit -0.20 ± 0.01"),
     (0.0, 0.0, 0.0, "the result is all the filter's"),
 ])  # fmt: skip
 def test_trust_is_the_weight_of_the_network_unless_that_may_be_chance(weight, error, trust, words):

@@ -128,13 +128,13 @@ def _correlations_of_halves(halves: Sequence[str], tomogram: str, permissive: bo
     images = [load_tomogram(path, permissive, largest=_LOOKED_AT, beside=tomogram) for path in (tomogram, *halves)]
     whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
     finite = whole.isfinite() & even.isfinite() & odd.isfinite()
-    found = []
+    correlations = []
     for one in ((even + odd) / 2, even, odd):
         pair = torch.stack([whole[finite], one[finite]])
         pair = pair - pair.mean(dim=1, keepdim=True)
         power = float(pair.square().sum(dim=1).prod())
-        found.append(float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0)
-    return found
+        correlations.append(float(pair.prod(dim=0).sum()) / power**0.5 if power > 0 else 1.0)
+    return correlations
 
 
 def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = False) -> None:

@@ -184,10 +184,11 @@ class FilterComparison:
         """In one sentence, for log and report."""
         if not self.trusted:
             return f"{self.doubt}: the result is all the best linear filter's ({self.linear.describe()})"
-        network = "network" if self.fitted else "starting network"
+        network = "network" if self.fitted else "starting network, which was not fitted to the volume,"
         share = f"{1 - self.trust:.0%} of the result is" if self.trust > 0 else "the result is all"
         of_filter = f"{share} the filter's ({self.linear.describe()})"
-        weight = f"best weight of the network {self.weight.value:.2f} ± {self.weight.error:.2f}"
+        where = " on voxels held out of the fit" if self.fitted else ""
+        weight = f"best weight of the network{where} {self.weight.value:.2f} ± {self.weight.error:.2f}"
         if self.bands:
             shares = ", ".join(f"{share:.0%}" for share in self.shares)
             weight = f"share of the network by band of detail, fine to coarse, {shares}; {weight}"
@@ -196,13 +197,17 @@ class FilterComparison:
                 f"more than all of the {network} is asked for, so the noise is not quite known: {of_filter}; {weight}"
             )
         if self.trust >= MOSTLY:
-            return f"the {network} carries the result: {of_filter}; {weight}"
+            before = f"{self.doubt}; " if self.doubt else ""
+            return f"{before}the {network} carries the result: {of_filter}; {weight}"
         if self.doubt:
             why = self.doubt
         elif self.fitted:
             why = "the volume is too small or too noisy, or the fit too short, to trust the network alone"
         else:
-            why = "the volume is too noisy, or too unlike the simulations, to trust the starting network alone"
+            why = (
+                "the volume is too noisy, or too unlike the simulations, to trust the starting network alone, which "
+                "was not fitted to the volume"
+            )
         return f"{why}: {of_filter}; {weight}"
 
 
