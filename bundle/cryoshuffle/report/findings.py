@@ -449,7 +449,8 @@ def _other_findings(checked: Sequence[Check]) -> list[Finding]:
             continue
         if one.subject == "shared":
             words = (
-                f"The residual holds the negative of the result: {one.what} {one.value:+.2f}, good above {one.limit}. "
+                f"The residual holds the negative of the result: {one.what.replace('the same, ', 'correlation in ')} "
+                f"{one.value:+.2f}, good above {one.limit}. "
                 "Signal was made stronger than it is."
             )
             listed.append(Finding("look", words, "shared", "Measure no grey values of the result."))
