@@ -223,28 +223,37 @@ def noise_spectrum(
         return torch.full_like(remaining, min(float(total[high].mean()), float(remaining.mean())))
     if normal is None:
         return smooth_spectrum(residual)
-    corner = math.inf
+    corner, whole = math.inf, smooth_cross_spectrum(volume, volume)
     # The beam comes along Z.
     if normal != 0 and volume.numel() >= ENOUGH:
-        passed = filter_power(smooth_spectrum(volume), normal).movedim(normal, 0)
+        passed = filter_power(_positive(whole, volume), normal).movedim(normal, 0)
         line = passed[: GRID // 2, 0, 0] if float(passed.min()) < 1 else None
         corner = sirt_corner(volume if around is None else around, normal, 0, line)
     if math.isinf(corner):
-        return _noise_of_planes(volume, residual, normal, denoised, around)
+        return _noise_of_planes(volume, whole, residual, normal, denoised, around)
     # A filter changes noise and signal alike, so what is noise of the power is as it was before the filter.
     before, left = undo_sirt(volume, normal, corner), undo_sirt(residual, normal, corner)
     seen, more = (None if one is None else undo_sirt(one, normal, corner) for one in (denoised, around))
-    noise = _noise_of_planes(before, left, normal, seen, more)
-    return _positive(smooth_spectrum(volume) * noise / smooth_spectrum(before), volume)
+    unfiltered = smooth_cross_spectrum(before, before)
+    noise = _noise_of_planes(before, unfiltered, left, normal, seen, more)
+    return _positive(_positive(whole, volume) * noise / _positive(unfiltered, before), volume)
 
 
 def _noise_of_planes(
-    volume: Tensor, residual: Tensor, normal: int, denoised: Tensor | None, around: Tensor | None
+    volume: Tensor, whole: Tensor, residual: Tensor, normal: int, denoised: Tensor | None, around: Tensor | None
 ) -> Tensor:
-    """:func:`noise_spectrum` where each tilt image fills a plane that holds the axis ``normal``."""
+    """:func:`noise_spectrum` where each tilt image fills a plane that holds the axis ``normal``.
+
+    Args:
+        volume: as there.
+        whole: :func:`smooth_cross_spectrum` of the volume with itself.
+        residual: as there.
+        normal: number of the tilt axis.
+        denoised: as there.
+        around: as there.
+    """
     frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
     remaining = smooth_spectrum(residual)
-    whole = smooth_cross_spectrum(volume, volume)
     total = _positive(whole, volume)
     passed, total = filter_power(total, normal).movedim(normal, 0), total.movedim(normal, 0)
     was_filtered = float(passed.min()) < 1

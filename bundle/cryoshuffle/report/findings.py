@@ -161,7 +161,10 @@ def _residual_checks(residual: Mapping[str, Any], noise: Mapping[str, Any] | Non
     shared, coarse = residual["correlation_with_result"], residual["low_frequency_correlation"]
     listed = [
         Check("shared", what, value, f"{value:+.3f}", _SHARED, math.inf, f"{_SHARED}")
-        for what, value in (("residual and result, correlation", shared), ("the same, coarse detail", coarse))
+        for what, value in (
+            ("residual and result, correlation", shared),
+            ("residual and result, correlation of coarse detail", coarse),
+        )
     ]
     known = {} if noise is None else noise.get("autocorrelation") or {}
     for axis, values in residual["autocorrelation"].items():
@@ -449,8 +452,7 @@ def _other_findings(checked: Sequence[Check]) -> list[Finding]:
             continue
         if one.subject == "shared":
             words = (
-                f"The residual holds the negative of the result: {one.what.replace('the same, ', 'correlation in ')} "
-                f"{one.value:+.2f}, good above {one.limit}. "
+                f"The residual holds the negative of the result: {one.what} {one.value:+.2f}, good above {one.limit}. "
                 "Signal was made stronger than it is."
             )
             listed.append(Finding("look", words, "shared", "Measure no grey values of the result."))
