@@ -259,8 +259,8 @@ def test_what_a_filter_explains_is_what_it_explains():
 @pytest.mark.parametrize(("weight", "error", "trust", "words"), [
     (0.9, 0.05, 0.9, "the network carries the result"),
     (1.05, 0.05, 1.0, "the network carries the result"),
-    (1.2, 0.05, 1.0, "the network carries the result"),
-    (1.35, 0.05, 2 / 3, "the noise is not quite known: 33% of the result is the filter's"),
+    (1.5, 0.05, 1.0, "the network carries the result"),
+    (1.6, 0.05, 2 / 3, "the noise is not quite known: 33% of the result is the filter's"),
     (1.7, 0.05, 1 / 3, "the noise is not quite known: 67% of the result is the filter's"),
     (1.7, 0.4, 1.0, "the network carries the result"),
     (0.4, 0.05, 0.4, "60% of the result is the filter's"),
@@ -288,6 +288,21 @@ def test_a_network_that_asks_for_more_than_all_gets_a_third_of_what_its_bands_as
     assert control.blend()["trust"] == pytest.approx([0.6, 1.0])
     for found in (banded, whole):
         assert "more than all" in found.describe()
+
+
+def test_the_border_of_a_volume_alone_does_not_say_that_the_noise_is_unknown():
+    """Where the middle asks for no more than all, the bands have what they ask for; where it does, a third (control).
+    The finest band, which has no share of its own, raises no alarm either; the next does (control)."""
+    linear, much, right = FilterChoice((2.0, 1.4, 1.0), 0.8, 0.1), Weight(2.1, 0.1), Weight(1.1, 0.04)
+    finest, next_ = (much, right), (right, much)
+    kept = FilterComparison(linear, much, finest, middle=right)
+    assert kept.blend()["trust"] == pytest.approx([1.0, 1.0])
+    assert not kept.is_excessive
+    assert "held out of the fit 2.10 ± 0.10, in the middle 1.10 ± 0.04" in kept.describe()
+    control = FilterComparison(linear, much, finest, middle=Weight(1.9, 0.04))
+    assert control.blend()["trust"] == pytest.approx([1 / 3, 1 / 3])
+    assert control.is_excessive
+    assert FilterComparison(linear, right, next_, middle=right).is_excessive
 
 
 class Told(torch.nn.Module):
@@ -353,10 +368,12 @@ class ByPlace(torch.nn.Module):
         return next(v for v in (self.slab.detach(), self.middle.detach()) if v.shape == x.shape[2:])[None, None]
 
 
-@pytest.mark.parametrize("kind", ["fine", "slab alone"])
+@pytest.mark.parametrize("kind", ["fine", "slab alone", "faint slab", "faint"])
 def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kind):
     """With the truth in the two finer bands alone: trust there, none in the coarsest. With the truth in the slab and
-    nothing in the middle: no trust in any, though the weight over all detail is high (control)."""
+    nothing in the middle: no trust in any, though the weight over all detail is high (control). With the filter and
+    half of what it lacks in the slab, the best weight is two there; that is no alarm while the middle has the truth,
+    and one where it has half too (control)."""
     made = simulate("wbp", (40, 64, 96), snr=0.1, seed=0)
     mean, deviation = made.tomogram.mean(), made.tomogram.std()
     volume, spectrum = (made.tomogram - mean) / deviation, smooth_spectrum(made.noise / deviation).float()
@@ -366,7 +383,13 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
     )
     read = HeldOutSlab().scored(truth.shape).read
     fine = sum(bands(truth)[:2])
-    known = {"fine": (fine[read], fine), "slab alone": (truth[read], torch.zeros_like(truth))}
+    half = (truth + linear(volume)) / 2
+    known = {
+        "fine": (fine[read], fine),
+        "slab alone": (truth[read], torch.zeros_like(truth)),
+        "faint slab": (half[read], truth),
+        "faint": (half[read], half),
+    }
     network, path = ByPlace(*known[kind]), tmp_path / "model.pt"
     torch.save({"model": network.state_dict()}, path)
     verdict = compare_with_filter(
@@ -374,13 +397,20 @@ def test_the_judge_weighs_by_band_and_where_the_network_does_worse(tmp_path, kin
         HeldOutSlab(), str(tmp_path / "judged.pt"), str(tmp_path),
     )  # fmt: skip
     trusts, linear_trusts = verdict.shares, verdict.linear_shares
-    assert linear_trusts[1:] == [band.share for band in verdict.bands[1:]]
+    most = 1 / 3 if kind == "faint" else 1.0
+    assert linear_trusts[1:] == pytest.approx([most * band.share for band in verdict.bands[1:]])
     assert all(share >= linear for share, linear in zip(trusts, linear_trusts, strict=True))
     assert verdict.blend()["trust"] == trusts
     if kind == "fine":
         assert min(linear_trusts[:2]) > 0.8
         assert linear_trusts[3] < 0.2
         assert "share of the network by band of detail, fine to coarse" in verdict.describe()
+    elif kind.startswith("faint"):
+        assert verdict.weight.is_excessive
+        assert verdict.is_excessive == (kind == "faint")
+        assert (min(linear_trusts) > 0.8) == (kind == "faint slab")
+        judged = json.loads((tmp_path / "refinement.json").read_text())
+        assert judged["middle_weight"] == verdict.middle.value
     else:
         assert max(linear_trusts) < 0.2
         assert verdict.weight.trust > 0.8
@@ -652,7 +682,7 @@ def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
         found = measure_noise_model([{"image": one[None]}], network, str(path), HaloWindowInferer())
         assert found.reliable == reliable
         how = {"fitted": False, "doubt": found.doubt, "trusted": found.weighs_networks}
-        verdict = FilterComparison(found.linear, Weight(1.3, 0.01), **how)
+        verdict = FilterComparison(found.linear, Weight(1.6, 0.01), **how)
         assert ("beads of gold" in verdict.describe()) != reliable
         assert (verdict.trust > 0.5) == verdict.is_excessive == reliable
         assert reliable or verdict.blend()["trust"] == 0

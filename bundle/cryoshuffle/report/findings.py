@@ -316,8 +316,10 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
         why, advice = _why_so_little(refinement)
         listed = [Finding("look", f"{words}: less than half is the network's; {why}.", "share", advice)]
     if refinement.get("excessive"):
-        asked = max([refinement["weight"], *(band["weight"] for band in refinement.get("bands", []))])
-        where = "" if asked == refinement["weight"] else " in one band of detail"
+        middle = refinement.get("middle_weight")
+        whole = refinement["weight"] if middle is None else min(refinement["weight"], middle)
+        asked = max([whole, *(band["weight"] for band in refinement.get("bands", [])[1:])])
+        where = "" if asked == whole else " in one band of detail"
         words = (
             f"The noise is not quite known: judged with it, the best result has{where} {asked:.2f} times the network "
             "beside the filter, and more than all there cannot be."
