@@ -212,13 +212,21 @@ def rounding_kept() -> Iterator[None]:
             one.fp32_precision = precision
 
 
+def pinned(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor where the system does not move it, a copy if need be, if it is on its way to CUDA; any other as it is.
+
+    Args:
+        x: any tensor.
+        device: where it is to be.
+    """
+    return x.pin_memory() if torch.device(device).type == "cuda" and x.device.type == "cpu" else x
+
+
 def to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A tensor on a device; the CPU does not wait for what it sends to a GPU.
 
     Args:
-        x: any tensor. On its way to CUDA it goes through memory that the system does not move, a copy if need be.
+        x: any tensor; :func:`pinned` on its way to CUDA.
         device: where it is to be.
     """
-    if torch.device(device).type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()
-    return x.to(device, non_blocking=True)
+    return pinned(x, device).to(device, non_blocking=True)

@@ -139,8 +139,10 @@ def copy_planes(part: Tensor) -> Tensor:
     if not on_disk(part):
         return part
     copy = torch.empty_like(part, memory_format=torch.contiguous_format)
+    # By one core: this may be a thread of its own, and should not take them from the network.
+    to, of = copy.numpy(), part.numpy()
     for z in range(part.shape[-3]):
-        copy[..., z, :, :] = part[..., z, :, :]
+        to[..., z, :, :] = of[..., z, :, :]
         release()
     return copy
 

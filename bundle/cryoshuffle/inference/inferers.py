@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cryoshuffle.boxes import round_up
-from cryoshuffle.devices import choose_precision, to_device
+from cryoshuffle.devices import choose_precision, pinned, to_device
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
+from cryoshuffle.files.overlap import WriteBehind, read_ahead, worth_it
 from cryoshuffle.inference.mergers import WindowMerger
 from cryoshuffle.inference.streaming import StreamedNetwork, can_stream, with_context
-from cryoshuffle.inference.windows import choose_pieces, choose_window, cut_windows
+from cryoshuffle.inference.windows import Window, choose_pieces, choose_window, cut_windows
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.memory import is_out_of_memory, keep_memory, trim_memory, window_bytes
 from cryoshuffle.network import unwrap
@@ -235,10 +236,15 @@ class HaloWindowInferer(PrecisionInferer):
         if self.blend is None:
             return
         reach, depth = filter_reach(self.blend)[0] + self._band_reach(), crop.shape[2]
-        for start in range(0, depth, thickness):
-            first, stop = max(0, start - reach), min(start + thickness, depth)
-            seen = to_device(scratch.copy_planes(crop[:, :, first : stop + reach]), device)
-            smooth = self._filter_share(seen, self.blend)
+
+        def read(start: int) -> tuple[int, int, Tensor]:
+            first = max(0, start - reach)
+            seen = scratch.copy_planes(crop[:, :, first : start + thickness + reach])
+            return start, first, pinned(seen, device)
+
+        for start, first, seen in read_ahead(range(0, depth, thickness), read, worth_it(crop, device)):
+            stop = min(start + thickness, depth)
+            smooth = self._filter_share(to_device(seen, device), self.blend)
             yield slice(start, stop), smooth[:, :, start - first : stop - first]
 
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -310,26 +316,40 @@ class HaloWindowInferer(PrecisionInferer):
         done = 0
         for cut in cut_windows(shape, window, halo, period):
             rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
-            remaining = merger is None or not merger.is_done(cut.keep)
-            if remaining and merger is not None:
-                merger.begin(cut.keep)
-            crop = volume[(slice(None), slice(None), *cut.read)]
-            for share, planes, part, advances in (
-                self._summands(crop, run, core, thickness, device) if remaining else ()
-            ):
-                first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
-                kept = part[(slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])]
-                if merger is None:
-                    merger = self._merger_like(volume, part)
-                start = cut.keep[0].start + first - rows.start
-                merger.aggregate(share * kept, (start, cut.keep[1].start, cut.keep[2].start))
-                bar.update((last - first) * area * advances)
-            if remaining and merger is not None:
-                merger.mark(cut.keep)
+            if merger is None or not merger.is_done(cut.keep):
+                crop = volume[(slice(None), slice(None), *cut.read)]
+                summands = self._summands(crop, run, core, thickness, device)
+                merger = self._merge_window(volume, cut, summands, merger, device, bar)
                 if done + (rows.stop - rows.start) * area < math.prod(shape):
                     trim_memory()
             done += (rows.stop - rows.start) * area
             bar.update(done - bar.n)
+        return merger
+
+    def _merge_window(
+        self,
+        volume: Tensor,
+        cut: Window,
+        summands: Iterable[tuple[float, slice, Tensor, float]],
+        merger: WindowMerger | None,
+        device: torch.device,
+        bar: tqdm[Any],
+    ) -> WindowMerger:
+        """Add up the parts of a window, each while the next is computed, and mark the window."""
+        rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
+        if merger is not None:
+            merger.begin(cut.keep)
+        with WriteBehind(worth_it(volume, device)) as writer:
+            for share, planes, part, advances in summands:
+                first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
+                kept = part[(slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])]
+                if merger is None:
+                    merger = self._merger_like(volume, part)
+                start = cut.keep[0].start + first - rows.start, cut.keep[1].start, cut.keep[2].start
+                writer.put(partial(merger.aggregate, share * kept, start))
+                bar.update((last - first) * area * advances)
+        assert merger is not None
+        merger.mark(cut.keep)
         return merger
 
     def _summands(

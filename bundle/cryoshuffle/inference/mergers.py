@@ -113,7 +113,12 @@ class WindowMerger(Merger):
         """
         stop = [a + n for a, n in zip(location, values.shape[2:], strict=True)]
         target = self._values[(slice(None), slice(None), *box_between(location, stop))]
-        target.add_(values.to(target.device))
+        values = values.to(target.device)
+        if scratch.on_disk(target) and values.dtype == target.dtype and not values.requires_grad:
+            # By one core: this may be a thread of its own, and should not take them from the network.
+            target.numpy()[...] += values.numpy()
+        else:
+            target.add_(values)
         scratch.release()
 
     def is_done(self, box: Box) -> bool:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.devices import to_device
+from cryoshuffle.devices import pinned, to_device
+from cryoshuffle.files.overlap import read_ahead, worth_it
 from cryoshuffle.files.scratch import copy_planes
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
@@ -257,13 +258,18 @@ class StreamedNetwork:
         network, stride, total = self.network, self.network.stride, z + pads[0]
         stem = _Convolved(network.stem.weight * network.stem.mask, network.stem.bias)
         gathered, body, done = _Gathered(stride[0]), _Body(network.body), 0
-        for start in range(0, total, self.thickness):
+        where = torch.device(x.device if device is None else device)
+
+        def read(start: int) -> tuple[int, int, Tensor]:
             stop = min(start + self.thickness, total)
             first, end = (total - stop, total - start) if 2 in mirrored else (start, stop)
+            return stop, end, pinned(copy_planes(x[:, :, first:end]), where)
+
+        for stop, end, piece in read_ahead(range(0, total, self.thickness), read, worth_it(x, where)):
             if stop == total:
                 # All that the layers hold leaves them now: tensors larger than any before.
                 trim_memory()
-            piece = to_device(copy_planes(x[:, :, first:end]), device or x.device)
+            piece = to_device(piece, where)
             piece = F.pad(piece, [0, pads[2], 0, pads[1], 0, end - min(end, z)]).flip(tuple(mirrored))
             with within or nullcontext():
                 y = gathered.push(stem.push(piece, stop == total))
