@@ -21,6 +21,7 @@ Writes docs/data/benchmarks_real.json, a section of docs/explain/benchmarks.md a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from cryoshuffle.files.writing import write_json
 from cryoshuffle.noise.linear_filter import convolve, wiener_kernel
 from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
 from cryoshuffle.simulation.tilt_series import reconstruct
@@ -64,6 +66,8 @@ GAUSSIANS = (
     (4, 2, 2.8),
     (5, 2.5, 3.5),
 )
+# Side of the cubes that squared differences are compared in, voxels.
+CUBE = 64
 # Of every fourth tilt: halves of the even half.
 QUARTERS = ("even_1", "even_2")
 # Of the tomogram of 20 Å, (z, y, x).
@@ -190,6 +194,27 @@ def against_half(result: np.ndarray, half: np.ndarray) -> dict[str, object]:
     return {"correlation": round(correlation(result, half), 4), "bands": bands}
 
 
+def cube_error(result: np.ndarray, even: np.ndarray, odd: np.ndarray) -> float:
+    """Mean squared difference of a result to the raw odd half over that of the raw even half; median over cubes.
+
+    Raw halves differ by the noise of both, which is as strong, a result without error from the odd half by that of one:
+    it has .5.
+
+    Args:
+        result: of the even half, ``(Z, Y, X)``.
+        even: the half.
+        odd: the other half.
+    """
+    part = inner(even.shape)
+    result, even, odd = (volume[part].astype(np.float64) for volume in (result, even, odd))
+    corners = itertools.product(*(range(0, max(1, n - CUBE + 1), CUBE) for n in even.shape))
+    ratios = []
+    for z, y, x in corners:
+        cube = slice(z, z + CUBE), slice(y, y + CUBE), slice(x, x + CUBE)
+        ratios.append(np.square(result[cube] - odd[cube]).mean() / np.square(even[cube] - odd[cube]).mean())
+    return round(float(np.median(ratios)), 4)
+
+
 def slopes(tomogram: np.ndarray, result: np.ndarray) -> list[float]:
     """Slope of a tomogram, or a half of it, on a result in :data:`SLOPE_BANDS`, fine to coarse."""
     part, found = inner(tomogram.shape), []
@@ -213,15 +238,36 @@ def wiener_with_hindsight(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
     """The even half behind the Wiener filter that both halves tell."""
     one, other = (torch.from_numpy((half - half.mean()) / half.std()) for half in (even, odd))
     total, shared = smooth_spectrum(one), smooth_cross_spectrum(one, other)
-    return convolve(one, wiener_kernel(total, total - shared)).numpy()
+    result: np.ndarray = convolve(one, wiener_kernel(total, total - shared)).numpy()
+    return result * even.std() + even.mean()
 
 
-def denoise(source: Path, result: Path, options: Sequence[str]) -> float:
-    """Run the program; seconds that it took."""
+def denoise(source: Path, result: Path, options: Sequence[str], again: bool) -> dict[str, Any]:
+    """Run the program, or take a result that is there.
+
+    Args:
+        source: tomogram.
+        result: path of the result; seconds, commit and machine of the run are kept beside it.
+        options: of the program.
+        again: take a result that is there.
+
+    Returns:
+        ``seconds``, ``commit`` and ``machine``.
+    """
+    kept = result.with_suffix(".json")
+    if again and result.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
     began = time.monotonic()
     command = [sys.executable, "-m", "cryoshuffle", "denoise", str(source), str(result), "--quiet", "--overwrite"]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-    return time.monotonic() - began
+    run = {"seconds": round(time.monotonic() - began), "commit": commit(), "machine": machine()}
+    write_json(run, kept)
+    return run
+
+
+def _listed(name: str, one: Mapping[str, Any]) -> str:
+    """A fact of all runs of a tomogram, each value once."""
+    return ", ".join(dict.fromkeys(str(row[name]) for row in one["rows"] if name in row))
 
 
 def section(findings: Mapping[str, Any]) -> str:
@@ -231,19 +277,22 @@ def section(findings: Mapping[str, Any]) -> str:
         "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
         "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
         "correlation (CC), over all detail and in four bands, fine to coarse. The rows with hindsight know both",
-        "halves. Slopes are those of the odd half on the result, fine to coarse, in bands of an octave: 1 for the",
-        "mean of all signals that the tomogram allows, more where a result is too faint. By `scripts/bench/real.py`.",
+        "halves. Squared difference: to the odd half, over that of the raw even half, median of cubes of",
+        f"{CUBE} voxels a side; .5 is the least. Slopes are those of the odd half on the result, fine to coarse, in",
+        "bands of an octave: 1 for the mean of all signals that the tomogram allows, more where a result is too faint.",
+        "s: seconds; empty if the machine had other work. By `scripts/bench/real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
         lines += [
-            "", f"### Beads of {name}", "", f"On {one['machine']}, commit {one['commit']}.", "",
+            "", f"### Beads of {name}", "", f"On {_listed('machine', one)}, commit {_listed('commit', one)}.", "",
             "| method | CC | " + " | ".join(f"{low} to {high} voxels" for low, high in one["bands_voxels"])
-            + " | slopes | share of the network | s |",
-            "| --- |" + " ---: |" * (4 + len(one["bands_voxels"])),
+            + " | squared difference | slopes | share of the network | s |",
+            "| --- |" + " ---: |" * (5 + len(one["bands_voxels"])),
         ]  # fmt: skip
         for row in one["rows"]:
             title = row["method"] if "seed" not in row else f"`--effort {row['method']}`, seed {row['seed']}"
             cells = [title, f"{row['correlation']:.4f}", *(f"{value:.4f}" for value in row["bands"])]
+            cells.append(f"{row['cube_error']:.4f}" if "cube_error" in row else "")
             facts = ["" if row.get(name) is None else str(row[name]) for name in ("trust", "seconds")]
             against = ", ".join(f"{slope:.2f}" for slope in row.get("slopes_of_other_half", []))
             lines.append("| " + " | ".join([*cells, against, *facts]) + " |")
@@ -283,6 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
+    parser.add_argument("--again", action="store_true", help="score results that are there, and make what is not")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
@@ -296,24 +346,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     make(options.data, folder, binning, options.keep_gold, FINE_CROP if options.fine else None, options.sirt)
     even, odd, full = (read(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
-    best, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
+    _, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
+
+    def scores(result: np.ndarray) -> dict[str, object]:
+        return {**against_half(result, odd), "cube_error": cube_error(result, even, odd)}
+
     rows: list[dict[str, object]] = [
-        {"method": "raw half", **against_half(even, odd)},
-        {"method": "best Gaussian, hindsight", "sigma": list(sigma), **best},
-        {"method": "Wiener filter, hindsight", **against_half(wiener_with_hindsight(even, odd), odd)},
+        {"method": "raw half", **scores(even)},
+        {"method": "best Gaussian, hindsight", "sigma": list(sigma), **scores(ndimage.gaussian_filter(even, sigma))},
+        {"method": "Wiener filter, hindsight", **scores(wiener_with_hindsight(even, odd))},
     ]
     for effort in options.efforts.split(","):
         for seed in options.seeds.split(","):
             words = ["--effort", effort, "--seed", seed]
             out = folder / f"{effort}_{seed}_even.mrc"
-            seconds = denoise(folder / "even.mrc", out, words)
+            run = denoise(folder / "even.mrc", out, words, options.again)
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             result = read(out)
-            row = {"method": effort, "seed": int(seed), "seconds": round(seconds), **against_half(result, odd)}
+            row: dict[str, Any] = {"method": effort, "seed": int(seed), **run, **scores(result)}
             row["slopes_of_other_half"] = slopes(odd, result)
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
-                denoise(folder / "full.mrc", out, words)
+                denoise(folder / "full.mrc", out, words, options.again)
                 row |= {
                     "slopes": slopes(full, read(out)),
                     "fine_share": fine_share(full, read(out), whole=binning != 2),
@@ -323,23 +377,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 pair = [
                     f"--{name}={folder / quarter}.mrc" for name, quarter in zip(("even", "odd"), QUARTERS, strict=True)
                 ]
-                seconds = denoise(folder / "even.mrc", told, [*words, *pair])
+                run = denoise(folder / "even.mrc", told, [*words, *pair], options.again)
+                quarters = f"{effort}, noise from quarters of the tilts"
                 rows.append(
-                    {
-                        "method": f"{effort}, noise from quarters of the tilts",
-                        "seconds": round(seconds),
-                        **against_half(read(told), odd),
-                    }
+                    {"method": quarters, **run, **scores(read(told)), "slopes_of_other_half": slopes(odd, read(told))}
                 )
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             print(json.dumps(rows[-1]), flush=True)
     _, data, pictures = documents_of(options.docs)
     path = data / "benchmarks_real.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    known[title] = {
-        "machine": machine(), "commit": commit(), "bands_voxels": BANDS,
-        "slope_bands_voxels": SLOPE_BANDS, "rows": rows,
-    }  # fmt: skip
+    known[title] = {"bands_voxels": BANDS, "slope_bands_voxels": SLOPE_BANDS, "rows": rows}
     write_section(options.docs, "real", section(known), (BEGIN, END), known)
     if title == "gold erased" and not options.halves_only:
         shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}

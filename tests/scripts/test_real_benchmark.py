@@ -34,6 +34,18 @@ def test_the_signal_scores_best_and_noise_nothing(real, halves):
     assert real.against_half(smooth, odd)["correlation"] > raw["correlation"]
 
 
+def test_the_squared_difference_is_half_for_the_signal_and_more_for_anything_else(real, halves, monkeypatch):
+    """1 for the half itself; the signal on another scale, or somewhere else, is no better than it looks (controls)."""
+    signal, even, odd = halves
+    monkeypatch.setattr(real, "CUBE", 16)
+    assert real.cube_error(signal, even, odd) == pytest.approx(0.5, abs=0.02)
+    assert real.cube_error(even, even, odd) == 1
+    wiener = real.cube_error(real.wiener_with_hindsight(even, odd), even, odd)
+    assert 0.5 < wiener < real.cube_error(0 * even, even, odd) < 0.6
+    for wrong in (3 * signal, -signal, np.roll(signal, 12, axis=1)):
+        assert real.cube_error(wrong, even, odd) > 0.54
+
+
 def test_a_slope_is_1_for_the_signal_and_more_for_a_fainter_result(real, halves):
     """In the coarse bands, where there is signal; negative where the result is a negative."""
     signal, even, _ = halves
@@ -76,15 +88,17 @@ def test_the_section_shows_what_was_found_and_stays_beside_the_others(real, load
     rows = [
         {"method": "raw half", "correlation": 0.0283, "bands": [0.1, 0.2, 0.3, 0.4]},
         {
-            "method": "fast", "seed": 0, "seconds": 40, "correlation": 0.1, "bands": [0.2, 0.3, 0.4, 0.5],
+            "method": "fast", "seed": 0, "seconds": 40, "machine": "a mill", "commit": "abc",
+            "correlation": 0.1, "cube_error": 0.5123, "bands": [0.2, 0.3, 0.4, 0.5],
             "trust": 0.25, "slopes_of_other_half": [1.5, 1.25], "slopes": [1.0, 2.0],
                 "fine_share": dict.fromkeys(real.REGIONS, -0.012),
         },
     ]  # fmt: skip
-    found = {"gold erased": {"machine": "a mill", "commit": "abc", "bands_voxels": real.BANDS, "rows": rows}}
+    found = {"gold erased": {"bands_voxels": real.BANDS, "rows": rows}}
     text = real.section(found)
-    assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |  |" in text
-    assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 1.50, 1.25 | 0.25 | 40 |" in text
+    assert "| raw half | 0.0283 | 0.1000 | 0.2000 | 0.3000 | 0.4000 |  |  |  |  |" in text
+    assert "| `--effort fast`, seed 0 | 0.1000 | 0.2000 | 0.3000 | 0.4000 | 0.5000 | 0.5123 | 1.50" in text
+    assert "| 0.5123 | 1.50, 1.25 | 0.25 | 40 |" in text
     assert "| `--effort fast`, seed 0 | 1.0, 2.0 | cell -0.012, ice, right -0.012" in text
     assert "On a mill, commit abc." in text
     replace = partial(load_script("bench.markdown").replace_section, begin=real.BEGIN, end=real.END)
