@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,9 @@ from bench.markdown import wrapped
 BEGIN, END = "<!-- quality: begin, written by scripts/bench/quality.py -->", "<!-- quality: end -->"
 LARGEST_PICTURE = 300_000
 _SIDE, _MARGIN, _TITLE = 192, 8, 16
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
+# Methods that are the same in all versions of ours.
+NOT_OURS = ("noisy", "gaussian")
 # Rows of the tables by the effort they are.
 EFFORTS = {"fast": "fast", "auto": "standard", "best": "best"}
 Result = Mapping[str, Any]
@@ -44,8 +47,8 @@ resolution at which the Fourier shell correlation with the noise-free reconstruc
 below 0.5 everywhere. s: wall time of the whole program with start, reading and writing, without the runs that chose a
 strength; empty if the machine had other work. Excess: power of stripes with the period of the lattice over the power
 nearby in the spectrum, 1 without stripes. Imbalance: fine detail in the strongest planes of the lattice over the mean,
-1 if all planes are equal. \\*: in at least one seed the best strength was an end of its grid. Not run: the column CC
-gives the reason."""
+1 if all planes are equal. \\*: in at least one seed the best strength was an end of its grid. †: by an earlier version
+of cryoshuffle than the newest here. Not run: the column CC gives the reason."""
 
 
 def median(values: Iterable[float | None]) -> float | None:
@@ -69,6 +72,18 @@ def rows_of(results: Sequence[Result], case: str, method: str) -> tuple[list[Res
     done = [r for r in mine if "scores" in r]
     reasons = [r["reason"] for r in mine if "reason" in r]
     return done, "" if done else (reasons[-1] if reasons else "not asked for")
+
+
+def _release(result: Result) -> tuple[int, ...]:
+    """Version of cryoshuffle that a result is of; nothing where the method is not ours."""
+    known = re.search(r"cryoshuffle (\d+)\.(\d+)", result.get("version") or "")
+    return () if known is None or result["method"] in NOT_OURS else tuple(map(int, known.groups()))
+
+
+def _dagger(results: Sequence[Result], done: Sequence[Result]) -> str:
+    """A mark of what an earlier version of ours has made."""
+    newest = max(map(_release, results), default=())
+    return " †" if any(() < _release(result) < newest for result in done) else ""
 
 
 def _value(result: Result, key: str) -> float | None:
@@ -111,7 +126,7 @@ def case_table(results: Sequence[Result], case: str, rows: Sequence[Row]) -> str
             continue
         star = " \\*" if any(r.get("at_end") for r in done) else ""
         cells = [_cell(done, column, decimals) for column, _, decimals in COLUMNS]
-        names = [label + star, told][: len(first)]
+        names = [label + star + _dagger(results, done), told][: len(first)]
         lines.append(_line([*names, str(len({r["seed"] for r in done})), *cells]))
     return "\n".join(lines)
 
@@ -120,7 +135,8 @@ def overview_table(results: Sequence[Result], cases: Sequence[str], rows: Sequen
     """The correlation with the truth, a method a row and a case a column."""
     lines = _head(["CC", *cases], 1)
     for key, label, _ in rows:
-        cells = [_cell(rows_of(results, case, key)[0], "correlation", 3) or "–" for case in cases]
+        found = [rows_of(results, case, key)[0] for case in cases]
+        cells = [_cell(done, "correlation", 3) + _dagger(results, done) if done else "–" for done in found]
         lines.append(_line([label, *cells]))
     return "\n".join(lines)
 
@@ -141,7 +157,8 @@ def effort_table(results: Sequence[Result], cases: Sequence[str]) -> str:
     lines = _head(["CC (s)", "Gaussian", *EFFORTS.values()], 1)
     for case in cases:
         points = effort_points(results, case)
-        cells = [f"{points[e][1]:.3f} ({points[e][0]:.0f})" if e in points else "–" for e in EFFORTS.values()]
+        old = {effort: _dagger(results, rows_of(results, case, key)[0]) for key, effort in EFFORTS.items()}
+        cells = [f"{points[e][1]:.3f} ({points[e][0]:.0f}){old[e]}" if e in points else "–" for e in EFFORTS.values()]
         gaussian = _cell(rows_of(results, case, "gaussian")[0], "correlation", 3) or "–"
         lines.append(_line([case, gaussian, *cells]))
     return "\n".join(lines)

@@ -77,6 +77,23 @@ def test_the_lattice_and_a_grid_that_ended_are_told(report):
     assert _row(table, "Gaussian")[-2:] == ["", ""]
 
 
+def test_what_an_earlier_version_made_is_marked(report):
+    """In all three tables; not what is the same in all versions, what others made, or what the newest made (controls)."""
+    old, new = ({"version": f"Python 3.11.7, cryoshuffle {number}.0, torch 2.13.0"} for number in ("0.9", "0.10"))
+    results = [
+        {**_result(0), **new},
+        {**_result(0, "best"), **old},
+        {**_result(0, "gaussian"), **old},
+        {**_result(0, "topaz"), "version": "topaz-em 0.3.20"},
+    ]
+    rows = [*ROWS, ("best", "longest", "")]
+    for table in (report.case_table(results, "wbp", rows), report.overview_table(results, ["wbp"], rows)):
+        marked = [line for line in table.splitlines() if "†" in line]
+        assert len(marked) == 1
+        assert marked[0].startswith("| longest")
+    assert _row(report.effort_table(results, ["wbp"]), "wbp")[3:] == ["0.500 (20)", "0.500 (20) †"]
+
+
 def test_time_and_quality_are_shown_by_effort(report, tmp_path):
     """A row a case; what was not run has a dash; a picture of what there is, and none of nothing."""
     results = [
