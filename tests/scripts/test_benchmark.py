@@ -78,7 +78,7 @@ def test_the_lattice_and_a_grid_that_ended_are_told(report):
 
 
 def test_what_an_earlier_version_made_is_marked(report):
-    """In all three tables. Not what is the same in all versions, what others made, or what the newest made (controls)."""
+    """In all three tables. Not what is alike in all versions, what others made, or what the newest made (controls)."""
     old, new = ({"version": f"Python 3.11.7, cryoshuffle {number}.0, torch 2.13.0"} for number in ("0.9", "0.10"))
     results = [
         {**_result(0), **new},
