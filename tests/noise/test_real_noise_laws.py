@@ -155,8 +155,9 @@ def planes_of_noise(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_filter_changes_noise_and_signal_alike(monkeypatch, corner):
     """The share of the noise next to the tilt axis is the same behind a SIRT-like filter whose corner is known, and
     hardly more with the corner that is found, a quarter of it at least; without a look for the filter nearly all of the
-    signal is taken for noise (control)."""
+    signal is taken for noise (control). Isotropy, which is not asked behind a filter, is left out before it too."""
     monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    monkeypatch.setattr(recorruption, "_most_signal", lambda *arguments: torch.tensor(math.inf, dtype=torch.float64))
     volume = planes_of_noise()[0]
     one, two = (torch.fft.fftfreq(n) for n in (volume.shape[0], volume.shape[2]))
     radius = (one[:, None].square() + two.square()).sqrt()[:, None]
@@ -177,6 +178,21 @@ def test_a_filter_changes_noise_and_signal_alike(monkeypatch, corner):
     monkeypatch.setattr(recorruption, "sirt_corner", lambda *arguments: math.inf)
     assert share(filtered) > 0.9
     assert 0.98 * expected < seen < 0.5 * (expected + share(filtered))
+
+
+def test_isotropy_is_not_asked_behind_a_filter_that_was_divided_out(monkeypatch):
+    """Were no signal allowed by it, the noise would be the same there; behind a ramp it would be more (control)."""
+    monkeypatch.setattr(recorruption, "ENOUGH", 0)
+    volume = standard(planes_of_noise()[0])
+    near = ((RADIUS > 0.03) & (RADIUS < 0.08))[:, None].expand(GRID, GRID, GRID)
+    for corner, same in ((0.01, True), (math.inf, False)):
+        monkeypatch.setattr(recorruption, "sirt_corner", lambda *arguments, corner=corner: corner)
+        levels = []
+        for most in (math.inf, 0.0):
+            signal = torch.tensor(most, dtype=torch.float64)
+            monkeypatch.setattr(recorruption, "_most_signal", lambda *arguments, signal=signal: signal)
+            levels.append(float(noise_spectrum(volume, volume, BlindSet("plane", "y"))[near].mean()))
+        assert (levels[0] == levels[1]) == same
 
 
 def test_no_ramp_is_taken_for_a_sirt_like_filter():

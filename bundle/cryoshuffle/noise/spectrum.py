@@ -235,12 +235,18 @@ def noise_spectrum(
     before, left = undo_sirt(volume, normal, corner), undo_sirt(residual, normal, corner)
     seen, more = (None if one is None else undo_sirt(one, normal, corner) for one in (denoised, around))
     unfiltered = smooth_cross_spectrum(before, before)
-    noise = _noise_of_planes(before, unfiltered, left, normal, seen, more)
+    noise = _noise_of_planes(before, unfiltered, left, normal, seen, more, isotropic=False)
     return _positive(_positive(whole, volume) * noise / _positive(unfiltered, before), volume)
 
 
 def _noise_of_planes(
-    volume: Tensor, whole: Tensor, residual: Tensor, normal: int, denoised: Tensor | None, around: Tensor | None
+    volume: Tensor,
+    whole: Tensor,
+    residual: Tensor,
+    normal: int,
+    denoised: Tensor | None,
+    around: Tensor | None,
+    isotropic: bool = True,
 ) -> Tensor:
     """:func:`noise_spectrum` where each tilt image fills a plane that holds the axis ``normal``.
 
@@ -251,6 +257,8 @@ def _noise_of_planes(
         normal: number of the tilt axis.
         denoised: as there.
         around: as there.
+        isotropic: hold the signal to what is alike in all directions; not behind a filter that was divided out, which
+            leaves too little of the signal next to the axis.
     """
     frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
     remaining = smooth_spectrum(residual)
@@ -275,7 +283,8 @@ def _noise_of_planes(
     power = _lesser(bounds, min(volume.shape))
     noise = power * shape
     if volume.numel() >= ENOUGH:
-        noise = _without_overlapping_signal(volume, normal, total, power, shape, volume if around is None else around)
+        seen = volume if around is None else around
+        noise = _without_overlapping_signal(volume, normal, total, power, shape, seen, isotropic)
     if was_filtered:
         # Beyond what is known of the filter there is no signal.
         noise = torch.where(_radii()[1] < 0.5, noise, total)
@@ -342,7 +351,7 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
 
 
 def _without_overlapping_signal(
-    volume: Tensor, normal: int, total: Tensor, power: Tensor, shape: Tensor, around: Tensor
+    volume: Tensor, normal: int, total: Tensor, power: Tensor, shape: Tensor, around: Tensor, isotropic: bool
 ) -> Tensor:
     """Noise less what real tomograms have of signal in the bands that tell it; see :mod:`cryoshuffle.noise.ramp`.
 
@@ -353,6 +362,7 @@ def _without_overlapping_signal(
         power: of the noise across the tilt axis, an upper bound, ``(GRID, GRID)``.
         shape: of the noise along it, for each direction, ``(GRID, GRID, GRID)``.
         around: more of the tomogram.
+        isotropic: hold the signal to what is alike in all directions.
 
     Returns:
         Power, the tilt axis first.
@@ -363,7 +373,7 @@ def _without_overlapping_signal(
         slope, error = ramp_slope(around, normal, 0, shape)
         slope += _DOUBT * error
     noise = hold_to_ramp(power, slope) * shape
-    if normal != 0:
+    if normal != 0 and isotropic:
         least = total - _most_signal(around, normal)
         across = _radii()[0]
         noise = torch.maximum(noise, torch.where(across < _UNLIKE, torch.minimum(_MOST_ADDED * noise, least), least))
