@@ -212,12 +212,15 @@ def rounding_kept() -> Iterator[None]:
             one.fp32_precision = precision
 
 
-def pinned(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor where the system does not move it, a copy if need be, if it is on its way to CUDA; any other as it is.
+def pin_memory(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor in memory that the system does not move, as a GPU reads it fastest.
 
     Args:
         x: any tensor.
-        device: where it is to be.
+        device: where it goes next.
+
+    Returns:
+        ``x`` itself unless it goes from the CPU to CUDA.
     """
     return x.pin_memory() if torch.device(device).type == "cuda" and x.device.type == "cpu" else x
 
@@ -226,7 +229,8 @@ def to_device(x: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     """A tensor on a device; the CPU does not wait for what it sends to a GPU.
 
     Args:
-        x: any tensor; :func:`pinned` on its way to CUDA.
+        x: any tensor.
         device: where it is to be.
     """
-    return pinned(x, device).to(device, non_blocking=True)
+    # On the way to the CPU what is not waited for would be read before it is there.
+    return pin_memory(x, device).to(device, non_blocking=torch.device(device).type == "cuda")

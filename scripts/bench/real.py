@@ -12,6 +12,7 @@ against the raw odd half, which has noise of its own: correlation, whole and in 
 A result that keeps the signal is in no band below the raw half.
 The slope of the odd half on that result, by band, is 1 for the mean of all signals that the tomogram allows, and more
 for a result that is too faint.
+The squared difference to the odd half is taken over that of the raw even half, in cubes.
 Denoises the whole tomogram and measures two things. The slope of tomogram on result, by band: noise that stays in the
 result makes it larger, so it is above 1; negative for structure that the tomogram has not.
 The share of the finest detail, by region: above 0 it is copied, below 0 its negative is painted.
@@ -197,8 +198,8 @@ def against_half(result: np.ndarray, half: np.ndarray) -> dict[str, object]:
 def cube_error(result: np.ndarray, even: np.ndarray, odd: np.ndarray) -> float:
     """Mean squared difference of a result to the raw odd half over that of the raw even half; median over cubes.
 
-    Raw halves differ by the noise of both, which is as strong, a result without error from the odd half by that of one:
-    it has .5.
+    Two raw halves differ by the noise of both, which is about equally strong. A result without error differs from the
+    odd half by the noise of that half alone, so it has about .5.
 
     Args:
         result: of the even half, ``(Z, Y, X)``.
@@ -242,25 +243,25 @@ def wiener_with_hindsight(even: np.ndarray, odd: np.ndarray) -> np.ndarray:
     return result * even.std() + even.mean()
 
 
-def denoise(source: Path, result: Path, options: Sequence[str], again: bool) -> dict[str, Any]:
-    """Run the program, or take a result that is there.
+def denoise(source: Path, result: Path, options: Sequence[str], reuse: bool) -> dict[str, Any]:
+    """Run the program, or use the result of an earlier run.
 
     Args:
         source: tomogram.
         result: path of the result; seconds, commit and machine of the run are kept beside it.
         options: of the program.
-        again: take a result that is there.
+        reuse: do not run again what has a result and these facts.
 
     Returns:
         ``seconds``, ``commit`` and ``machine``.
     """
     kept = result.with_suffix(".json")
-    if again and result.is_file():
+    if reuse and result.is_file() and kept.is_file():
         return dict(json.loads(kept.read_text(encoding="utf-8")))
-    began = time.monotonic()
+    began, state = time.monotonic(), {"commit": commit(), "machine": machine()}
     command = [sys.executable, "-m", "cryoshuffle", "denoise", str(source), str(result), "--quiet", "--overwrite"]
     subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
-    run = {"seconds": round(time.monotonic() - began), "commit": commit(), "machine": machine()}
+    run = {"seconds": round(time.monotonic() - began), **state}
     write_json(run, kept)
     return run
 
@@ -277,9 +278,10 @@ def section(findings: Mapping[str, Any]) -> str:
         "*Mycoplasma pneumoniae*, EMPIAR-10499 tilt series 00254, 41 tilts, voxels of 20 Å, 96 x 314 x 326.",
         "The even half of the tilts is denoised and scored against the raw odd half, whose noise is its own:",
         "correlation (CC), over all detail and in four bands, fine to coarse. The rows with hindsight know both",
-        "halves. Squared difference: to the odd half, over that of the raw even half, median of cubes of",
-        f"{CUBE} voxels a side; .5 is the least. Slopes are those of the odd half on the result, fine to coarse, in",
-        "bands of an octave: 1 for the mean of all signals that the tomogram allows, more where a result is too faint.",
+        "halves. Squared difference: to the odd half, over that of the raw even half, median of cubes of at most",
+        f"{CUBE} voxels a side; a result without error has about .5. Slopes are those of the odd half on the result,",
+        "fine to coarse, in bands of an octave: 1 for the mean of all signals that the tomogram allows, more where a",
+        "result is too faint.",
         "s: seconds; empty if the machine had other work. By `scripts/bench/real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
@@ -332,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
-    parser.add_argument("--again", action="store_true", help="score results that are there, and make what is not")
+    parser.add_argument("--reuse", action="store_true", help="score the results in --work; run only what has none")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
@@ -360,14 +362,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for seed in options.seeds.split(","):
             words = ["--effort", effort, "--seed", seed]
             out = folder / f"{effort}_{seed}_even.mrc"
-            run = denoise(folder / "even.mrc", out, words, options.again)
+            run = denoise(folder / "even.mrc", out, words, options.reuse)
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
             result = read(out)
             row: dict[str, Any] = {"method": effort, "seed": int(seed), **run, **scores(result)}
             row["slopes_of_other_half"] = slopes(odd, result)
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
-                denoise(folder / "full.mrc", out, words, options.again)
+                denoise(folder / "full.mrc", out, words, options.reuse)
                 row |= {
                     "slopes": slopes(full, read(out)),
                     "fine_share": fine_share(full, read(out), whole=binning != 2),
@@ -377,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 pair = [
                     f"--{name}={folder / quarter}.mrc" for name, quarter in zip(("even", "odd"), QUARTERS, strict=True)
                 ]
-                run = denoise(folder / "even.mrc", told, [*words, *pair], options.again)
+                run = denoise(folder / "even.mrc", told, [*words, *pair], options.reuse)
                 quarters = f"{effort}, noise from quarters of the tilts"
                 rows.append(
                     {"method": quarters, **run, **scores(read(told)), "slopes_of_other_half": slopes(odd, read(told))}

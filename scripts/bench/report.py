@@ -24,8 +24,8 @@ BEGIN, END = "<!-- quality: begin, written by scripts/bench/quality.py -->", "<!
 LARGEST_PICTURE = 300_000
 _SIDE, _MARGIN, _TITLE = 192, 8, 16
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
-# Methods that are the same in all versions of ours.
-NOT_OURS = ("noisy", "gaussian")
+# Methods that every version of ours runs alike.
+SAME_IN_ALL_VERSIONS = ("noisy", "gaussian")
 # Rows of the tables by the effort they are.
 EFFORTS = {"fast": "fast", "auto": "standard", "best": "best"}
 Result = Mapping[str, Any]
@@ -77,7 +77,7 @@ def rows_of(results: Sequence[Result], case: str, method: str) -> tuple[list[Res
 def _release(result: Result) -> tuple[int, ...]:
     """Version of cryoshuffle that a result is of; nothing where the method is not ours."""
     known = re.search(r"cryoshuffle (\d+)\.(\d+)", result.get("version") or "")
-    return () if known is None or result["method"] in NOT_OURS else tuple(map(int, known.groups()))
+    return () if known is None or result["method"] in SAME_IN_ALL_VERSIONS else tuple(map(int, known.groups()))
 
 
 def _dagger(results: Sequence[Result], done: Sequence[Result]) -> str:

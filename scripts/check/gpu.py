@@ -27,7 +27,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.fit.transforms import RandLatticeFlipd, RandLatticeWindowd
 from cryoshuffle.inference import inferers, streaming
 from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.inference.mergers import WindowMerger
 from cryoshuffle.inference.streaming import StreamedNetwork
 from cryoshuffle.memory import keep_memory
 from cryoshuffle.network import BlindSpotNet
@@ -378,31 +379,40 @@ def check_inference(check: Check) -> None:
     check.need(60)
     check.keep("inference", pieces=pieces(check, network), compiled=compiled(check))
     check.need(60)
-    check.keep("inference", overlapped=overlapped(check, network))
+    check.keep("inference", overlap=compare_overlap(check, network))
 
 
-def overlapped(check: Check, network: BlindSpotNet) -> dict[str, Any]:
-    """How much faster a volume on disk is denoised where reading and writing overlap with the network, and the bits."""
-    path = check.out / "volume.values"
+def compare_overlap(check: Check, network: BlindSpotNet) -> dict[str, Any]:
+    """How much faster a volume on disk is denoised where reading and writing overlap with the network.
+
+    The result is on disk too. What was written a moment ago is read from the memory of the system, so this is the least
+    that a slow disk gains.
+    """
+    path, folder = check.out / "volume.values", check.out / "overlap"
     shape = (1, 1, *((24, 32, 32) if check.small else (192, 512, 512)))
-    volume = torch.from_numpy(scratch.empty_volume(shape, check.out, path))
-    for part in scratch.sections(shape, 2):
-        volume[:, :, part] = torch.randn(volume[:, :, part].shape)
-    inferer = HaloWindowInferer(device=check.device)
-    seconds, results = {}, {}
-    with torch.no_grad():
-        for name in ("warm up", "with", "without"):
-            off = mock.patch.multiple(streaming, worth_it=lambda *_: False) if name == "without" else nullcontext()
-            off_too = mock.patch.multiple(inferers, worth_it=lambda *_: False) if name == "without" else nullcontext()
-            with off, off_too:
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    results = {}
+    try:
+        volume = torch.from_numpy(scratch.empty_volume(shape, check.out, path))
+        for part in scratch.sections(shape, 2):
+            volume[:, :, part] = torch.randn(volume[:, :, part].shape)
+        inferer = HaloWindowInferer(
+            device=check.device, merger=lambda shape: WindowMerger(shape, folder=folder, overwrite=True)
+        )
+        for overlap in (True, False) * (1 if check.small else 3):
+            with ExitStack() as stack, torch.no_grad():
+                for module in () if overlap else (inferers, streaming):
+                    stack.enter_context(mock.patch.object(module, "can_overlap", return_value=False))
                 began = time.perf_counter()
-                results[name] = inferer(volume, network)
-                seconds[name] = time.perf_counter() - began
-    path.unlink()
+                results[overlap] = inferer(volume, network)
+                seconds[overlap].append(time.perf_counter() - began)
+    finally:
+        path.unlink(missing_ok=True)
+    fastest = {overlap: min(times) for overlap, times in seconds.items()}
     return {
-        "times_as_fast": round(seconds["without"] / seconds["with"], 3),
-        "mvoxels_per_s": round(volume.numel() / seconds["with"] / 1e6, 2),
-        "same_bits": torch.equal(results["with"], results["without"]),
+        "times_as_fast": round(fastest[False] / fastest[True], 3),
+        "mvoxels_per_s": round(volume.numel() / fastest[True] / 1e6, 2),
+        "same_bits": torch.equal(results[True], results[False]),
     }
 
 

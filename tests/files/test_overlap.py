@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
+from functools import partial
 
 import pytest
 import torch
 
 from cryoshuffle import memory
 from cryoshuffle.files import overlap, scratch
-from cryoshuffle.files.overlap import WriteBehind, read_ahead, worth_it
+from cryoshuffle.files.overlap import WriteBehind, can_overlap, read_ahead
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.mergers import WindowMerger
 
 WAIT_S = 5.0
 
 
-@pytest.mark.parametrize("at_once", [True, False])
-def test_the_next_item_is_read_while_the_last_is_in_use(at_once):
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_next_item_is_read_while_the_last_is_in_use(ahead):
     """With the negative control: without overlap it is not."""
     begun = [threading.Event() for _ in range(4)]
 
@@ -26,11 +29,35 @@ def test_the_next_item_is_read_while_the_last_is_in_use(at_once):
         begun[number].set()
         return number * number
 
-    for number, value in enumerate(read_ahead(range(4), read, at_once)):
+    for number, value in enumerate(read_ahead(range(4), read, ahead)):
         assert value == number * number
         if number < 3:
-            assert begun[number + 1].wait(WAIT_S if at_once else 0.05) == at_once
+            assert begun[number + 1].wait(WAIT_S if ahead else 0.05) == ahead
         assert not any(event.is_set() for event in begun[number + 2 :]), "more than one item ahead"
+
+
+def test_what_failed_is_not_kept():
+    """The exception is all that holds what was in use when a thread failed: an attempt with less memory comes next."""
+
+    class Held:
+        pass
+
+    def work() -> weakref.ref[Held]:
+        held = Held()
+        gone = weakref.ref(held)
+        try:
+            with WriteBehind() as writer:
+                for _ in read_ahead(range(3), lambda item: held and _fail("no room")):
+                    writer.put(_no_room)
+        except MemoryError:
+            pass
+        return gone
+
+    gc.disable()
+    try:
+        assert work()() is None
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_read_gives_nothing():
@@ -59,28 +86,26 @@ def _no_room() -> None:
 
 
 def test_all_is_written_in_order_one_at_a_time_and_before_the_end():
-    """The writer works while the next is computed."""
-    goes_on, written, busy = threading.Event(), [], []
+    """The writer works while the next is computed: each write ends after the work behind its put, and not before."""
+    goes_on = [threading.Event() for _ in range(5)]
+    written: list[int] = []
+    running = threading.Lock()
 
     def write(number: int) -> None:
-        assert goes_on.wait(WAIT_S)
-        busy.append(number)
-        time.sleep(0.01)
-        assert busy == [number]
-        busy.clear()
+        assert running.acquire(blocking=False), "two writes at a time"
+        assert goes_on[number].wait(WAIT_S)
         written.append(number)
+        running.release()
 
     with WriteBehind() as writer:
-        writer.put(lambda: write(0))
-        assert written == [], "the first put did not wait"
-        goes_on.set()
-        for number in range(1, 6):
-            writer.put(lambda number=number: write(number))
-            assert written == list(range(number)), "a put waits for the last"
-    assert written == list(range(6))
+        for number, event in enumerate(goes_on):
+            writer.put(partial(write, number))
+            assert written == list(range(number)), "a put waits for the one before, and for no more"
+            event.set()
+    assert written == list(range(5))
 
 
-def test_without_overlap_each_is_written_at_once():
+def test_without_overlap_each_is_written_when_it_is_put():
     """The control of the test before."""
     written = []
     with WriteBehind(overlap=False) as writer:
@@ -135,13 +160,15 @@ def test_a_thread_of_its_own_computes_with_or_without_gradients_as_here():
     assert list(read_ahead([0], lambda item: torch.is_grad_enabled())) == [True]
 
 
-def test_only_what_comes_from_a_disk_or_goes_to_another_device_is_worth_it(tmp_path):
-    """A volume in memory is there already."""
+def test_only_what_comes_from_a_disk_or_goes_to_a_gpu_can_overlap(tmp_path):
+    """A volume in memory takes no time, and two threads may not use MPS."""
     here = torch.zeros(1, 1, 8, 8, 8)
-    assert not worth_it(here, torch.device("cpu"))
-    assert worth_it(here, torch.device("cuda"))
+    assert not can_overlap(here, torch.device("cpu"))
+    assert can_overlap(here, torch.device("cuda"))
     memory.limit_memory(1e-6)
-    assert worth_it(torch.from_numpy(scratch.empty_volume(here.shape, tmp_path)), torch.device("cpu"))
+    there = torch.from_numpy(scratch.empty_volume(here.shape, tmp_path))
+    assert can_overlap(there, torch.device("cpu"))
+    assert not can_overlap(there, torch.device("mps"))
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -180,9 +180,9 @@ def test_a_weight_above_all_is_told():
     found = findings(None, {"trust": 0.3, "weight": 0.4, "excessive": True, "bands": bands}, {})
     assert any("has in one band of detail 1.90 times the network" in one.words for one in found)
     # The border of a volume alone tells nothing, and the finest band has no share of its own.
-    bands = [{"weight": 2.5}, {"weight": 1.4}]
+    bands = [{"weight": 2.5}, {"weight": 1.6}]
     found = findings(None, {**refinement, "excessive": True, "middle_weight": 1.1, "bands": bands}, {})
-    assert any("has in one band of detail 1.40 times the network" in one.words for one in found)
+    assert any("has in one band of detail 1.60 times the network" in one.words for one in found)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,21 @@ def test_gold_is_filled_with_what_lies_around(real):
     assert np.array_equal(erased[:30], dark[:30])
 
 
+def test_a_result_is_used_again_only_with_its_facts(real, tmp_path, monkeypatch):
+    """Asked to, a run that has left result and facts is not repeated; one without facts is, and so are all unasked."""
+    runs = []
+    monkeypatch.setattr(real.subprocess, "run", lambda command, **_: runs.append(command))
+    result = tmp_path / "fast_0_even.mrc"
+    result.touch()
+    first = real.denoise(tmp_path / "even.mrc", result, ["--seed", "0"], reuse=True)
+    assert (len(runs), first["seconds"]) == (1, 0)
+    assert {"commit", "machine"} < set(first)
+    assert real.denoise(tmp_path / "even.mrc", result, [], reuse=True) == first
+    assert len(runs) == 1
+    real.denoise(tmp_path / "even.mrc", result, [], reuse=False)
+    assert len(runs) == 2
+
+
 def test_a_folder_without_the_tilt_series_is_refused(real, tmp_path, capsys):
     """In one sentence."""
     with pytest.raises(SystemExit):

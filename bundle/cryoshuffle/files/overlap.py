@@ -1,13 +1,16 @@
-"""Reading ahead and writing behind, while what is in hand is computed.
+"""Reading ahead and writing behind, while the part in hand is computed.
 
-A thread of its own reads the next part of a volume, another one writes the last: never more than one part each, so what
-it takes in memory is known. The order of all that is read and written, and so the result, is as without.
+One thread reads the next part of a volume, another writes the last. No more than two parts wait on either side, so
+memory stays bounded. Everything is read and written in the same order as without threads, so the result has the same
+bits.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,65 +19,80 @@ import torch
 from cryoshuffle.files import scratch
 
 Item = TypeVar("Item")
-Read = TypeVar("Read")
+Part = TypeVar("Part")
 
 
-def worth_it(volume: torch.Tensor, device: torch.device) -> bool:
-    """Whether it takes time to bring a part of a volume to where it is computed: from the disk, or to a GPU.
+def can_overlap(volume: torch.Tensor, device: torch.device) -> bool:
+    """Whether reading and writing take time that can overlap with the work: from a disk, or to and from a GPU.
 
     Args:
         volume: any tensor.
         device: that computes.
+
+    Returns:
+        False on MPS, which two threads may not use at a time.
     """
-    return scratch.on_disk(volume) or device.type != volume.device.type
+    return device.type != "mps" and (scratch.on_disk(volume) or device.type != volume.device.type)
 
 
-def read_ahead(items: Iterable[Item], read: Callable[[Item], Read], overlap: bool = True) -> Iterator[Read]:
-    """What ``read`` makes of each item, the next one while the last is in use.
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Part], overlap: bool = True) -> Iterator[Part]:
+    """Read each item while the one before it is in use.
 
     Args:
         items: what to read, in order.
-        read: reads one of them; what it raises is raised where its item would have come.
+        read: reads one of them.
         overlap: False reads each item when it is asked for.
+
+    Yields:
+        what ``read`` returns for each item; what it raises for one is raised in its place.
     """
     if not overlap:
         yield from map(read, items)
         return
     with ThreadPoolExecutor(1, "read ahead") as reader:
-        waiting: Future[Read] | None = None
+        # In no variable of its own: a future that failed would keep this frame, and this frame the future.
+        queue: deque[Future[Part]] = deque()
         for item in items:
-            coming = reader.submit(_as_here(read), item)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
+            queue.append(reader.submit(_in_callers_modes(read), item))
+            if len(queue) > 1:
+                yield queue.popleft().result()
+        if queue:
+            yield queue.popleft().result()
 
 
 class WriteBehind:
-    """Runs what is put into it one by one, in a thread of its own; as a context it has done all when it is left.
+    """Runs functions that write, one after the other, in a thread of its own.
+
+    Leaving it as a context waits until all of them have run.
 
     Args:
-        overlap: False runs each at once.
+        overlap: False runs each function when it is put.
     """
 
     def __init__(self, overlap: bool = True) -> None:
         self._writer = ThreadPoolExecutor(1, "write behind") if overlap else None
-        self._waiting: Future[None] | None = None
+        self._queue: deque[Future[None]] = deque()
 
     def put(self, write: Callable[[], None]) -> None:
-        """Write this as soon as the last is written; what that one raised is raised here."""
+        """Wait for the function before, and begin to run this one.
+
+        Raises:
+            Exception: that of the function before.
+        """
         self.wait()
         if self._writer is None:
             write()
         else:
-            self._waiting = self._writer.submit(_as_here(write))
+            self._queue.append(self._writer.submit(_in_callers_modes(write)))
 
     def wait(self) -> None:
-        """Until all is written; what that raised is raised here."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            waiting.result()
+        """Wait until every function has run.
+
+        Raises:
+            Exception: that of the last function.
+        """
+        while self._queue:
+            self._queue.popleft().result()
 
     def __enter__(self) -> Self:
         return self
@@ -86,14 +104,20 @@ class WriteBehind:
             self._writer.shutdown(wait=True)
         if error is None:
             self.wait()
+        self._queue.clear()
 
 
-def _as_here(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is run in another thread with or without gradients as this one is."""
+def _in_callers_modes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function for another thread, which there has the gradient modes and the CUDA stream of this one."""
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
-    def run(*given: Any) -> Any:
-        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
-            return function(*given)
+    def run(*values: Any) -> Any:
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            nullcontext() if stream is None else torch.cuda.stream(stream),
+        ):
+            return function(*values)
 
     return run

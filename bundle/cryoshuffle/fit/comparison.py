@@ -67,8 +67,8 @@ class Weight:
     def most(self) -> float:
         """The most that the network may have of the result.
 
-        A weight well above 1 asks for more than the network has, more than it is timid: the noise it was judged with is
-        not the tomogram's. Then the filter keeps two thirds of the result.
+        A network that is a little timid has a weight above 1. One well above 1 says that the noise it was judged with
+        is not the tomogram's. Then the filter keeps two thirds of the result.
         """
         excess = min(1.0, max(0.0, (self.value - EXCESS[0]) / (EXCESS[1] - EXCESS[0])))
         return 1.0 - (1.0 - EXCESSIVE) * excess * self._beyond_chance(self.value - 1)
@@ -99,8 +99,8 @@ class FilterComparison:
         doubt: why no network was fitted; empty where one was, or was not wanted.
         trusted: whether the noise tells how good a network is; where it does not, the filter is all of the result.
         middle: weight of the network, over all detail, in the middle of the volume; None where only one place was
-            compared. More than all counts where both places ask for it: at the border of a volume tilts are missing,
-            so its noise is another.
+            compared. An excess counts where both places have it: at the border of a volume tilts are missing, so the
+            noise there is weaker.
     """
 
     linear: FilterChoice

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cryoshuffle.boxes import round_up
-from cryoshuffle.devices import choose_precision, pinned, to_device
+from cryoshuffle.devices import choose_precision, pin_memory, to_device
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.overlap import WriteBehind, read_ahead, worth_it
+from cryoshuffle.files.overlap import WriteBehind, can_overlap, read_ahead
 from cryoshuffle.inference.mergers import WindowMerger
 from cryoshuffle.inference.streaming import StreamedNetwork, can_stream, with_context
 from cryoshuffle.inference.windows import Window, choose_pieces, choose_window, cut_windows
@@ -80,6 +81,13 @@ def _attempts(device: torch.device, movable: bool) -> list[tuple[torch.device, i
     if device.type == "cuda" and movable:
         attempts.append((torch.device("cpu"), 1, "on the CPU, which takes longer"))
     return attempts
+
+
+def _slabs(volume: Tensor, thickness: int) -> Iterator[tuple[slice, Tensor]]:
+    """Planes of a volume, and what lies there, a few at a time."""
+    for start in range(0, volume.shape[2], thickness):
+        planes = slice(start, min(start + thickness, volume.shape[2]))
+        yield planes, scratch.copy_planes(volume[:, :, planes])
 
 
 class HaloWindowInferer(PrecisionInferer):
@@ -240,9 +248,9 @@ class HaloWindowInferer(PrecisionInferer):
         def read(start: int) -> tuple[int, int, Tensor]:
             first = max(0, start - reach)
             seen = scratch.copy_planes(crop[:, :, first : start + thickness + reach])
-            return start, first, pinned(seen, device)
+            return start, first, pin_memory(seen, device)
 
-        for start, first, seen in read_ahead(range(0, depth, thickness), read, worth_it(crop, device)):
+        for start, first, seen in read_ahead(range(0, depth, thickness), read, can_overlap(crop, device)):
             stop = min(start + thickness, depth)
             smooth = self._filter_share(to_device(seen, device), self.blend)
             yield slice(start, stop), smooth[:, :, start - first : stop - first]
@@ -330,7 +338,7 @@ class HaloWindowInferer(PrecisionInferer):
         self,
         volume: Tensor,
         cut: Window,
-        summands: Iterable[tuple[float, slice, Tensor, float]],
+        summands: Generator[tuple[float, slice, Tensor, float], None, None],
         merger: WindowMerger | None,
         device: torch.device,
         bar: tqdm[Any],
@@ -339,7 +347,7 @@ class HaloWindowInferer(PrecisionInferer):
         rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
         if merger is not None:
             merger.begin(cut.keep)
-        with WriteBehind(worth_it(volume, device)) as writer:
+        with closing(summands), WriteBehind(can_overlap(volume, device)) as writer:
             for share, planes, part, advances in summands:
                 first, last = max(planes.start, rows.start), min(planes.stop, rows.stop)
                 kept = part[(slice(None), slice(None), slice(first - planes.start, last - planes.start), *cut.core[1:])]
@@ -354,7 +362,7 @@ class HaloWindowInferer(PrecisionInferer):
 
     def _summands(
         self, crop: Tensor, run: Callable[..., Tensor], core: Any, thickness: int, device: torch.device
-    ) -> Iterator[tuple[float, slice, Tensor, float]]:
+    ) -> Generator[tuple[float, slice, Tensor, float], None, None]:
         """The result of a window in parts to be added up: those of network and filter, and the window itself.
 
         Yields:
@@ -371,7 +379,7 @@ class HaloWindowInferer(PrecisionInferer):
         for parts, share, advances in (
             (self._predicted(crop, run, core, thickness, device), (1 - self.detail) * network_share, step),
             (self._filtered(crop, thickness or max(1, depth), device), (1 - self.detail) * filter_share, 0.0),
-            (iter([(slice(0, depth), crop)]), self.detail, 0.0),
+            (_slabs(crop, thickness or max(1, depth)), self.detail, 0.0),
         ):
             for planes, part in parts if share else ():
                 yield share, planes, part, advances

@@ -114,7 +114,8 @@ class WindowMerger(Merger):
         stop = [a + n for a, n in zip(location, values.shape[2:], strict=True)]
         target = self._values[(slice(None), slice(None), *box_between(location, stop))]
         values = values.to(target.device)
-        if scratch.on_disk(target) and values.dtype == target.dtype and not values.requires_grad:
+        learns = values.requires_grad or target.requires_grad
+        if scratch.on_disk(target) and values.dtype == target.dtype and not learns:
             # By one core: this may be a thread of its own, and should not take them from the network.
             target.numpy()[...] += values.numpy()
         else:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.devices import pinned, to_device
-from cryoshuffle.files.overlap import read_ahead, worth_it
+from cryoshuffle.devices import pin_memory, to_device
+from cryoshuffle.files.overlap import can_overlap, read_ahead
 from cryoshuffle.files.scratch import copy_planes
 from cryoshuffle.lattice import merge_sublattices, padding_to_multiple, split_sublattices
 from cryoshuffle.layers import DilatedChannelAttentionBlock
@@ -263,9 +263,9 @@ class StreamedNetwork:
         def read(start: int) -> tuple[int, int, Tensor]:
             stop = min(start + self.thickness, total)
             first, end = (total - stop, total - start) if 2 in mirrored else (start, stop)
-            return stop, end, pinned(copy_planes(x[:, :, first:end]), where)
+            return stop, end, pin_memory(copy_planes(x[:, :, first:end]), where)
 
-        for stop, end, piece in read_ahead(range(0, total, self.thickness), read, worth_it(x, where)):
+        for stop, end, piece in read_ahead(range(0, total, self.thickness), read, can_overlap(x, where)):
             if stop == total:
                 # All that the layers hold leaves them now: tensors larger than any before.
                 trim_memory()

@@ -318,7 +318,9 @@ def _share_findings(refinement: Mapping[str, Any]) -> list[Finding]:
     if refinement.get("excessive"):
         middle = refinement.get("middle_weight")
         whole = refinement["weight"] if middle is None else min(refinement["weight"], middle)
-        asked = max([whole, *(band["weight"] for band in refinement.get("bands", [])[1:])])
+        # Runs of 0.2 before the middle was looked at counted the finest band too.
+        first = 1 if "middle_weight" in refinement else 0
+        asked = max([whole, *(band["weight"] for band in refinement.get("bands", [])[first:])])
         where = "" if asked == whole else " in one band of detail"
         words = (
             f"The noise is not quite known: judged with it, the best result has{where} {asked:.2f} times the network "
