@@ -156,9 +156,11 @@ def effort_table(results: Sequence[Result], cases: Sequence[str]) -> str:
     """What each effort takes and gives, a case a row, beside the best Gaussian."""
     lines = _head(["CC (s)", "Gaussian", *EFFORTS.values()], 1)
     for case in cases:
-        points = effort_points(results, case)
-        old = {effort: _dagger(results, rows_of(results, case, key)[0]) for key, effort in EFFORTS.items()}
-        cells = [f"{points[e][1]:.3f} ({points[e][0]:.0f}){old[e]}" if e in points else "–" for e in EFFORTS.values()]
+        cells = []
+        for key in EFFORTS:
+            done = rows_of(results, case, key)[0]
+            quality, seconds = _cell(done, "correlation", 3), _cell(done, "seconds", 0)
+            cells.append((f"{quality} ({seconds})" if seconds else quality or "–") + _dagger(results, done))
         gaussian = _cell(rows_of(results, case, "gaussian")[0], "correlation", 3) or "–"
         lines.append(_line([case, gaussian, *cells]))
     return "\n".join(lines)
@@ -236,8 +238,8 @@ def quality_section(
         BEGIN,
         "## Quality",
         f"Simulated tomograms of {shape} voxels (`cryoshuffle simulate`), whose truth is known. Numbers are medians "
-        f"over {len(seeds)} seed{'s' if len(seeds) != 1 else ''} ({', '.join(map(str, seeds))}). Raw numbers: "
-        "[benchmarks_quality.json](../data/benchmarks_quality.json).",
+        f"over the seeds that a method was run with, of {', '.join(map(str, seeds))}; the tables of the cases say how "
+        "many. Raw numbers: [benchmarks_quality.json](../data/benchmarks_quality.json).",
         f"Ours: {settings['steps'] or 'the'} steps{'' if settings['steps'] else ' of the effort or of the row'}. "
         f"Noise2Void and cryoCARE: {settings['peer_steps']} steps, each of about as many voxels as ours. Topaz: its "
         "own models as released. A method that chooses its strength, width or model by the truth knows what no user "

@@ -107,6 +107,8 @@ def test_time_and_quality_are_shown_by_effort(report, tmp_path):
     table = report.effort_table(results, ["white", "wbp"])
     assert _row(table, "wbp") == ["wbp", "–", "0.400 (40)", "0.600 (100)", "–"]
     assert _row(table, "white") == ["white", "–", "–", "–", "0.900 (400)"]
+    untimed = report.effort_table([_result(0, seconds=None)], ["wbp"])
+    assert _row(untimed, "wbp") == ["wbp", "–", "–", "0.500", "–"]
     report.save_effort_plot(results, ["white", "wbp"], tmp_path / "effort.png")
     with Image.open(tmp_path / "effort.png") as picture:
         assert len(picture.convert("RGB").getcolors(100_000)) > 3
