@@ -196,8 +196,8 @@ def test_a_window_is_done_when_all_of_it_is_written(tmp_path, monkeypatch, waits
     assert (events == ["written", "done"] * 3) == waits
 
 
-def test_what_cannot_be_written_is_told_and_its_window_not_done(tmp_path, monkeypatch):
-    """Here by a disk that is full; memory that does not suffice is tried again."""
+def test_what_cannot_be_written_is_told_and_its_window_not_done(tmp_path):
+    """Here because a disk is full."""
     marked, attempts = [], []
 
     class Full(WindowMerger):

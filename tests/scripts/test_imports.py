@@ -63,3 +63,31 @@ def test_what_has_moved_away_is_noticed():
     program = "def f():\n  from cryoshuffle.files.writing import (\n  ExactPath,\n  )\nimport cryoshuffle.outputs\n"
     assert sorted(absent(of_program(program))) == gone
     assert {"demo", "setup", "test", "peers_setup", "real.py"} <= {path.name for path in TEXTS}
+
+
+# What the standard library has from Python 3.11 on: the package is to run with 3.10 too, which no test here does.
+LATER = {
+    "typing": {"Self", "Never", "LiteralString", "Required", "NotRequired", "Unpack", "TypeVarTuple", "assert_never",
+               "assert_type", "dataclass_transform", "reveal_type", "override", "TypeAliasType"},
+    "enum": {"StrEnum", "verify", "member", "nonmember"},
+    "datetime": {"UTC"},
+    "contextlib": {"chdir"},
+    "itertools": {"batched"},
+    "asyncio": {"TaskGroup", "timeout", "Runner"},
+    "tomllib": {"load", "loads"},
+}  # fmt: skip
+
+
+def later(text: str) -> list[str]:
+    """Names that a program imports, and that Python 3.10 has not."""
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    return [f"{i.module}.{a.name}" for i in imports for a in i.names if a.name in LATER.get(i.module or "", ())]
+
+
+def test_the_package_imports_nothing_that_the_oldest_python_has_not():
+    """With the negative control: a name of Python 3.11 is noticed, one of 3.10 is not."""
+    assert later("from typing import Any, Self\nfrom typing_extensions import Self\n") == ["typing.Self"]
+    assert 'requires-python = ">=3.10"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    programs = sorted(ROOT.glob("bundle/**/*.py"))
+    assert len(programs) > 50
+    assert {str(path): names for path in programs if (names := later(path.read_text(encoding="utf-8")))} == {}

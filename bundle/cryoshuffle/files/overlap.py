@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -94,7 +94,7 @@ class WriteBehind:
         while self._queue:
             self._queue.popleft().result()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> WriteBehind:
         return self
 
     def __exit__(

@@ -155,7 +155,7 @@ class FilterComparison:
     def is_excessive(self) -> bool:
         """Whether more of the network is asked for than there is, by more than chance.
 
-        Not in the finest band, which is nearly all noise and has no share of its own.
+        Not by the finest band: it is nearly all noise, and its share is no more than that of the next.
         """
         return self.trusted and any(weight.is_excessive for weight in (self._least, *self.bands[1:]))
 
