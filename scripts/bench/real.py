@@ -44,7 +44,7 @@ from cryoshuffle.simulation.tilt_series import reconstruct
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.markdown import documents_of, wrapped, write_section
 from bench.provenance import ROOT, commit, machine
-from bench.report import save_panel
+from bench.report import listed, save_panel
 
 SERIES = "00254"
 BEGIN = "<!-- real: begin, written by scripts/bench/real.py -->"
@@ -266,11 +266,6 @@ def denoise(source: Path, result: Path, options: Sequence[str], reuse: bool) -> 
     return run
 
 
-def _listed(name: str, one: Mapping[str, Any]) -> str:
-    """A fact of all runs of a tomogram, each value once."""
-    return ", ".join(dict.fromkeys(str(row[name]) for row in one["rows"] if name in row))
-
-
 def section(findings: Mapping[str, Any]) -> str:
     """The part of the page of benchmarks that shows what is in ``benchmarks_real.json``."""
     lines = [
@@ -285,8 +280,9 @@ def section(findings: Mapping[str, Any]) -> str:
         "s: seconds; empty if the machine had other work. By `scripts/bench/real.py`.",
     ]  # fmt: skip
     for name, one in findings.items():
+        machines, commits = (listed(row.get(fact, "") for row in one["rows"]) for fact in ("machine", "commit"))
         lines += [
-            "", f"### Beads of {name}", "", f"On {_listed('machine', one)}, commit {_listed('commit', one)}.", "",
+            "", f"### Beads of {name}", "", f"On {machines}, commit {commits}.", "",
             "| method | CC | " + " | ".join(f"{low} to {high} voxels" for low, high in one["bands_voxels"])
             + " | squared difference | slopes | share of the network | s |",
             "| --- |" + " ---: |" * (5 + len(one["bands_voxels"])),

@@ -211,7 +211,8 @@ def save_effort_plot(results: Sequence[Result], cases: Sequence[str], path: Path
     picture.save(path, optimize=True)
 
 
-def _listed(values: Iterable[str]) -> str:
+def listed(values: Iterable[str]) -> str:
+    """Each of several values once, without those that are empty."""
     return "; ".join(sorted({value for value in values if value}))
 
 
@@ -270,10 +271,10 @@ def quality_section(
 def _made_with(results: Sequence[Result], settings: Mapping[str, Any]) -> str:
     steps = f" --steps {settings['steps']}" if settings["steps"] else ""
     facts = {
-        "machine": _listed(r.get("machine", "") for r in results),
+        "machine": listed(r.get("machine", "") for r in results),
         "device": settings["device"],
-        "commit": _listed(r.get("commit", "") for r in results),
-        "versions": _listed(r.get("version", "") for r in results),
+        "commit": listed(r.get("commit", "") for r in results),
+        "versions": listed(r.get("version", "") for r in results),
         "command": f"`scripts/bench/quality.py{steps} --peer-steps {settings['peer_steps']}"
         " --peers DIR --ablation`, after `scripts/bench/peers_setup DIR`",
     }
