@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -15,13 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 import cryoshuffle
 from cryoshuffle.devices import are_processes_joined, is_first_process
 from cryoshuffle.errors import FileError, InputError, SettingError, named_changes
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.handlers import Budget
+from cryoshuffle.fit.risk import is_as_good
 from cryoshuffle.inference.checkpoints import FORMAT, load_plain
 from cryoshuffle.network import BlindSpotNet, unwrap
 
@@ -35,22 +35,6 @@ _PASSING = (STATE_NAME, "state_refine.pt", "state_distil.pt", "recorrupted.pt", 
 LATER = (*_PASSING[1:], "blind.pt", "refinement.json", FINISHED_NAME)
 # Settings that may change between two parts of a fit.
 _FREE = ("minutes",)
-
-
-def is_as_good(risks: Sequence[float], tolerance: float = 0.05) -> bool:
-    """Whether the last of some risks is as small as any of them, but for chance.
-
-    Chance is half of what risks typically change by from one epoch to the next, the first change, which is learning,
-    left out.
-
-    Args:
-        risks: of the epochs so far, at least one.
-        tolerance: the most that counts as chance, as a share of what was gained since the first epoch.
-    """
-    best = min(risks)
-    changes = sorted(abs(b - a) for a, b in itertools.pairwise(risks[1:]))
-    chance = 0.5 * changes[len(changes) // 2] if changes else 0.0
-    return risks[-1] <= best + min(chance, tolerance * (risks[0] - best))
 
 
 def drop_states(output_dir: str | os.PathLike[str]) -> None:
@@ -87,12 +71,12 @@ def _told_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 class FitCheckpoint:
-    """Keeps what a fit needs to go on, and the last model whose risk is as small as any.
+    """Keeps what a fit needs to go on, and the last model whose risk is as small as any but for chance.
 
     At the end of each epoch the state goes to ``state.pt``; the averaged weights go to the model whenever their
-    risk is the smallest so far but for chance (:func:`is_as_good`): of equals the later one, with its smaller steps,
-    is better. Both files are replaced whole; of several processes the first writes. A fit that is taken up again goes
-    through the same windows and updates as one that was never interrupted.
+    risk is the smallest so far but for chance (:func:`cryoshuffle.fit.risk.is_as_good`): of equals the later one, with
+    its smaller steps, is better. Both files are replaced whole; of several processes the first writes. A fit that is
+    taken up again goes through the same windows and updates as one that was never interrupted.
 
     Args:
         output_dir: of the run.
@@ -101,7 +85,7 @@ class FitCheckpoint:
         averaged: its copy with the averaged weights, which is scored and kept.
         optimizer: of the fit.
         scheduler: of the learning rate.
-        evaluator: whose metric ``risk`` chooses.
+        evaluator: whose metric ``risk`` chooses, as a rule a :class:`cryoshuffle.fit.risk.HeldOutRisk`.
         settings: of the run, plain; a fit is taken up only under the same ones, but for the minutes it may take.
         resume: go on from the state in ``output_dir`` if there is one.
         overwrite: start again although an unfinished fit is there.
@@ -146,6 +130,8 @@ class FitCheckpoint:
         self.kept_epoch = 0
         self.spent_s = 0.0
         self._kept: dict[str, Any] | None = None
+        # The risk of the best epoch, in parts.
+        self._best: Tensor | None = None
         self._started = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -233,7 +219,7 @@ class FitCheckpoint:
         self.risks = [float(risk) for risk in state["risks"]]
         self.kept_risk, self.kept_epoch = state["kept_risk"], state["kept_epoch"]
         self.spent_s = state["spent_s"]
-        self._kept = state["kept"]
+        self._kept, self._best = state["kept"], state.get("best")
         if self._kept is not None and not self.model_path.exists():
             self._write(self._kept, self.model_path)
         engine.state.epoch = state["epoch"]
@@ -246,11 +232,18 @@ class FitCheckpoint:
         risk = self.evaluator.state.metrics.get("risk")
         if risk is not None and math.isfinite(risk):
             self.risks.append(float(risk))
-            if is_as_good(self.risks):
+            if self._is_kept(getattr(self.evaluator.state, "risk_parts", None)):
                 self.kept_risk, self.kept_epoch = float(risk), engine.state.epoch
                 self._kept = self._model()
                 self._write(self._kept, self.model_path)
         self._save(engine, finished=False)
+
+    def _is_kept(self, parts: Tensor | None) -> bool:
+        """Whether the last of the risks is as small as any; without its parts nothing counts as chance."""
+        if self.risks[-1] <= min(self.risks):
+            self._best = parts
+            return True
+        return parts is not None and self._best is not None and is_as_good(parts, self._best)
 
     def _finish(self, engine: Engine) -> None:
         if self.kept_epoch == 0:
@@ -286,6 +279,7 @@ class FitCheckpoint:
             "kept_risk": self.kept_risk,
             "kept_epoch": self.kept_epoch,
             "kept": self._kept,
+            "best": self._best,
             "spent_s": self.elapsed_s(),
             "settings": self.settings,
             "finished": finished,

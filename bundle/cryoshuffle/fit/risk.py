@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from torch import Tensor
+
+# Side of the parts of a slab whose risks are independent, as noise reaches no farther; voxels.
+_PART = 16
 
 
 class HeldOutRisk(Metric):
@@ -16,6 +22,9 @@ class HeldOutRisk(Metric):
 
     Where noise is independent across the blind set this is the true error plus a constant (the noise power), so
     the smallest risk is the best network, without a ground truth.
+
+    The state of the engine gets ``risk_parts`` as well, the sums over blocks of 16 voxels a side, for
+    :func:`is_as_good`.
 
     Args:
         output_transform: from the engine's output to ``(prediction, scored)`` or a list of such pairs; voxels that
@@ -38,6 +47,7 @@ class HeldOutRisk(Metric):
         """Forget all sums."""
         self._sum = torch.zeros((), dtype=torch.float64)
         self._count = 0
+        self._parts: list[Tensor] = []
 
     def update(self, output: Sequence[Any]) -> None:
         """Add predictions."""
@@ -48,12 +58,41 @@ class HeldOutRisk(Metric):
             difference = prediction[valid].cpu().double() - scored[valid].cpu().double()
             self._sum += difference.square().sum()
             self._count += int(valid.sum())
+            self._parts.append(_block_sums(torch.where(valid, prediction - scored, 0).cpu().double().square()))
 
     def compute(self) -> float:
         """The mean over all scored voxels."""
         if self._count == 0:
             raise NotComputableError("no voxel was scored: the held-out slab is empty")
         return float(self._sum / self._count)
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Give the engine the risk, and the parts that it is the mean of."""
+        super().completed(engine, name)
+        engine.state.risk_parts = torch.cat(self._parts)  # type: ignore[attr-defined]
+
+
+def is_as_good(parts: Tensor, best: Tensor) -> bool:
+    """Whether a risk is as small as another on the same voxels, but for chance: two standard errors of the difference.
+
+    Args:
+        parts: of the one, as of :class:`HeldOutRisk`.
+        best: of the other.
+
+    Shape:
+        both ``(blocks,)``.
+    """
+    difference = parts - best
+    return float(difference.sum()) <= 2 * float(difference.square().sum().sqrt())
+
+
+def _block_sums(values: Tensor) -> Tensor:
+    """Sums over blocks of the last three axes: ``(..., Z, Y, X) -> (blocks,)``."""
+    sides = [min(_PART, n) for n in values.shape[-3:]]
+    volumes = values.reshape(-1, 1, *values.shape[-3:])
+    short = [-n % side for n, side in zip(values.shape[-3:], sides, strict=True)]
+    whole = F.pad(volumes, (0, short[2], 0, short[1], 0, short[0]))
+    return F.avg_pool3d(whole, sides).flatten() * math.prod(sides)
 
 
 def lower_is_better(current: float, best: float) -> bool:
