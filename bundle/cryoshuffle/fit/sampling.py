@@ -170,6 +170,8 @@ class HeldOutSlab:
             reach across.
         context: voxels around the slab that the network may look at when the slab is scored.
         largest: longest side of the scored part along the other axes; the rest is left out to save time.
+        border: outermost planes that are not scored, a third of the slab at most: interpolation makes their noise
+            weaker, so that a network which smooths too much would look good there.
 
     Raises:
         SettingError: for a fraction outside (0, 0.5].
@@ -179,6 +181,7 @@ class HeldOutSlab:
     gap: int = 4
     context: int = 24
     largest: int = 128
+    border: int = 4
 
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 0.5:
@@ -206,7 +209,9 @@ class HeldOutSlab:
         for a, side in enumerate(shape):
             middle = max(0, (side - self.largest) // 2)
             start = self._start(shape) if a == axis else middle
-            stop = side if a == axis else min(side, middle + self.largest)
+            stop = min(side, middle + self.largest)
+            if a == axis:
+                stop = side - min(self.border, (side - start) // 3)
             read.append((max(0, start - self.context), min(side, stop + self.context)))
             keep.append((start, stop))
         first, last = zip(*read, strict=True)
