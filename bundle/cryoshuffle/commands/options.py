@@ -379,7 +379,9 @@ class FitOptions:
         "fast: no fit, the noise is measured and the starting network applied; standard: a fit of 300 steps; best: one "
         "of 600, and eight mirror images are averaged; standard and best take five times the steps on NVIDIA GPUs "
         "(default: standard)")
-    steps: int | None = _in_expert_fit(None, parse=count, help="optimiser steps (default: as many as the effort has)")
+    steps: int | None = _in_expert_fit(None, parse=count, help=
+        "optimiser steps (default: as many as the effort has); --effort fast takes an eighth of them, to measure the "
+        "noise")
     minutes: float | None = _in_fit(None, parse=positive, help=
         "end the fit after so many minutes if its steps are not done; each stage takes about 25 steps even so, and the "
         "denoising comes on top")
