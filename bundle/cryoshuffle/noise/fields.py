@@ -115,7 +115,8 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
 
     Noise follows the brightness of the images: it is stronger where the specimen is thick. The finest detail is noise
     but for little, so its power tells, over some 24 voxels along Y and X and the whole of Z: back-projection lays noise
-    evenly along the beam. A few percent of difference count as none, as dense places have as much more fine detail.
+    evenly along the beam. A few percent of difference count as none: dense places have as much more fine detail, and
+    interpolation takes as much of it near the border, where coarse noise is as strong as elsewhere.
 
     Args:
         volume: the tomogram or a window of it, ``(Z, Y, X)``.
