@@ -92,8 +92,9 @@ def _value(result: Result, key: str) -> float | None:
 
 def _cell(done: Sequence[Result], key: str, decimals: int) -> str:
     """A median as text; empty where the score does not apply."""
-    present = [r for r in done if key == "seconds" or key in r["scores"]]
-    if not present or (key == "seconds" and all(r["seconds"] is None for r in present)):
+    # Seconds that other work disturbed are left out.
+    present = [r for r in done if (r["seconds"] is not None if key == "seconds" else key in r["scores"])]
+    if not present:
         return ""
     middle = median(_value(r, key) for r in present)
     if middle is None:

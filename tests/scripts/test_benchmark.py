@@ -53,6 +53,14 @@ def test_a_row_holds_the_medians_over_seeds_and_their_number(report):
     assert report.median([]) is None
 
 
+def test_seconds_that_other_work_disturbed_are_left_out(report):
+    """The median is of the others; where there are none the cell is empty, and no crossing is told."""
+    disturbed = _result(1)
+    disturbed["seconds"] = None
+    rows = [report.case_table(results, "wbp", ROWS) for results in ([_result(0), disturbed], [disturbed])]
+    assert [_row(row, "ours")[7] for row in rows] == ["20", ""]
+
+
 def test_a_peer_that_is_missing_is_told_with_its_reason_in_one_line(report):
     """A reason is a line of the table; a method that ran for one seed of two counts that one."""
     results = [
