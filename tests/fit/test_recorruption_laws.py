@@ -491,7 +491,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
     noise = lay_noise(draw_noise(spectrum, torch.Generator().manual_seed(4)), volume.shape)
     network, path = Filter(choose_filter([volume + 0.7 * noise], 1.49 * spectrum)), str(tmp_path / "model.pt")
     torch.save({"model": network.state_dict()}, path)
-    window = HeldOutSlab().scored(volume.shape)
+    window = HeldOutSlab(border=0).scored(volume.shape)
     linear, net, slab = (v[window.read][window.core] for v in (found.linear(volume), network.linear(volume), truth))
     best = float(((net - linear) * (slab - linear)).sum() / (net - linear).square().sum())
 
@@ -499,7 +499,7 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
         files = str(tmp_path / "judged.pt"), str(tmp_path)
         inferer = PrecisionInferer("fp32")
         verdict = compare_with_filter(
-            [{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(), *files, **more
+            [{"image": volume[None]}], network, path, found, inferer, HeldOutSlab(border=0), *files, **more
         )
         return (verdict.weight.value - best) / verdict.weight.error
 
