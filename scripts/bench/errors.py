@@ -155,6 +155,11 @@ def load_results(work: Path, effort: str) -> dict[str, Any]:
     return {"effort": effort, "cases": cases, "halves": real}
 
 
+def _source(result: Mapping[str, Any]) -> str:
+    """Which rows a result is one of."""
+    return f"seed {result['seed']}" if "seed" in result else "real cell"
+
+
 def section(content: Mapping[str, Any]) -> str:
     """The section of the page."""
     rows = [
@@ -205,6 +210,10 @@ def section(content: Mapping[str, Any]) -> str:
     ]
     results = [*content["cases"], *([] if content["halves"] is None else [content["halves"]])]
     facts = {name: ", ".join(sorted({one[name] for one in results})) for name in ("machine", "commit", "versions")}
+    facts["commit"] = "; ".join(
+        f"{commit} ({', '.join(sorted({_source(one) for one in results if one['commit'] == commit}))})"
+        for commit in sorted({one["commit"] for one in results})
+    )
     facts["command"] = "`scripts/bench/errors.py --work DIR --halves even.mrc odd.mrc`"
     return wrapped([*parts, "### Made with", "\n".join(f"- {name}: {fact}" for name, fact in facts.items()), END])
 

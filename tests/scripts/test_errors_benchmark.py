@@ -52,7 +52,7 @@ def test_all_that_is_finished_is_on_the_page_with_where_it_is_from(errors, tmp_p
     content = errors.load_results(tmp_path, "fast")
     assert [(one["case"], one["seed"]) for one in content["cases"]] == [("white", 0), ("wbp", 0), ("wbp", 1)]
     page = errors.section(content)
-    assert "- commit: c0, c1" in page
+    assert "- commit: c0 (seed 0); c1 (seed 1)" in page
     assert "| 1.01 | 1.02 | 1.03 | 1.04 |" in page
     assert "real cell" not in page
     halves = {"halves": ["even.mrc", "odd.mrc"], "within_two": {"whole": 0.96}, "residual": POWER, **ORIGIN}
