@@ -30,11 +30,11 @@ _UNEVEN = 1.25
 # result. A result without any detail has 1.24 to 2.4 in the third band and 2.6 to 18 in the fourth.
 _LEAST_POWER = (0.85, 0.7, 0.0, 0.0)
 _MOST_POWER = 1.15
-# The same of the finest detail, in the region where it is least and most; those have .90 to 1.07,
+# The same of the finest detail, in the region where it is least and most; those have .91 to 1.09,
 # and .77 to 1.04 beside noise that is taken for even.
 _PLACES = (0.75, 1.2)
 # What residual and tomogram have in common over the power of the noise, by band of detail, fine to coarse: those have
-# .99 to 1.02, .96 to 1.06, .87 to 1.08 and .75 to 1.18. With three tenths of the tomogram in the result .58 to .83 in
+# .99 to 1.01, .96 to 1.07, .87 to 1.21 and .72 to 1.13. With three tenths of the tomogram in the result .58 to .83 in
 # all; at half strength 1.8 to 9.7 in the coarsest, behind a Gaussian of 3 voxels 1.5 to 7.2 there; .45 in the finest
 # where the noise is taken for 1.5 times as strong as it is.
 _REMOVED = ((0.85, 1.15), (0.85, 1.15), (0.75, 1.25), (0.7, 1.3))
