@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,6 @@ class HeldOutRisk(Metric):
 
     def reset(self) -> None:
         """Forget all sums."""
-        self._sum = torch.zeros((), dtype=torch.float64)
         self._count = 0
         self._parts: list[Tensor] = []
 
@@ -55,16 +53,15 @@ class HeldOutRisk(Metric):
         pairs = [(predictions, targets)] if isinstance(predictions, Tensor) else zip(predictions, targets, strict=True)
         for prediction, scored in pairs:
             valid = ~torch.isnan(scored)
-            difference = prediction[valid].cpu().double() - scored[valid].cpu().double()
-            self._sum += difference.square().sum()
             self._count += int(valid.sum())
-            self._parts.append(_block_sums(torch.where(valid, prediction - scored, 0).cpu().double().square()))
+            difference = prediction.cpu().double() - scored.cpu().double()
+            self._parts.append(_block_sums(torch.where(valid.cpu(), difference, 0).square()))
 
     def compute(self) -> float:
         """The mean over all scored voxels."""
         if self._count == 0:
             raise NotComputableError("no voxel was scored: the held-out slab is empty")
-        return float(self._sum / self._count)
+        return float(torch.cat(self._parts).sum() / self._count)
 
     def completed(self, engine: Engine, name: str) -> None:
         """Give the engine the risk, and the parts that it is the mean of."""
@@ -87,12 +84,9 @@ def is_as_good(parts: Tensor, best: Tensor) -> bool:
 
 
 def _block_sums(values: Tensor) -> Tensor:
-    """Sums over blocks of the last three axes: ``(..., Z, Y, X) -> (blocks,)``."""
+    """Sums over blocks of the last three axes: ``(B, C, Z, Y, X)`` or ``(C, Z, Y, X) -> (blocks,)``."""
     sides = [min(_PART, n) for n in values.shape[-3:]]
-    volumes = values.reshape(-1, 1, *values.shape[-3:])
-    short = [-n % side for n, side in zip(values.shape[-3:], sides, strict=True)]
-    whole = F.pad(volumes, (0, short[2], 0, short[1], 0, short[0]))
-    return F.avg_pool3d(whole, sides).flatten() * math.prod(sides)
+    return F.avg_pool3d(values, sides, ceil_mode=True, divisor_override=1).flatten()
 
 
 def lower_is_better(current: float, best: float) -> bool:

@@ -208,9 +208,9 @@ class HeldOutSlab:
         read, keep = [], []
         for a, side in enumerate(shape):
             middle = max(0, (side - self.largest) // 2)
-            start = self._start(shape) if a == axis else middle
-            stop = min(side, middle + self.largest)
+            start, stop = middle, min(side, middle + self.largest)
             if a == axis:
+                start = self._start(shape)
                 stop = side - min(self.border, (side - start) // 3)
             read.append((max(0, start - self.context), min(side, stop + self.context)))
             keep.append((start, stop))
