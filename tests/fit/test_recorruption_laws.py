@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -690,3 +691,45 @@ def test_no_network_is_fitted_to_rays_of_gold(tmp_path):
         by_band = FilterComparison(found.linear, sure[0], sure, sure, **how)
         assert by_band.blend()["trust"] == [0.9 if reliable else 0.0] * len(sure)
         assert by_band.is_excessive is False
+
+
+def with_rays(volume: Tensor, rows: Sequence[int]) -> Tensor:
+    """Beads of gold in some rows, each with the ray that every tilt image draws through it."""
+    volume, (z, _, x) = volume.clone(), volume.shape
+    up, along = torch.meshgrid(torch.arange(z) - z / 2, torch.arange(x) - x / 2, indexing="ij")
+    for row in rows:
+        for tilt in range(-60, 61, 10):
+            angle = math.radians(tilt)
+            off = along * math.cos(angle) - up * math.sin(angle)
+            ray = torch.exp(-off.square() / 6)
+            volume[:, row - 2 : row + 3] -= 1.5 * ray[:, None]
+    return volume
+
+
+def test_what_a_network_is_worth_is_asked_where_there_are_no_rays_of_gold(tmp_path):
+    """The noise is that of the planes without rays, and the weight what these planes give without beads elsewhere; the
+    whole volume tells another noise and another weight (negative controls)."""
+    made = simulate("wbp", (84, 176, 104), snr=0.1, seed=0)
+    deviation = made.tomogram.std()
+    plain, true = (made.tomogram - made.tomogram.mean()) / deviation, smooth_spectrum(made.noise / deviation)
+    beads = with_rays(plain, (128, 142))
+    network, path, model = small_network("plane"), str(tmp_path / "blind.pt"), str(tmp_path / "model.pt")
+    torch.save({"model": network.state_dict()}, path)
+    candidate, inferer = Filter(choose_filter([plain], true)), HaloWindowInferer(halo=16)
+    torch.save({"model": candidate.state_dict()}, model)
+    noise = measure_noise_model([{"image": beads[None]}], network, path, inferer, start=candidate)
+    assert not noise.reliable
+    assert noise.clear is not None
+    assert ratios(noise.clear.spectrum, true)[0] == pytest.approx(1, abs=0.1)
+    assert abs(ratios(noise.spectrum, true)[0] - 1) > 0.3
+
+    def verdict(volume: Tensor, noise: NoiseModel) -> FilterComparison:
+        files = str(tmp_path / "judged.pt"), str(tmp_path)
+        return compare_with_filter([{"image": volume[None]}], candidate, model, noise, inferer, None, *files, draws=1)
+
+    found = verdict(beads, noise)
+    expected = verdict(plain[:, noise.clear.planes[0]], replace(noise, clear=None, spectrum=noise.clear.spectrum))
+    assert found.trusted
+    assert not expected.trusted
+    assert found.weight.value == pytest.approx(expected.weight.value, abs=0.02)
+    assert abs(verdict(beads, replace(noise, clear=None)).weight.value - found.weight.value) > 0.1

@@ -29,6 +29,7 @@ from cryoshuffle.noise.estimate import (
     noise_from_empty,
     noise_from_halves,
     noise_from_volume,
+    planes_without_beads,
     without_outliers,
 )
 from cryoshuffle.noise.volumes import load_volume
@@ -396,6 +397,21 @@ def test_a_hot_voxel_changes_nothing(height, caplog):
     quiet = 0.01 * volume
     quiet[:, :, :30] *= 100
     assert without_outliers(quiet) == (quiet, 0)
+
+
+def test_the_planes_without_beads_are_the_longest_run_of_those_beside_none():
+    """Across any axis, up to a margin; all where there is no bead, none where one is everywhere (controls)."""
+    volume = torch.randn(20, 24, 28, generator=torch.Generator().manual_seed(0))
+    assert planes_without_beads(volume, 1, 2) == slice(0, 24)
+    beads = volume.clone()
+    beads[5, 4:6, 9] = beads[7, 20, 3] = -30
+    assert planes_without_beads(beads, 1, 2) == slice(8, 18)
+    assert planes_without_beads(beads, 1, 0) == slice(6, 20)
+    assert planes_without_beads(beads, 0, 2) == slice(10, 20)
+    assert planes_without_beads(beads, 2, 2) == slice(12, 28)
+    beads[3, :, 3] = 30
+    run = planes_without_beads(beads, 1, 2)
+    assert run.start == run.stop
 
 
 def test_an_offset_that_takes_all_detail_is_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from cryoshuffle.fit.starting import update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise.estimate import SKEW, noise_from_volume, without_outliers
+from cryoshuffle.noise.estimate import SKEW, noise_from_volume, planes_without_beads, without_outliers
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
@@ -27,6 +28,8 @@ from cryoshuffle.noise.whitening import undo_whitening
 
 _SIDE = 128
 _AROUND = 320
+# Of a flat part.
+_SIDES = (_SIDE, 192, 256, _AROUND)
 # Of the spectrum, relative, as the filter allows for; the second where it is a Wiener filter: on cells, whose signal is
 # weak, one that takes the noise for too strong does less harm than one that takes it for too weak.
 _SPECTRUM_ERROR, _WEAK_NOISE_ERROR = 0.03, 0.08
@@ -38,10 +41,33 @@ _LARGEST_ERROR = 0.12
 _RAYS_ERROR = 0.2
 # Noise that a volume alone tells, over that of its halves, from which on the halves are believed.
 _LESS = 0.8
-# Share of the voxels that beads of gold and their surroundings are, from which on their rays are many.
+# Share of the voxels that beads of gold and their surroundings are, from which on their rays are many; and voxels
+# beside a bead, along the tilt axis, that still have some of it.
 _BEADS = 3e-5
+_RIM = 4
 LEANS = "the noise leans, so its spectrum is uncertain, and the volume is too small to fit a network to it"
-RAYS = "beads of gold were left in, and their rays count as signal, so no network is fitted or trusted"
+RAYS = "beads of gold were left in, and their rays count as signal, so a network would learn them"
+
+
+@dataclass(frozen=True)
+class ClearParts:
+    """The parts of volumes with beads of gold that hold no ray, and the noise as these tell it.
+
+    Attributes:
+        axis: number of the tilt axis.
+        planes: across it, of each volume.
+        spectrum: of their noise.
+        levels: as of :class:`NoiseModel`.
+    """
+
+    axis: int
+    planes: tuple[slice, ...]
+    spectrum: Tensor
+    levels: bool
+
+    def of(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """The parts of the volumes, each ``(C, Z, Y, X)``."""
+        return [_planes(image, self.axis, run) for image, run in zip(images, self.planes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -56,12 +82,14 @@ class NoiseModel:
         doubt: why no network may be fitted to noise of this spectrum; empty where one may. Where the noise leans the
             spectrum is less certain, and a small volume, seen over and over again, teaches the network what the
             spectrum lacks. Where beads of gold were left in, their rays count as signal.
+        clear: where there are such rays, the parts without; None where there are none, or no such parts.
     """
 
     spectrum: Tensor
     linear: FilterChoice
     doubt: str = ""
     levels: bool = False
+    clear: ClearParts | None = None
 
     @property
     def reliable(self) -> bool:
@@ -71,7 +99,7 @@ class NoiseModel:
     @property
     def weighs_networks(self) -> bool:
         """Whether it tells how good a network is; with rays in the signal the one that keeps them would seem best."""
-        return self.doubt != RAYS
+        return self.doubt != RAYS or self.clear is not None
 
     def config(self) -> dict[str, Any]:
         """As plain values for the checkpoint; of the spectrum the half that tells all of it."""
@@ -133,8 +161,12 @@ def measure_noise_model(
         return inferer(volume[None, None].to(device), adapted)[0, 0].cpu()
 
     images = images_of(volumes)
-    with eval_mode(core):
-        noises = [_measure_volume(image, predict, explain, whitening, blind_set, both) for image in images]
+
+    def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int = _SIDE) -> _VolumeNoise:
+        with eval_mode(core):
+            return _measure_volume(image, predict, explain, whitening, blind_set, halves, side)
+
+    noises = [measure(image, both) for image in images]
     spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
@@ -142,12 +174,48 @@ def measure_noise_model(
     large = sum(image.numel() for image in images) >= ENOUGH
     error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
     doubt = "" if skew <= SKEW or large else LEANS
+    clear = None
     if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
         doubt, error = RAYS, _RAYS_ERROR
-    middles = [noise.middle for noise in noises]
-    linear = choose_linear(middles, spectrum, error, shape_for(blind_set))
-    fine = sum(float(fine_power(middle).mean()) for middle in middles) / len(middles)
-    return NoiseModel(spectrum, linear, doubt, levels=fine_power_of_noise(spectrum) > _NOISY * fine)
+        # Without a starting network there is none to weigh.
+        if start is not None and blind_set.tilt_axis is not None:
+            clear = _measure_clear_parts(images, blind_set.tilt_axis, both, whitening, measure)
+    linear = choose_linear([noise.middle for noise in noises], spectrum, error, shape_for(blind_set))
+    return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
+
+
+def _has_levels(noises: Sequence[_VolumeNoise], spectrum: Tensor) -> bool:
+    """Whether the finest detail is noise enough to tell how strong that is."""
+    fine = sum(float(fine_power(noise.middle).mean()) for noise in noises) / len(noises)
+    return fine_power_of_noise(spectrum) > _NOISY * fine
+
+
+def _measure_clear_parts(
+    images: Sequence[Tensor],
+    tilt_axis: int,
+    halves: tuple[Tensor, Tensor] | None,
+    whitening: Mapping[str, Any] | None,
+    measure: Callable[[Tensor, tuple[Tensor, Tensor] | None, int], _VolumeNoise],
+) -> ClearParts | None:
+    """What is without rays of gold; None where that is too little."""
+    runs, noises = [], []
+    for image in images:
+        around = undo_whitening(central_crop(image, _AROUND), whitening)[0]
+        planes = planes_without_beads(around, tilt_axis, _RIM)
+        first = (image.shape[1 + tilt_axis] - around.shape[tilt_axis]) // 2
+        runs.append(slice(first + planes.start, first + planes.stop))
+        part, *of_halves = (_planes(volume, tilt_axis, runs[-1]) for volume in (image, *(halves or ())))
+        side = next((s for s in _SIDES if math.prod(min(s, n) for n in part.shape[1:]) >= ENOUGH), None)
+        if side is None:
+            return None
+        noises.append(measure(part, None if halves is None else (of_halves[0], of_halves[1]), side))
+    spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
+    return ClearParts(tilt_axis, tuple(runs), spectrum, _has_levels(noises, spectrum))
+
+
+def _planes(volume: Tensor, axis: int, run: slice) -> Tensor:
+    """Planes of a volume ``(..., Z, Y, X)`` across an axis."""
+    return volume.narrow(axis - 3, run.start, run.stop - run.start)
 
 
 @dataclass(frozen=True)
@@ -176,6 +244,7 @@ def _measure_volume(
     whitening: Mapping[str, Any] | None,
     blind_set: BlindSet,
     halves: tuple[Tensor, Tensor] | None,
+    side: int,
 ) -> _VolumeNoise:
     """Measure the noise in the middle of a volume.
 
@@ -186,13 +255,14 @@ def _measure_volume(
         whitening: of the volume.
         blind_set: of the blind network.
         halves: even and odd, whose difference is the noise; None for none.
+        side: of the middle, voxels.
     """
-    crop = central_crop(image, _SIDE)
+    crop = central_crop(image, side)
     before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, predict(crop)))
     before, _ = without_outliers(before)
     of_halves = None
     if halves is not None:
-        even, odd = on_one_scale(before, *(central_crop(half, _SIDE) for half in halves))
+        even, odd = on_one_scale(before, *(central_crop(half, side) for half in halves))
         of_halves = smooth_spectrum(even - odd)
         if blind_set.tilt_axis is None or before.numel() < ENOUGH:
             return _VolumeNoise(before, of_halves)

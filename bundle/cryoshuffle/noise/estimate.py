@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
@@ -206,15 +207,44 @@ def without_outliers(volume: Tensor) -> tuple[Tensor, int]:
     Returns:
         The same volume where there are none, or too many of them to be outliers.
     """
+    low, high = _farthest(volume)
+    count = int(((volume < low) | (volume > high)).sum())
+    if not 0 < count < _FEW * volume.numel() or low == high:
+        return volume, 0
+    return volume.clamp(low, high), count
+
+
+def planes_without_beads(volume: Tensor, axis: int, margin: int) -> slice:
+    """The longest run of planes that hold no bead of gold.
+
+    A bead is smeared along the beam of each image, so across the tilt axis: its rays stay in the planes that hold it.
+
+    Args:
+        volume: (Z, Y, X).
+        axis: number of the tilt axis, which the planes are across.
+        margin: planes beside a bead that are left out too, for its rim.
+
+    Returns:
+        Their numbers along the axis; empty where there are none.
+    """
+    low, high = _farthest(volume)
+    held = ((volume < low) | (volume > high)).movedim(axis, 0).flatten(1).any(dim=1)
+    near = F.max_pool1d(held[None].float(), 2 * margin + 1, stride=1, padding=margin)[0]
+    longest, start = slice(0, 0), 0
+    for number, beside in enumerate([*near.tolist(), 1.0]):
+        if beside:
+            longest = max(longest, slice(start, number), key=lambda run: run.stop - run.start)
+            start = number + 1
+    return longest
+
+
+def _farthest(volume: Tensor) -> tuple[float, float]:
+    """The least and the greatest value that a voxel of noise may have."""
     step = max(1, math.ceil((volume.numel() / _SAMPLED) ** (1 / 3)))
     sample = volume[::step, ::step, ::step].flatten().double()
     middle = float(sample.median())
     deviation = 1.4826 * float((sample - middle).abs().median())
-    low, high = middle - FARTHEST * deviation, middle + FARTHEST * deviation
-    count = int(((volume < low) | (volume > high)).sum())
-    if not 0 < count < _FEW * volume.numel() or deviation == 0:
-        return volume, 0
-    return volume.clamp(low, high), count
+    return middle - FARTHEST * deviation, middle + FARTHEST * deviation
 
 
 def noise_from_volume(volume: Tensor) -> NoiseEstimate:
