@@ -10,12 +10,13 @@ import torch
 from phantoms import REAL_TOMOGRAM, write_mrc
 
 from cryoshuffle.commands.preflight import check_mask
-from cryoshuffle.errors import InputError
+from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import BLOCK, MARGIN, mask_region, mask_weights
 from cryoshuffle.fit.sampling import FitRegiond, HeldOutSlab, draw_by_worth, robust_weights
 from cryoshuffle.fit.transforms import CropHeldOutd, RandLatticeWindowd
+from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.noise.volumes import load_volume
 
 SHAPE = (40, 96, 80)
@@ -169,3 +170,45 @@ def test_masks_that_cannot_be_are_refused(tmp_path):
     padded[0, :8, :8, :8] = 0
     with pytest.raises(InputError, match="constant there"):
         FitRegiond("image", mask=str(write_mrc(tmp_path / "b.mrc", blocks)))({"image": padded})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_weaker_noise_at_the_border_misleads_the_risk(seed):
+    """As interpolation leaves it in the outermost planes: there the recorrupted risk is far too kind to a filter that
+    smooths too much. Without these planes it is much less so."""
+    random = torch.Generator().manual_seed(seed)
+    shape, strength = (64, 96, 80), 0.7
+    signal = 8 * gaussian(torch.randn(shape, generator=random), 2.0)
+    noise, drawn = (torch.randn(shape, generator=random) for _ in range(2))
+    noise[:, -4:] *= 0.65
+    volume = signal + noise
+
+    def too_kind(border: int) -> float:
+        scored = HeldOutSlab(border=border).scored(shape).keep
+        off = []
+        for width in (1.2, 1.8):
+            both = [(gaussian(volume + strength * z, width), volume - z / strength) for z in (drawn, -drawn)]
+            squares = [(result - target).square() - (result - signal).square() for result, target in both]
+            off.append(float(torch.stack(squares)[(slice(None), *scored)].mean()))
+        return off[0] - off[1]
+
+    assert too_kind(0) > 0.008
+    assert abs(too_kind(4)) < 0.6 * too_kind(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"fraction": 0.0}, "fraction is 0.0"),
+        ({"fraction": 0.6}, "fraction is 0.6"),
+        ({"gap": -1}, "gap of the held-out slab is -1"),
+        ({"context": -2}, "context of the held-out slab is -2"),
+        ({"border": -4}, "border of the held-out slab is -4"),
+    ],
+)
+def test_a_held_out_slab_that_cannot_be_is_refused(wrong, words):
+    """A share that is none or most of the volume, and numbers of voxels below 0; the least of them are taken
+    (control)."""
+    with pytest.raises(SettingError, match=words):
+        HeldOutSlab(**wrong)
+    HeldOutSlab(fraction=0.5, gap=0, context=0, border=0)

@@ -174,7 +174,7 @@ class HeldOutSlab:
             weaker, so that a network which smooths too much would look good there.
 
     Raises:
-        SettingError: for a fraction outside (0, 0.5].
+        SettingError: for a fraction outside (0, 0.5], or a number of voxels below 0.
     """
 
     fraction: float = 0.1
@@ -186,6 +186,9 @@ class HeldOutSlab:
     def __post_init__(self) -> None:
         if not 0 < self.fraction <= 0.5:
             raise SettingError(f"held-out fraction is {self.fraction}: give more than 0 and at most 0.5")
+        for name, voxels in (("gap", self.gap), ("context", self.context), ("border", self.border)):
+            if voxels < 0:
+                raise SettingError(f"{name} of the held-out slab is {voxels}: give 0 or more voxels")
 
     def _axis(self, shape: Sequence[int]) -> int:
         return max((1, 2, 0), key=lambda axis: shape[axis])

@@ -323,14 +323,14 @@ class HaloWindowInferer(PrecisionInferer):
         self.used_window = z, y, x
         done = 0
         for cut in cut_windows(shape, window, halo, period):
-            rows, area = cut.core[0], math.prod(side.stop - side.start for side in cut.keep[1:])
+            voxels = math.prod(side.stop - side.start for side in cut.keep)
             if merger is None or not merger.is_done(cut.keep):
                 crop = volume[(slice(None), slice(None), *cut.read)]
                 summands = self._summands(crop, run, core, thickness, device)
                 merger = self._merge_window(volume, cut, summands, merger, device, bar)
-                if done + (rows.stop - rows.start) * area < math.prod(shape):
+                if done + voxels < math.prod(shape):
                     trim_memory()
-            done += (rows.stop - rows.start) * area
+            done += voxels
             bar.update(done - bar.n)
         return merger
 
