@@ -308,3 +308,15 @@ def test_islands_of_nan_are_filled_where_it_is_asked_for(tmp_path, fitted, capsy
     assert main(["denoise", str(source), str(out), *QUICK, "--fill-nan"]) == 0
     assert bool(np.isfinite(mrcfile.read(out)).all())
     assert "24 voxels are NaN or Inf, in z 5 to 7, y 10 to 13, x 20 to 21" in (tmp_path / "out_run/run.log").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_what_is_said_each_time_a_tomogram_is_read_is_told_once(tmp_path, fitted):
+    """On the console; the log has it as often as it was read (control)."""
+    values = mrcfile.read(fitted[0]).copy()
+    values[5:8, 10:14, 20:22] = np.nan
+    source, words = write_mrc(tmp_path / "in.mrc", values), "24 voxels are NaN or Inf"
+    command = ["denoise", str(source), str(tmp_path / "out.mrc"), *QUICK, "--fill-nan"]
+    done = subprocess.run([sys.executable, "-m", "cryoshuffle", *command], capture_output=True, text=True, check=True)
+    assert done.stderr.count(words) == 1
+    assert (tmp_path / "out_run/run.log").read_text().count(words) > 1

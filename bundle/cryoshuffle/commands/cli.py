@@ -493,6 +493,15 @@ def _set_logging() -> None:
     warnings.filterwarnings("default", module="cryoshuffle")
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        # A tomogram is read more than once, and what is said of it each time is told once.
+        before, words = len(said), record.getMessage()
+        said.add(words)
+        return len(said) > before
+
+    console.addFilter(is_new)
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")
     for name in ("monai", "ignite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

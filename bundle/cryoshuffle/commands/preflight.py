@@ -25,6 +25,7 @@ from cryoshuffle.files.formats import (
     read_header,
     tomogram_shape,
 )
+from cryoshuffle.files.masks import check_mask_shape
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.lattice import Triple
@@ -153,9 +154,7 @@ def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = Fa
         return
     if len(tomograms) > 1:
         raise InputError(f"{mask}: a mask goes with one tomogram, not with {len(tomograms)}: fit them one by one")
-    shape, own = tomogram_shape(tomograms[0], permissive), tomogram_shape(mask, True)
-    if own != shape:
-        raise InputError(f"{mask}: is of {own} voxels, the tomogram of {shape}; give a mask of its voxels")
+    check_mask_shape(mask, tuple(tomogram_shape(mask, True)), tuple(tomogram_shape(tomograms[0], permissive)))
 
 
 def check_output(

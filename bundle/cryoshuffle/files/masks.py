@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,10 @@ def mean_by_block(slab: Tensor) -> Tensor:
 
 
 def read_mask(
-    path: str, folder: str | os.PathLike[str] | None = None, tomogram: str | None = None
+    path: str,
+    folder: str | os.PathLike[str] | None = None,
+    tomogram: str | None = None,
+    shape: Sequence[int] | None = None,
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The values of a mask, and what tells which of them are inside.
 
@@ -44,15 +47,18 @@ def read_mask(
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
         tomogram: path of the tomogram that it is of (:func:`cryoshuffle.files.formats.load_tomogram`); None for none.
+        shape: (Z, Y, X) of the tomogram; None for any.
 
     Returns:
         Values (Z, Y, X), and a function from some of them to booleans.
 
     Raises:
         FileError: if it is missing or cannot be read.
-        InputError: if it is no volume, marks nothing, or has values of both signs that are no mask.
+        InputError: if it is no volume, of another shape, marks nothing, or has values of both signs that are no mask.
     """
     values = load_tomogram(path, True, folder, beside=tomogram).as_tensor()[0]
+    if shape is not None:
+        check_mask_shape(path, tuple(values.shape), tuple(shape))
     low, high, whole, outside = math.inf, -math.inf, True, False
     for part in scratch.sections(values.shape, 0):
         section = values[part]
@@ -83,18 +89,34 @@ def read_mask(
     return values, lambda part: part > high / 2
 
 
-def mask_weights(path: str, folder: str | os.PathLike[str] | None = None, tomogram: str | None = None) -> Tensor:
+def check_mask_shape(path: str, own: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Refuse a mask, of shape ``own``, that is not of the shape of its tomogram.
+
+    Raises:
+        InputError: naming both.
+    """
+    if own != shape:
+        raise InputError(f"{path}: is of {own} voxels, the tomogram of {shape}; give a mask of its voxels")
+
+
+def mask_weights(
+    path: str,
+    folder: str | os.PathLike[str] | None = None,
+    tomogram: str | None = None,
+    shape: Sequence[int] | None = None,
+) -> Tensor:
     """The share of each block that is inside a mask, as :func:`read_mask` has it.
 
     Args:
         path: of the mask, any kind of file that a tomogram may be.
         folder: where one too large for memory is kept; None for memory.
         tomogram: path of the tomogram that it is of; None for none.
+        shape: (Z, Y, X) of the tomogram; None for any.
 
     Raises:
         FileError, InputError: those of :func:`read_mask`.
     """
-    values, inside = read_mask(path, folder, tomogram)
+    values, inside = read_mask(path, folder, tomogram, shape)
     weights = torch.empty([-(-n // BLOCK) for n in values.shape])
     for row, start in enumerate(range(0, len(values), BLOCK)):
         weights[row] = mean_by_block(inside(values[start : start + BLOCK]).float())

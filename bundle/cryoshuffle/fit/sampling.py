@@ -141,11 +141,9 @@ class FitRegiond(MapTransform):
                     "windows avoid it"
                 )
             if self.mask is not None:
-                inside = mask_weights(self.mask, self.folder, file_of(image))
-                whole = tuple(-(-n // BLOCK) for n in plain.shape[1:])
-                if tuple(inside.shape) != whole:
-                    raise InputError(f"{self.mask}: is not of the shape of the tomogram, give a mask of its voxels")
-                region = mask_region(inside, tuple(plain.shape[1:]))
+                shape = tuple(plain.shape[1:])
+                inside = mask_weights(self.mask, self.folder, file_of(image), shape)
+                region = mask_region(inside, shape)
                 weights = inside if weights is None else inside * weights
                 weights = weights[tuple(slice(s.start // BLOCK, -(-s.stop // BLOCK)) for s in region)]
                 if not bool(weights.any()):

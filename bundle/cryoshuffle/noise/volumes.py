@@ -78,8 +78,8 @@ def load_volume(
     """
     volume: Any = load_tomogram(path, permissive, folder, None if mask is not None else largest, beside=beside)
     if mask is not None:
-        inside = mask_weights(mask, folder, beside or path)
-        volume = volume[(slice(None), *mask_region(inside, tuple(volume.shape[1:])))]
+        shape = tuple(volume.shape[1:])
+        volume = volume[(slice(None), *mask_region(mask_weights(mask, folder, beside or path, shape), shape))]
     volume = FillNotFinite(fill_nan)(volume if largest is None else central_crop(volume, largest))
     return StandardiseIntensity()(volume).as_tensor()[0]
 
