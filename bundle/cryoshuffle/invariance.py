@@ -92,7 +92,7 @@ def measure_leak(
         period = getattr(network, "period", claimed.stride_zyx)
         shape = [2 * p + 1 if p > 1 else 5 for p in period]
     generator = torch.Generator().manual_seed(seed)
-    judged = _open_scales(copy.deepcopy(network).to("cpu", torch.float64))
+    judged = _open_scales(copy.deepcopy(network).to("cpu").double())
     volume = torch.randn((1, 1, *shape), generator=generator, dtype=torch.float64).requires_grad_()
     predict = _repeatable(judged, seed)
     residues = _residues(shape, claimed)

@@ -150,6 +150,10 @@ def test_files_of_others_in_the_folder_of_a_run_are_kept(tmp_path, raw, monkeypa
     command = ["denoise", str(raw), str(tmp_path / "out.mrc")]
     assert main(command) == 2
     assert "work" in capsys.readouterr().err
+    # All that a full disk has left of a run.
+    (folder / "run.log").touch()
+    assert main(command) == 2
+    assert "work" in capsys.readouterr().err
     (folder / name).write_text("mine")
     assert main([*command, "--overwrite"]) == 2
     assert f"holds {name}, which no run of cryoshuffle wrote" in capsys.readouterr().err

@@ -89,6 +89,7 @@ def test_pairs_have_the_names_of_their_even_halves(tmp_path, monkeypatch):
     ("change", "words"),
     [
         ({"odd": []}, "names 1 even halves and 0 odd ones"),
+        ({"even": [], "odd": []}, "names no halves"),
         ({"output": ""}, "has no output"),
         ({"even": None}, "has no even"),
         ({"even": ["a/x.mrc", "b/x.mrc"], "odd": ["a/y.mrc", "b/y.mrc"]}, "have one name"),

@@ -321,6 +321,43 @@ def test_a_result_is_gone_on_with_after_its_last_finished_window(tmp_path, net, 
     assert not (tmp_path / VALUES).exists()
 
 
+def test_what_a_window_clears_is_no_longer_done(tmp_path):
+    """Windows may be cut in another way when memory is short: one that overlaps one that was done clears a part of
+    it. Another run that cuts as before computes that anew; what it does not touch stays done (control)."""
+    z, whole = (slice(0, 2), slice(2, 4), slice(4, 6)), (slice(0, 4), slice(0, 4))
+
+    def begun(**more: Any) -> WindowMerger:
+        return WindowMerger((1, 1, 6, 4, 4), folder=tmp_path, identity={"tomogram": "one"}, **more)
+
+    merger = begun()
+    for planes in z[:2]:
+        merger.begin((planes, *whole))
+        merger.aggregate(torch.ones(1, 1, 2, 4, 4), (planes.start, 0, 0))
+        merger.mark((planes, *whole))
+    merger.begin((slice(3, 5), *whole))
+    again = begun(resume=True)
+    assert [again.is_done((planes, *whole)) for planes in z] == [True, False, False]
+    for planes in z[1:]:
+        again.begin((planes, *whole))
+        again.aggregate(torch.ones(1, 1, 2, 4, 4), (planes.start, 0, 0))
+        again.mark((planes, *whole))
+    assert bool((again.finalize() == 1).all())
+
+
+def test_a_result_of_something_else_is_begun_again_where_that_is_asked_for(tmp_path):
+    """Of both --resume and --overwrite, which keep a fit; --resume alone names what has changed (control)."""
+    box = (slice(0, 2),) * 3
+    first = WindowMerger((1, 1, 2, 2, 2), folder=tmp_path, identity={"detail": 0.0})
+    first.aggregate(torch.ones(1, 1, 2, 2, 2), (0, 0, 0))
+    first.mark(box)
+    other: dict[str, Any] = {"folder": tmp_path, "identity": {"detail": 0.5}, "resume": True}
+    with pytest.raises(SettingError, match=r"detail was 0.0 and is 0.5.*--resume --overwrite"):
+        WindowMerger((1, 1, 2, 2, 2), **other)
+    anew = WindowMerger((1, 1, 2, 2, 2), **other, overwrite=True)
+    assert not anew.is_done(box)
+    assert not bool(anew.finalize().any())
+
+
 @pytest.mark.parametrize("place", ["memory", "disk"])
 def test_memory_that_does_not_suffice_is_tried_once_more_with_less(tmp_path, place, monkeypatch, caplog):
     """The same result, and it is said; the second time it is an error."""

@@ -33,6 +33,15 @@ def test_of_epochs_that_are_equal_but_for_chance_the_last_is_kept():
     assert kept_epochs([7000, 6400, 6500, 6399]) == [0, 1, 3]
 
 
+def test_parts_of_a_slab_of_another_size_are_not_compared():
+    """As a state of other settings has them: what is no smallest risk is not kept; the next smallest is (control)."""
+    checkpoint = FitCheckpoint.__new__(FitCheckpoint)
+    checkpoint.risks, checkpoint._best = [1.0, 1.01], torch.ones(7)
+    assert not checkpoint._is_kept(torch.ones(8))
+    checkpoint.risks.append(0.9)
+    assert checkpoint._is_kept(torch.ones(8))
+
+
 def test_epochs_that_scatter_less_are_told_apart_sooner():
     """The same risks, of parts that all say the same."""
     assert kept_epochs([7000, 6400, 6410, 6405], scatter=0.01) == [0, 1]

@@ -25,6 +25,7 @@ from cryoshuffle.inference.checkpoints import load_network, load_plain
 from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.noise.estimate import LARGEST
 from cryoshuffle.noise.fields import draw_noise, lay_noise
 from cryoshuffle.noise.linear_filter import (
     BAND_EDGES,
@@ -704,6 +705,30 @@ def with_rays(volume: Tensor, rows: Sequence[int]) -> Tensor:
             ray = torch.exp(-off.square() / 6)
             volume[:, row - 2 : row + 3] -= 1.5 * ray[:, None]
     return volume
+
+
+def test_halves_of_a_tomogram_with_beads_are_halves_of_it(tmp_path):
+    """Beads are in both halves as they are in the whole, also where the tomogram is longer than what is read of the
+    halves; fine noise is that of the planes without. Halves of another tomogram are refused (control)."""
+    made = simulate("wbp", (96, 256, 112), snr=0.1, seed=0)
+    deviation = made.tomogram.std()
+    volume, even, odd = (with_rays(v / deviation, (100, 112)) for v in (made.tomogram, made.even, made.odd))
+    files = [str(write_mrc(tmp_path / f"{n}.mrc", half.numpy())) for n, half in enumerate((even, odd, odd.flip(1)))]
+    network, path, inferer = small_network("plane"), str(tmp_path / "blind.pt"), HaloWindowInferer(halo=16)
+    torch.save({"model": network.state_dict()}, path)
+    standard = (volume - volume.mean()) / volume.std()
+    item, start = [{"image": standard[None]}], Filter(FilterChoice((1.4, 1.4, 1.4), 1.0, 0.0))
+
+    def found(*halves: str) -> NoiseModel:
+        return measure_noise_model(item, network, path, inferer, halves=halves, start=start)
+
+    noise = found(*files[:2])
+    assert noise.clear is not None
+    assert 112 < noise.clear.planes[0].start < noise.clear.planes[0].stop == 32 + LARGEST
+    true = smooth_spectrum(made.noise / deviation / volume.std())
+    assert ratios(noise.clear.spectrum, true)[-1] == pytest.approx(1, abs=0.15)
+    with pytest.raises(InputError, match="do not add up"):
+        found(files[0], files[2])
 
 
 def test_what_a_network_is_worth_is_asked_where_there_are_no_rays_of_gold(tmp_path):

@@ -167,3 +167,15 @@ def test_voxels_that_are_not_finite_are_filled_and_listed(caplog, monkeypatch):
     assert torch.equal(FillNotFinite()(finite).as_tensor(), finite.as_tensor())
     with pytest.raises(InputError, match="8 voxels are NaN or Inf"):
         StandardiseIntensity()(FillNotFinite()(MetaTensor(torch.full((1, 2, 2, 2), float("nan")))))
+
+
+def test_a_held_out_slab_of_padding_is_told(caplog):
+    """Once, with the axis and the way out; one that is worth something is not (control)."""
+    volume, weights = torch.randn(1, 16, 80, 24), torch.ones(2, 10, 3)
+    crop = CropHeldOut(HeldOutSlab(0.1))
+    crop(volume, weights)
+    assert not caplog.text
+    weights[:, 9:] = 0
+    for _ in range(2):
+        crop(volume, weights)
+    assert caplog.text.count("the last planes across y, held out to judge the fit, are padding") == 1

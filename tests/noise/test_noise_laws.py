@@ -26,6 +26,7 @@ from cryoshuffle.noise.choice import choose_blind, choose_blind_set, find_tilt_a
 from cryoshuffle.noise.estimate import (
     NoiseEstimate,
     average,
+    longest_run,
     noise_from_empty,
     noise_from_halves,
     noise_from_volume,
@@ -402,16 +403,20 @@ def test_a_hot_voxel_changes_nothing(height, caplog):
 def test_the_planes_without_beads_are_the_longest_run_of_those_beside_none():
     """Across any axis, up to a margin; all where there is no bead, none where one is everywhere (controls)."""
     volume = torch.randn(20, 24, 28, generator=torch.Generator().manual_seed(0))
-    assert planes_without_beads(volume, 1, 2) == slice(0, 24)
+
+    def run(volume: torch.Tensor, axis: int, margin: int) -> slice:
+        return longest_run(planes_without_beads(volume, axis, margin))
+
+    assert run(volume, 1, 2) == slice(0, 24)
     beads = volume.clone()
     beads[5, 4:6, 9] = beads[7, 20, 3] = -30
-    assert planes_without_beads(beads, 1, 2) == slice(8, 18)
-    assert planes_without_beads(beads, 1, 0) == slice(6, 20)
-    assert planes_without_beads(beads, 0, 2) == slice(10, 20)
-    assert planes_without_beads(beads, 2, 2) == slice(12, 28)
+    assert run(beads, 1, 2) == slice(8, 18)
+    assert run(beads, 1, 0) == slice(6, 20)
+    assert run(beads, 0, 2) == slice(10, 20)
+    assert run(beads, 2, 2) == slice(12, 28)
+    assert planes_without_beads(beads, 1, 2).sum() == 24 - 6 - 5
     beads[3, :, 3] = 30
-    run = planes_without_beads(beads, 1, 2)
-    assert run.start == run.stop
+    assert run(beads, 1, 2) == slice(0, 0)
 
 
 def test_an_offset_that_takes_all_detail_is_refused():

@@ -356,6 +356,42 @@ def test_runs_take_turns_on_the_gpus_of_a_machine(tmp_path, monkeypatch):
     assert set(seen) == {"0", "1"}
 
 
+@pytest.mark.parametrize(
+    ("visible", "words", "expected"),
+    [
+        ("2,3", [], {"2", "3"}),
+        ("GPU-aa,MIG-bb", ["--device", "cuda"], {"GPU-aa", "MIG-bb"}),
+        (None, ["--device", "cuda:1"], {None}),
+        (None, ["--device", "cpu"], {None}),
+        (None, [], {"0", "1"}),
+    ],
+)
+def test_a_batch_takes_no_gpu_that_it_was_not_given(tmp_path, monkeypatch, visible, words, expected):
+    """Its runs share those that it may see itself; one that is named is named to all of them, as before."""
+    _data(tmp_path, "abcd")
+    seen: list[str | None] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        seen.append(surroundings.get("CUDA_VISIBLE_DEVICES"))
+        time.sleep(0.05)
+        return 0, ""
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(batch_module, "_run", run)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert main(["batch", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "2", *words]) == 0
+    assert set(seen) == expected
+
+
+def test_memory_is_for_each_run_where_a_cluster_has_them():
+    """There nothing divides it; here it is divided by the runs (control)."""
+    assert batch_module._share_of(batch_module.Cluster(scheduler="tcp://node:8786"), 4, 3.0).words == ("--memory=3",)
+    assert batch_module._share_of(batch_module.Cluster(scheduler="tcp://node:8786"), 4, None).words == ()
+    assert batch_module._share_of(batch_module.Cluster(workers=4), 4, 3.0).words == ("--memory=0.750",)
+
+
 def test_a_batch_that_is_stopped_stops_its_runs(tmp_path):
     """They keep their checkpoints; what has not begun does not begin; nothing is left at work."""
     _data(tmp_path, "ab")

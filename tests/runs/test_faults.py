@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import resource
 import signal
@@ -27,6 +28,7 @@ from cryoshuffle.files.writing import checksum
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.inference.mergers import JOURNAL, WindowMerger
 from cryoshuffle.report.log import read_history
+from cryoshuffle.simulation.tilt_series import simulate
 
 COMMAND = [sys.executable, "-m", "cryoshuffle"]
 # So little memory that the volume goes to disk, and windows so small that there are many.
@@ -308,6 +310,22 @@ def test_islands_of_nan_are_filled_where_it_is_asked_for(tmp_path, fitted, capsy
     assert main(["denoise", str(source), str(out), *QUICK, "--fill-nan"]) == 0
     assert bool(np.isfinite(mrcfile.read(out)).all())
     assert "24 voxels are NaN or Inf, in z 5 to 7, y 10 to 13, x 20 to 21" in (tmp_path / "out_run/run.log").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_islands_of_nan_are_filled_in_the_halves_too(tmp_path, capsys):
+    """Wherever halves are read: for the blind set, for the noise of the second stage, and by the command ``noise``."""
+    made = simulate("wbp", (32, 64, 64), snr=0.3, seed=0)
+    paths = []
+    for name, volume in (("in", made.tomogram), ("even", made.even), ("odd", made.odd)):
+        volume[:, :2] = math.nan
+        paths.append(str(write_mrc(tmp_path / f"{name}.mrc", volume.numpy())))
+    halves = ["--even", paths[1], "--odd", paths[2]]
+    command = ["denoise", paths[0], str(tmp_path / "out.mrc"), *halves, "--effort", "fast", "--steps", "8", "--quiet"]
+    for words in (["noise", *halves], command):
+        assert main(words) == 2
+        assert "add --fill-nan" in capsys.readouterr().err
+        assert main([*words, "--fill-nan"]) == 0
 
 
 @pytest.mark.filterwarnings("ignore:Data array contains NaN")

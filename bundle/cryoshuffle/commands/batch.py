@@ -352,7 +352,7 @@ class _Share:
 def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
     """What each of some runs may take."""
     if not cluster.is_here:
-        return _Share()
+        return _Share(words=() if memory_gib is None else (f"--memory={memory_gib:g}",))
     cores, gpus = cluster.cores or os.cpu_count() or 1, torch.cuda.device_count()
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
@@ -370,8 +370,10 @@ def _run_shared(
     surroundings = {}
     if share.threads is not None:
         surroundings = {name: str(share.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if share.gpus > 1:
-        surroundings["CUDA_VISIBLE_DEVICES"] = str(place % share.gpus)
+    if share.gpus > 1 and not any(word.startswith("--device=") and word != "--device=cuda" for word in command):
+        # Of the GPUs that the batch itself may see.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(share.gpus)))
+        surroundings["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place % share.gpus].strip()
     return asdict(run_item(item, command, share.words, surroundings, overwrite))
 
 

@@ -271,14 +271,14 @@ def _measure_noise(options: NoiseCommand) -> NoiseEstimate:
     if options.noise_mask is not None and options.tomogram is None:
         raise InputError("--noise-mask goes with one tomogram: halves need no empty region")
     if options.tomogram is None:
-        return noise_from_halves(*load_halves(halves, options.permissive))
+        return noise_from_halves(*load_halves(halves, options.permissive, fill_nan=options.fill_nan))
     if options.noise_mask is None:
-        return noise_from_volume(load_volume(options.tomogram, options.permissive, LARGEST))
+        return noise_from_volume(load_volume(options.tomogram, options.permissive, LARGEST, fill_nan=options.fill_nan))
     # Volumes too large for memory lie there while they are read.
     report = None if options.report is None else Path(options.report)
     place = report.parent if report is not None and not report.is_dir() else report
     with tempfile.TemporaryDirectory(dir=place) as folder:
-        volume = load_volume(options.tomogram, options.permissive, folder=folder)
+        volume = load_volume(options.tomogram, options.permissive, folder=folder, fill_nan=options.fill_nan)
         return noise_from_empty(volume, load_mask(options.noise_mask, folder, options.tomogram))
 
 

@@ -610,6 +610,7 @@ class NoiseCommand(Command):
     tilt_axis: str | None = option(None, "if known (default: found from the noise)", choices=_TILT_AXES)
     overwrite: bool = option(False, "replace noise.json and noise.png")
     permissive: bool = option(False, _PERMISSIVE)
+    fill_nan: bool = option(False, "put the mean of the others where voxels are NaN or Inf, and say where")
     report: str | None = option(None, "folder for noise.json and noise.png (default: none is written)", metavar="DIR")
 
 

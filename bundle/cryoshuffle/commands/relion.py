@@ -155,7 +155,7 @@ def pairs_of(settings: Mapping[str, Any], conf: str | os.PathLike[str]) -> list[
         conf: path of the file they are from, for messages.
 
     Raises:
-        InputError: if a setting is missing, the lists differ in length, or two even halves have one name.
+        InputError: if a setting is missing, the lists are empty or differ in length, or two even halves have one name.
     """
     from cryoshuffle.commands.lists import Item
     from cryoshuffle.files.formats import split_suffix
@@ -165,6 +165,8 @@ def pairs_of(settings: Mapping[str, Any], conf: str | os.PathLike[str]) -> list[
     folder = Path(str(_setting(settings, "output", conf))).absolute()
     if len(evens) != len(odds):
         raise InputError(f"{conf}: names {len(evens)} even halves and {len(odds)} odd ones, give as many of each")
+    if not evens:
+        raise InputError(f"{conf}: names no halves, give the file that a Denoise job of RELION 5 has written")
     items: dict[str, Item] = {}
     for one, other in zip(map(os.path.abspath, evens), map(os.path.abspath, odds), strict=True):
         name = split_suffix(one)[0]

@@ -169,7 +169,9 @@ def check_own_folder(folder: Path) -> None:
         is_ours = log.is_file() and _LOG_BEGINS in log.read_text(encoding="utf-8", errors="replace")[:4096]
     except OSError as error:
         raise FileError(f"{log}: cannot be read ({error.strerror}), choose another folder with --report") from error
-    if (named or log.exists()) and not is_ours:
+    # On a full disk a log may have got its name and nothing else.
+    has_log = log.exists() and log.stat().st_size > 0
+    if (named or has_log) and not is_ours:
         raise FileError(
             f"{folder}: holds {(named or [log.name])[0]}, which no run of cryoshuffle wrote: choose another folder "
             "with --report"

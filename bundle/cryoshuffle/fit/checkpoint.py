@@ -243,7 +243,10 @@ class FitCheckpoint:
         if self.risks[-1] <= min(self.risks):
             self._best = parts
             return True
-        return parts is not None and self._best is not None and is_as_good(parts, self._best)
+        # A slab of another size has other parts, which cannot be compared.
+        if parts is None or self._best is None or parts.shape != self._best.shape:
+            return False
+        return is_as_good(parts, self._best)
 
     def _finish(self, engine: Engine) -> None:
         if self.kept_epoch == 0:

@@ -62,7 +62,7 @@ class Distillation:
         if not self.fixed:
             return image, self._target(image, label, int(torch.randint(2**31, (1,))))
         # What is drawn is always the same, so it is worth keeping.
-        key = (*image.shape, float(image.double().sum()), float(image.flatten()[0]))
+        key = (*image.shape, float(image.cpu().double().sum()), float(image.flatten()[0]))
         if key not in self._known:
             self._known[key] = self._target(image, label, 0)
         return image, self._known[key]

@@ -19,7 +19,14 @@ from cryoshuffle.fit.starting import update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise.estimate import SKEW, noise_from_volume, planes_without_beads, without_outliers
+from cryoshuffle.noise.estimate import (
+    LARGEST,
+    SKEW,
+    longest_run,
+    noise_from_volume,
+    planes_without_beads,
+    without_outliers,
+)
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
@@ -118,6 +125,8 @@ def measure_noise_model(
     start: nn.Module | None = None,
     mask: str | None = None,
     tomogram: str | None = None,
+    fill_nan: bool = False,
+    folder: str | None = None,
 ) -> NoiseModel:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -137,6 +146,8 @@ def measure_noise_model(
             that the blind network could not. None for random weights.
         mask: path of the mask that the volume was cropped with, for the halves; None for the whole volume.
         tomogram: path of the volume, which tells which way the axes of the halves run; None where they have its own.
+        fill_nan: put the mean of the others where voxels of the halves are not finite.
+        folder: where halves too large for memory are kept while they are read; None for memory.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -149,7 +160,7 @@ def measure_noise_model(
     blind_set = lattice.blind_set
     load_weights(core, load_plain(checkpoint)["model"], checkpoint)
     adapted = None if start is None or blind_set.tilt_axis is None else copy.deepcopy(unwrap(start)).eval()
-    both = None if halves is None else load_halves(halves, permissive, mask, tomogram)
+    both = None if halves is None else load_halves(halves, permissive, mask, tomogram, fill_nan, folder)
 
     def predict(volume: Tensor) -> Tensor:
         return inferer(volume[None].to(device), core)[0].cpu()
@@ -179,7 +190,7 @@ def measure_noise_model(
         doubt, error = RAYS, _RAYS_ERROR
         # Without a starting network there is none to weigh.
         if start is not None and blind_set.tilt_axis is not None:
-            clear = _measure_clear_parts(images, blind_set.tilt_axis, both, whitening, measure)
+            clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
     linear = choose_linear([noise.middle for noise in noises], spectrum, error, shape_for(blind_set))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
 
@@ -194,17 +205,18 @@ def _measure_clear_parts(
     images: Sequence[Tensor],
     tilt_axis: int,
     halves: tuple[Tensor, Tensor] | None,
-    whitening: Mapping[str, Any] | None,
     measure: Callable[[Tensor, tuple[Tensor, Tensor] | None, int], _VolumeNoise],
 ) -> ClearParts | None:
     """What is without rays of gold; None where that is too little."""
     runs, noises = [], []
     for image in images:
-        around = undo_whitening(central_crop(image, _AROUND), whitening)[0]
-        planes = planes_without_beads(around, tilt_axis, _RIM)
-        first = (image.shape[1 + tilt_axis] - around.shape[tilt_axis]) // 2
-        runs.append(slice(first + planes.start, first + planes.stop))
-        part, *of_halves = (_planes(volume, tilt_axis, runs[-1]) for volume in (image, *(halves or ())))
+        # Of halves only the middle is here; a bead beside it has rays in it.
+        seen = image if halves is None else central_crop(image, LARGEST)
+        first = (image.shape[1 + tilt_axis] - seen.shape[1 + tilt_axis]) // 2
+        clear = planes_without_beads(image[0], tilt_axis, _RIM)[first : first + seen.shape[1 + tilt_axis]]
+        run = longest_run(clear)
+        runs.append(slice(first + run.start, first + run.stop))
+        part, *of_halves = (_planes(volume, tilt_axis, run) for volume in (seen, *(halves or ())))
         side = next((s for s in _SIDES if math.prod(min(s, n) for n in part.shape[1:]) >= ENOUGH), None)
         if side is None:
             return None
@@ -258,12 +270,13 @@ def _measure_volume(
         side: of the middle, voxels.
     """
     crop = central_crop(image, side)
-    before, after = (undo_whitening(volume, whitening)[0] for volume in (crop, predict(crop)))
-    before, _ = without_outliers(before)
+    whole, after = (undo_whitening(volume, whitening)[0] for volume in (crop, predict(crop)))
+    before, _ = without_outliers(whole)
     of_halves = None
     if halves is not None:
-        even, odd = on_one_scale(before, *(central_crop(half, side) for half in halves))
-        of_halves = smooth_spectrum(even - odd)
+        # Beads are in the halves as they are in the whole.
+        even, odd = on_one_scale(whole, *(central_crop(half, side) for half in halves))
+        of_halves = smooth_spectrum(without_outliers(even - odd)[0])
         if blind_set.tilt_axis is None or before.numel() < ENOUGH:
             return _VolumeNoise(before, of_halves)
     denoised = explain(before)

@@ -188,16 +188,17 @@ class HeldOutSlab:
             if voxels < 0:
                 raise SettingError(f"{name} of the held-out slab is {voxels}: give 0 or more voxels")
 
-    def _axis(self, shape: Sequence[int]) -> int:
+    def axis(self, shape: Sequence[int]) -> int:
+        """Number of the axis that the slab is at the end of: the longest."""
         return max((1, 2, 0), key=lambda axis: shape[axis])
 
     def _start(self, shape: Sequence[int]) -> int:
-        side = shape[self._axis(shape)]
+        side = shape[self.axis(shape)]
         return side - max(1, round(side * self.fraction))
 
     def fit_region(self, shape: Sequence[int]) -> Box:
         """The part of a volume (Z, Y, X) that the fit may see."""
-        axis = self._axis(shape)
+        axis = self.axis(shape)
         z, y, x = (
             slice(0, max(1, self._start(shape) - self.gap)) if a == axis else slice(0, shape[a]) for a in range(3)
         )
@@ -205,7 +206,7 @@ class HeldOutSlab:
 
     def scored(self, shape: Sequence[int]) -> Window:
         """The part of a volume that is read for the risk, and the voxels of it that are scored."""
-        axis = self._axis(shape)
+        axis = self.axis(shape)
         read, keep = [], []
         for a, side in enumerate(shape):
             middle = max(0, (side - self.largest) // 2)

@@ -226,6 +226,7 @@ class CropHeldOut(Transform):
 
     def __init__(self, held_out: HeldOutSlab) -> None:
         self.held_out = held_out
+        self._told = False
 
     def __call__(self, img: NdarrayOrTensor, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Crop an image.
@@ -244,6 +245,13 @@ class CropHeldOut(Transform):
         if weights is not None:
             z, y, x = (torch.arange(side.start, side.stop) // BLOCK for side in window.keep)
             worth = weights[z][:, y][:, :, x]
+            if not bool(worth.any()) and not self._told:
+                self._told = True
+                logger.warning(
+                    "the last planes across %s, held out to judge the fit, are padding and tell nothing: crop them, or "
+                    "name the specimen with --mask",
+                    "zyx"[self.held_out.axis(image.shape[1:])],
+                )
             scored[core] = torch.where(worth < worth.max() / 2, float("nan"), scored[core])
         return crop, scored
 

@@ -74,14 +74,13 @@ class WindowMerger(Merger):
             return
         self.identity.update({name: checksum(file) for name, file in (files or {}).items()})
         self._journal, path = self.folder / JOURNAL, self.folder / VALUES
-        if self._journal.exists() and (resume or not overwrite):
-            self._take_up(resume)
-        else:
+        if not (self._journal.exists() and (resume or not overwrite) and self._take_up(resume, overwrite)):
             path.unlink(missing_ok=True)
         self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
         self._write()
 
-    def _take_up(self, resume: bool) -> None:
+    def _take_up(self, resume: bool, overwrite: bool) -> bool:
+        """Whether what is there is gone on with; not where it is of something else and may be replaced."""
         try:
             journal = json.loads(self._journal.read_text(encoding="utf-8"))
             before, done = dict(journal["identity"]), {tuple(int(n) for n in box) for box in journal["done"]}
@@ -93,13 +92,17 @@ class WindowMerger(Merger):
                 "again"
             )
         changed = named_changes(before, self.identity)
+        if changed and overwrite:
+            logger.info("the result was begun with something else (%s), and is begun again", changed)
+            return False
         if changed:
             raise SettingError(
-                f"{self._journal}: the result was begun with something else ({changed}), use that again or begin again "
-                "with --overwrite"
+                f"{self._journal}: the result was begun with something else ({changed}), use that again or begin it "
+                "again with --resume --overwrite, which keeps a fit"
             )
         self.done = done
         logger.info("going on with a result of which %d windows are done", len(done))
+        return True
 
     def _write(self) -> None:
         write_json({"identity": self.identity, "done": sorted(self.done)}, self._journal)
@@ -127,7 +130,15 @@ class WindowMerger(Merger):
         return _plain(box) in self.done
 
     def begin(self, box: Box) -> None:
-        """Clear a window that is not done: half a result may be left of it."""
+        """Clear a window that is not done: half a result may be left of it.
+
+        Windows that were cut in another way and overlap it are no longer done.
+        """
+        overlapping = {done for done in self.done if _overlap(done, _plain(box))}
+        if overlapping:
+            self.done -= overlapping
+            if self.folder is not None:
+                self._write()
         where = self._values[(slice(None), slice(None), *box)]
         for part in scratch.sections(where.shape, 2):
             where[:, :, part].zero_()
@@ -150,6 +161,12 @@ class WindowMerger(Merger):
     def get_output(self) -> Tensor:
         """The same as :meth:`finalize`."""
         return self.finalize()
+
+
+def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two boxes, first and last voxel along each axis in turn, share a voxel."""
+    sides = zip(one[::2], one[1::2], other[::2], other[1::2], strict=True)
+    return all(max(a, c) < min(b, d) for a, b, c, d in sides)
 
 
 def _plain(box: Box) -> tuple[int, ...]:

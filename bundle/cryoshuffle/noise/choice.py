@@ -266,7 +266,9 @@ def choose_blind_set(
     first, read = str(tomograms[0]), partial(load_volume, permissive=permissive, folder=folder, fill_nan=fill_nan)
     if halves is not None:
         volume = read(first, largest=LARGEST, mask=mask)
-        estimate = noise_from_halves(*on_one_scale(volume, *load_halves(halves, permissive, mask, first)))
+        estimate = noise_from_halves(
+            *on_one_scale(volume, *load_halves(halves, permissive, mask, first, fill_nan, folder))
+        )
     elif empty is not None:
         estimate = noise_from_empty(read(first), load_mask(empty, folder, first))
     else:

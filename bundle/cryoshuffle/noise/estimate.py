@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.errors import InputError
+from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.axes import line_along, tapered
@@ -96,7 +97,7 @@ def _power(volume: Tensor) -> tuple[Tensor, list[Tensor]]:
     if min(volume.shape) < 2 * LAGS:
         raise InputError(
             f"a volume of {tuple(volume.shape)} voxels is too small to measure its noise, which takes {2 * LAGS} along "
-            "each axis: give a larger one, or name the blind set with --blind"
+            "each axis: give a larger one"
         )
     values, tapers = tapered(central_crop(volume, LARGEST))
     return torch.fft.fftn(values).abs().square(), tapers
@@ -214,25 +215,33 @@ def without_outliers(volume: Tensor) -> tuple[Tensor, int]:
     return volume.clamp(low, high), count
 
 
-def planes_without_beads(volume: Tensor, axis: int, margin: int) -> slice:
-    """The longest run of planes that hold no bead of gold.
+def planes_without_beads(volume: Tensor, axis: int, margin: int) -> Tensor:
+    """Which planes hold no bead of gold.
 
     A bead is smeared along the beam of each image, so across the tilt axis: its rays stay in the planes that hold it.
 
     Args:
-        volume: (Z, Y, X).
+        volume: (Z, Y, X); it may be on disk.
         axis: number of the tilt axis, which the planes are across.
         margin: planes beside a bead that are left out too, for its rim.
 
     Returns:
-        Their numbers along the axis; empty where there are none.
+        A boolean for each plane.
     """
     low, high = _farthest(volume)
-    held = ((volume < low) | (volume > high)).movedim(axis, 0).flatten(1).any(dim=1)
-    near = F.max_pool1d(held[None].float(), 2 * margin + 1, stride=1, padding=margin)[0]
+    held = torch.zeros(volume.shape[axis], dtype=torch.bool)
+    others = [a for a in range(3) if a != axis]
+    for part in scratch.sections(volume.shape, 0):
+        found = ((volume[part] < low) | (volume[part] > high)).any(dim=others[1]).any(dim=others[0])
+        held[part if axis == 0 else slice(None)] |= found
+    return F.max_pool1d(held[None].float(), 2 * margin + 1, stride=1, padding=margin)[0] == 0
+
+
+def longest_run(flags: Tensor) -> slice:
+    """The longest run of true values; empty where there are none."""
     longest, start = slice(0, 0), 0
-    for number, beside in enumerate([*near.tolist(), 1.0]):
-        if beside:
+    for number, flag in enumerate([*flags.tolist(), False]):
+        if not flag:
             longest = max(longest, slice(start, number), key=lambda run: run.stop - run.start)
             start = number + 1
     return longest
@@ -242,6 +251,7 @@ def _farthest(volume: Tensor) -> tuple[float, float]:
     """The least and the greatest value that a voxel of noise may have."""
     step = max(1, math.ceil((volume.numel() / _SAMPLED) ** (1 / 3)))
     sample = volume[::step, ::step, ::step].flatten().double()
+    scratch.release()
     middle = float(sample.median())
     deviation = 1.4826 * float((sample - middle).abs().median())
     return middle - FARTHEST * deviation, middle + FARTHEST * deviation

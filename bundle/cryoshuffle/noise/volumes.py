@@ -85,7 +85,12 @@ def load_volume(
 
 
 def load_halves(
-    paths: Sequence[str], permissive: bool = False, mask: str | None = None, tomogram: str | None = None
+    paths: Sequence[str],
+    permissive: bool = False,
+    mask: str | None = None,
+    tomogram: str | None = None,
+    fill_nan: bool = False,
+    folder: str | os.PathLike[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The middle of even and odd half of a tomogram from files, each (Z, Y, X), standardised.
 
@@ -94,13 +99,15 @@ def load_halves(
         permissive: also take MRC files whose header breaks the standard.
         mask: path of a mask; of the box around it the middle is taken. None for the whole volume.
         tomogram: path of the tomogram that they are of; None where there is none but the halves.
+        fill_nan: put the mean of the others where voxels are not finite.
+        folder: where volumes too large for memory are kept while they are read; None for memory.
 
     Raises:
         FileError: if a file is missing or cannot be read.
-        InputError: if one is no tomogram, or there are not two.
+        InputError: if one is no tomogram, or has voxels that are not finite and are not filled; if there are not two.
     """
     if len(paths) != 2:
         raise InputError(f"halves are {len(paths)} files: name the even and the odd one")
     beside = str(tomogram or paths[0])
-    even, odd = (load_volume(str(path), permissive, LARGEST, mask=mask, beside=beside) for path in paths)
+    even, odd = (load_volume(str(path), permissive, LARGEST, folder, fill_nan, mask, beside) for path in paths)
     return even, odd
