@@ -14,7 +14,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "options.md"
 HEAD = """# Options
 
 What `cryoshuffle denoise` takes besides the tomogram and the result. `cryoshuffle.denoise` has the same options as
-keywords, with underscores for dashes. This page is written by `scripts/bundle/options_page.py`.
+keywords, with underscores for dashes; `--no-refine` is `refine=False`, `--no-survival` is `survival=False`. This page
+is written by `scripts/bundle/options_page.py`.
 """
 
 

@@ -406,8 +406,8 @@ class OutputOptions:
     residual: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
         "also write what was taken away, IN minus OUT, float32")
     error: str | None = option(None, file="path", metavar="FILE", one_tomogram=True, help=
-        "also write the standard error of each voxel of OUT, float32; the denoising behind the fit then takes "
-        "five times as long")
+        "also write the standard error of each voxel of OUT, float32; the denoising then takes five times as "
+        "long")
     detail: float = option(0.0, parse=share, metavar="0..1", help=
         "share of the noisy tomogram mixed back into the result, noise and all (default: 0)")
     mirrors: bool = _in_expert(False, _MIRRORS.format("with --effort best"))
@@ -418,7 +418,7 @@ class ReportOptions:
     """What the report of a fit is to hold."""
 
     survival: bool = _in_files(True, given_flag="--no-survival", help=
-        "leave out the table of what would be left of small objects, which is of 20 s on two cores")
+        "leave out the table of what would be left of small objects, which takes 20 s on two cores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,7 +444,8 @@ class MachineOptions:
         "the folder of the run (default: a quarter of what there is, at least 2)")
     quiet: bool = _in_machine(False, "no lines at the beginning and no progress bar")
     json_lines: bool = _in_expert(False,
-        "for programs: no bar, a line of JSON for each epoch of the fit, and one at the end that names the files")
+        "for programs: no bar, a line of JSON for each epoch of the fit, in a batch for each tomogram, and one at "
+        "the end that names the files")
 
 
 @dataclass(frozen=True, kw_only=True)
