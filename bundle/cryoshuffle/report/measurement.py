@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,7 @@ def measure(
     window: Sequence[int] | None = None,
     halves: Sequence[str] | None = None,
     noise: NoiseScale | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """The numbers of a page, of the middle of a tomogram and its result.
 
@@ -106,6 +108,7 @@ def measure(
         window: that it was denoised in, along (Z, Y, X), voxels; None where that is not known.
         halves: paths of the even and the odd one; None for none.
         noise: of the tomogram as it was modelled; None where that is not known.
+        folder: where compressed files too large for memory are unpacked while they are read; None for memory.
 
     Returns:
         what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, the power of result and residual over
@@ -123,7 +126,7 @@ def measure(
     full = tomogram_shape(noisy, permissive)
     if tomogram_shape(output, permissive) != full:
         raise InputError(f"{output}: is not of the size of {noisy}, name the tomogram it was made from")
-    images = [load_tomogram(path, permissive, largest=_AROUND) for path in (noisy, output)]
+    images = [load_tomogram(path, permissive, folder, _AROUND) for path in (noisy, output)]
     fill = FillNotFinite(fill_nan)
 
     def crop(image: MetaTensor, side: int = _SIDE) -> Tensor:
@@ -155,7 +158,7 @@ def measure(
             numbers.update(_seams(after, window, strides, start))
     if halves is not None:
         try:
-            even, odd = (crop(load_tomogram(path, permissive, largest=_SIDE, beside=noisy)) for path in halves)
+            even, odd = (crop(load_tomogram(path, permissive, folder, _SIDE, beside=noisy)) for path in halves)
             numbers["halves"] = halves_agreement(even, odd, voxel_size(numbers))
         except (FileError, InputError) as error:
             numbers["halves_not_measured"] = str(error)
