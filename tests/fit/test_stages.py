@@ -58,7 +58,9 @@ def fit(
         common=SimpleNamespace(seed=0),
         volumes=[{"image": torch.zeros(1, 4, 4, 4)}],
         whitening=None,
-        measure=lambda start: ran.append(f"measured with {start}") or SimpleNamespace(reliable=reliable),
+        measure=lambda start: ran.append(f"measured with {start}") or SimpleNamespace(
+            reliable=reliable, weighs_networks=reliable, doubt="beads"
+        ),
         compare=lambda checkpoint, held_out, **given: ran.append(f"{checkpoint} {held_out}"),
         network="network", loss=None, distilled_loss=None, windows=[], recorrupt=None, flips=None, held_out="slab",
         learning_rate=0.004, strength=0.7, draws=2, **more,
@@ -73,6 +75,16 @@ def test_a_fit_runs_its_stages_in_order(monkeypatch):
     """Blind, measured, recorrupted, distilled, compared on what no step has seen."""
     assert fit(monkeypatch) == ["blind", "measured with network", "recorrupted", "distilled", "distilled.pt slab"]
     assert fit(monkeypatch, start=None) == ["blind", "measured with None", "recorrupted", "recorrupted.pt slab"]
+
+
+def test_a_fit_that_nothing_will_weigh_is_told_of_before_it(monkeypatch, caplog):
+    """From random weights with beads left in; not with a starting network, which is taken, nor without beads."""
+    assert "recorrupted" in fit(monkeypatch, start=None, reliable=False)
+    assert "beads; whatever is fitted, the result will be the linear filter's" in caplog.text
+    caplog.clear()
+    assert "recorrupted" not in fit(monkeypatch, reliable=False)
+    fit(monkeypatch, start=None)
+    assert not caplog.text
 
 
 def test_a_stage_that_minutes_leave_out_is_told_of(monkeypatch, caplog):

@@ -397,6 +397,12 @@ class RefinedFit:
         noise = self.measure(start=None if start is None else self.network)
         if start is not None and (self.only_settle or not noise.reliable):
             return self._compare(noise, start, None)
+        if not noise.weighs_networks and is_first_process():
+            logger.warning(
+                "%s; whatever is fitted, the result will be the linear filter's: erase the beads, or leave out "
+                "--cold-start",
+                noise.doubt,
+            )
         distils = self.plan.distils(self.budget.steps_within)
         if not distils and self.plan.distils(lambda minutes: math.inf) and is_first_process():
             logger.warning(
