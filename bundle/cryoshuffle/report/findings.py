@@ -26,15 +26,15 @@ _PAINTED = -0.1
 # Noise of a region over that of another, where it is taken for even.
 _UNEVEN = 1.25
 # Power of the residual over that of the measured noise, by band of detail, fine to coarse: seven simulated tomograms
-# and a real cell have .97 to 1.01, .85 to 1.00, .62 to .98 and .35 to .86. In coarse bands more noise stays in the
+# and a real cell have .97 to 1.01, .85 to 1.02, .64 to 1.00 and .36 to .84. In coarse bands more noise stays in the
 # result. A result without any detail has 1.24 to 2.4 in the third band and 2.6 to 18 in the fourth.
 _LEAST_POWER = (0.85, 0.7, 0.0, 0.0)
 _MOST_POWER = 1.15
-# The same of the finest detail, in the region where it is least and most; those have .91 to 1.09,
+# The same of the finest detail, in the region where it is least and most; those have .90 to 1.06,
 # and .77 to 1.04 beside noise that is taken for even.
 _PLACES = (0.75, 1.2)
 # What residual and tomogram have in common over the power of the noise, by band of detail, fine to coarse: those have
-# .99 to 1.01, .96 to 1.07, .87 to 1.21 and .72 to 1.13. With three tenths of the tomogram in the result .58 to .83 in
+# .99 to 1.01, .96 to 1.04, .87 to 1.08 and .72 to 1.13. With three tenths of the tomogram in the result .58 to .83 in
 # all; at half strength 1.8 to 9.7 in the coarsest, behind a Gaussian of 3 voxels 1.5 to 7.2 there; .45 in the finest
 # where the noise is taken for 1.5 times as strong as it is.
 _REMOVED = ((0.85, 1.15), (0.85, 1.15), (0.75, 1.25), (0.7, 1.3))
