@@ -86,8 +86,12 @@ def test_what_is_let_go_of_is_not_memory_of_the_program(tmp_path, little):
         next(line for line in lines if line.startswith(f"{volume.data_ptr():x}-"))
         return next(int(line.split()[1]) for line in lines if line.startswith("Rss"))
 
-    volume.fill_(1.0)
-    assert mapped() > 8_000, "kB; of 65,536 the system may have put some out of memory by itself"
+    def filled() -> int:
+        volume.fill_(1.0)
+        return mapped()
+
+    # The system, or a thread that an earlier test has left, may put them out of memory in between.
+    assert any(filled() > 8_000 for _ in range(5)), "kB of 65,536"
     scratch.release()
     assert mapped() < 1_000
     for part in scratch.sections(volume.shape, 0):
