@@ -497,9 +497,11 @@ def _set_logging() -> None:
 
     def is_new(record: logging.LogRecord) -> bool:
         # A tomogram is read more than once, and what is said of it each time is told once.
-        before, words = len(said), record.getMessage()
+        words = record.getMessage()
+        if words in said:
+            return False
         said.add(words)
-        return len(said) > before
+        return True
 
     console.addFilter(is_new)
     logging.basicConfig(handlers=[console], format="cryoshuffle: note: %(message)s")

@@ -324,6 +324,7 @@ class Command:
 
 _PERMISSIVE = "take MRC files whose header breaks the standard"
 _MIRRORS = "average over eight mirror images, a little better for eight times the work (default: {})"
+_FILL_NAN = "put the mean of the others where voxels are NaN or Inf, and say where"
 # What a batch is told itself, and not each of its runs.
 _OF_BATCH = {"overwrite", "memory_gib", "quiet", "json_lines"}
 _TILT_AXES = ("z", "y", "x")
@@ -441,7 +442,7 @@ class MachineOptions:
         "on NVIDIA GPUs (default: auto)")
     memory_gib: float | None = _in_machine(None, given_flag="--memory", parse=positive, metavar="GIB", help=
         "the most memory the program may take, that of a GPU apart, GiB; volumes too large for it are kept in files in "
-        "the folder of the run (default: a quarter of what there is, at least 2)")
+        "the folder of the run (default: a quarter of what there is, at least 2; for all runs of a batch here half)")
     quiet: bool = _in_machine(False, "no lines at the beginning and no progress bar")
     json_lines: bool = _in_expert(False,
         "for programs: no bar, a line of JSON for each epoch of the fit, in a batch for each tomogram, and one at "
@@ -454,7 +455,7 @@ class FileOptions:
 
     overwrite: bool = _in_files(False, "replace results of cryoshuffle, an unfinished fit included")
     permissive: bool = _in_expert(False, _PERMISSIVE)
-    fill_nan: bool = _in_files(False, "put the mean of the others where voxels are NaN or Inf, and say where")
+    fill_nan: bool = _in_files(False, _FILL_NAN)
     output_dir: str | None = _in_files(
         None, given_flag="--report", metavar="DIR", file="path", one_tomogram=True, help=
         "folder for report, log and checkpoints (default: beside the result, <result>_run)")
@@ -611,7 +612,7 @@ class NoiseCommand(Command):
     tilt_axis: str | None = option(None, "if known (default: found from the noise)", choices=_TILT_AXES)
     overwrite: bool = option(False, "replace noise.json and noise.png")
     permissive: bool = option(False, _PERMISSIVE)
-    fill_nan: bool = option(False, "put the mean of the others where voxels are NaN or Inf, and say where")
+    fill_nan: bool = option(False, _FILL_NAN)
     report: str | None = option(None, "folder for noise.json and noise.png (default: none is written)", metavar="DIR")
 
 

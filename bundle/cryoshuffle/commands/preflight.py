@@ -154,7 +154,7 @@ def check_mask(mask: str | None, tomograms: Sequence[str], permissive: bool = Fa
         return
     if len(tomograms) > 1:
         raise InputError(f"{mask}: a mask goes with one tomogram, not with {len(tomograms)}: fit them one by one")
-    check_mask_shape(mask, tuple(tomogram_shape(mask, True)), tuple(tomogram_shape(tomograms[0], permissive)))
+    check_mask_shape(mask, tomogram_shape(mask, True), tomogram_shape(tomograms[0], permissive))
 
 
 def check_output(

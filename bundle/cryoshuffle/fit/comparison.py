@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -287,9 +287,7 @@ class _Recorruption:
     """Draws noise for a place, adds it and takes it away, and tells what network and filter make of that.
 
     Attributes:
-        spectrum: of the noise.
-        levels: whether the noise is as strong as the finest detail tells.
-        linear: the filter.
+        noise: of the volume, and the filter.
         denoise: runs the network over ``(1, 1, Z, Y, X)``.
         device: of the network.
         strength: of the recorruption.
@@ -297,9 +295,7 @@ class _Recorruption:
         random: where the noise comes from.
     """
 
-    spectrum: Tensor
-    levels: bool
-    linear: FilterChoice
+    noise: NoiseModel
     denoise: Callable[[Tensor], Tensor]
     device: torch.device
     strength: float
@@ -308,15 +304,15 @@ class _Recorruption:
 
     def draw(self, part: Tensor, where: torch.device) -> _Drawn:
         """Each field of noise with either sign, kept on a device."""
-        level = noise_level(part, self.spectrum) if self.levels else 1.0
+        level = noise_level(part, self.noise.spectrum) if self.noise.levels else 1.0
         here, drawn = part.to(where), _Drawn([], [], [], [])
         for _ in range(self.draws):
-            field = level * lay_noise(draw_noise(self.spectrum, self.random), part.shape)
+            field = level * lay_noise(draw_noise(self.noise.spectrum, self.random), part.shape)
             for signed in (field, -field):
                 given = (part + self.strength * signed).to(where)
                 with torch.no_grad():
                     drawn.denoised.append(self.denoise(given[None, None].to(self.device))[0, 0].to(where))
-                linear = self.linear(given)
+                linear = self.noise.linear(given)
                 drawn.given.append(given)
                 drawn.filtered.append(linear)
                 drawn.residuals.append(here - signed.to(where) / self.strength - linear)
@@ -366,10 +362,9 @@ def _in_bands(volumes: Sequence[Tensor], core: tuple[slice, ...]) -> list[list[T
     return [list(band) for band in zip(*split, strict=True)]
 
 
-def _weigh(
-    images: Sequence[Tensor], noise: NoiseModel, recorruption: _Recorruption, held_out: HeldOutSlab | None
-) -> FilterComparison:
+def _weigh(images: Sequence[Tensor], recorruption: _Recorruption, held_out: HeldOutSlab | None) -> FilterComparison:
     """Network against filter, over all detail and, where the filter knows frequencies, by band."""
+    noise = recorruption.noise
     by_band = noise.linear.kernel is not None
     wholes = [_Comparison() for _ in range(1 if held_out is None else 2)]
     kernels = []
@@ -450,19 +445,15 @@ def compare_with_filter(
         update_attention_means(candidate, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
-    # Where beads of gold were left in, only places without their rays tell.
-    known, images = noise.clear or noise, images_of(volumes)
+    images, known = images_of(volumes), noise
+    if noise.clear is not None:
+        # Where beads of gold were left in, only places without their rays tell.
+        images = noise.clear.of(images)
+        known = replace(noise, spectrum=noise.clear.spectrum, levels=noise.clear.levels)
     recorruption = _Recorruption(
-        known.spectrum,
-        known.levels,
-        noise.linear,
-        lambda volume: inferer(volume, candidate),
-        torch.device(device),
-        strength,
-        draws,
-        random,
+        known, lambda volume: inferer(volume, candidate), torch.device(device), strength, draws, random
     )
-    verdict = _weigh(images if noise.clear is None else noise.clear.of(images), noise, recorruption, held_out)
+    verdict = _weigh(images, recorruption, held_out)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in candidate.state_dict().items()}
     save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend(), "noise": noise.config()}, output)

@@ -178,7 +178,7 @@ def measure_noise_model(
             return _measure_volume(image, predict, explain, whitening, blind_set, halves, side)
 
     noises = [measure(image, both) for image in images]
-    spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
+    spectrum = _mean_spectrum(noises)
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
     # A fit to fewer voxels learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
@@ -193,6 +193,10 @@ def measure_noise_model(
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
     linear = choose_linear([noise.middle for noise in noises], spectrum, error, shape_for(blind_set))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
+
+
+def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:
+    return torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
 
 
 def _has_levels(noises: Sequence[_VolumeNoise], spectrum: Tensor) -> bool:
@@ -221,7 +225,7 @@ def _measure_clear_parts(
         if side is None:
             return None
         noises.append(measure(part, None if halves is None else (of_halves[0], of_halves[1]), side))
-    spectrum = torch.stack([noise.spectrum for noise in noises]).mean(dim=0).float()
+    spectrum = _mean_spectrum(noises)
     return ClearParts(tilt_axis, tuple(runs), spectrum, _has_levels(noises, spectrum))
 
 

@@ -74,7 +74,8 @@ class WindowMerger(Merger):
             return
         self.identity.update({name: checksum(file) for name, file in (files or {}).items()})
         self._journal, path = self.folder / JOURNAL, self.folder / VALUES
-        if not (self._journal.exists() and (resume or not overwrite) and self._take_up(resume, overwrite)):
+        may_go_on = self._journal.exists() and (resume or not overwrite)
+        if not may_go_on or not self._take_up(resume, overwrite):
             path.unlink(missing_ok=True)
         self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
         self._write()

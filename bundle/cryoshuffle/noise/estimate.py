@@ -232,7 +232,7 @@ def planes_without_beads(volume: Tensor, axis: int, margin: int) -> Tensor:
     held = torch.zeros(volume.shape[axis], dtype=torch.bool)
     others = [a for a in range(3) if a != axis]
     for part in scratch.sections(volume.shape, 0):
-        beyond = ((volume[part] < low) | (volume[part] > high)).any(dim=others[1]).any(dim=others[0])
+        beyond = ((volume[part] < low) | (volume[part] > high)).any(dim=others)
         held[part if axis == 0 else slice(None)] |= beyond
     return F.max_pool1d(held[None].float(), 2 * margin + 1, stride=1, padding=margin)[0] == 0
 
