@@ -61,7 +61,9 @@ def fit(
         measure=lambda start: ran.append(f"measured with {start}") or SimpleNamespace(
             reliable=reliable, weighs_networks=reliable, doubt="beads"
         ),
-        compare=lambda checkpoint, held_out, **given: ran.append(f"{checkpoint} {held_out}"),
+        compare=lambda checkpoint, held_out, start, fit_share, **given: ran.append(
+            f"{checkpoint} {held_out}" + (f" {fit_share} from {start}" if fit_share < 1 else "")
+        ),
         network="network", loss=None, distilled_loss=None, windows=[], recorrupt=None, flips=None, held_out="slab",
         learning_rate=0.004, strength=0.7, draws=2, **more,
     )  # fmt: skip
@@ -105,6 +107,14 @@ def test_a_network_is_not_fitted_to_noise_that_is_not_known(monkeypatch):
     assert fit(monkeypatch, reliable=False) == ["blind", "measured with network", "start.pt None"]
     assert fit(monkeypatch, only_settle=True) == ["blind", "measured with network", "start.pt None"]
     assert fit(monkeypatch, reliable=False, start=None)[2] == "recorrupted"
+
+
+def test_the_model_lies_between_the_starting_network_and_the_fitted_one(monkeypatch):
+    """As far from the start as is asked for; the share is refused before anything runs if it means nothing."""
+    assert fit(monkeypatch, fit_share=0.75)[-1] == "distilled.pt slab 0.75 from start.pt"
+    for wrong in (-0.1, 1.5):
+        with pytest.raises(SettingError, match=f"fit_share {wrong}: give a number from 0"):
+            fit(monkeypatch, fit_share=wrong)
 
 
 def test_an_effort_is_more_steps_on_a_gpu():

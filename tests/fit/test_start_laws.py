@@ -16,14 +16,17 @@ from cryoshuffle import starting_network
 from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FileError, InputError, SettingError
 from cryoshuffle.files.writing import save_whole
-from cryoshuffle.fit.noise_model import measure_noise_model
-from cryoshuffle.fit.starting import begin_with, update_attention_means
+from cryoshuffle.fit.comparison import compare_with_filter
+from cryoshuffle.fit.noise_model import NoiseModel, measure_noise_model
+from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.fit.starting import begin_with, stay_near, update_attention_means
 from cryoshuffle.inference.checkpoints import load_network, load_plain
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.losses import RelativeError
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
-from cryoshuffle.noise.linear_filter import gaussian
+from cryoshuffle.noise.linear_filter import choose_filter, gaussian
+from cryoshuffle.noise.spectrum import smooth_spectrum
 from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.phantoms import TEMPLATES
 from cryoshuffle.simulation.tilt_series import simulate
@@ -247,6 +250,72 @@ def test_a_network_is_settled_on_a_volume_it_was_not_fitted_to():
         update_attention_means(network, [{"image": volume} for volume in some])
         means.append(network.body.encoder[0][0].attention.running_mean.clone())
     assert torch.allclose(means[2], (means[0] + means[1]) / 2, atol=1e-6)
+
+
+def means_of(network: BlindSpotNet) -> torch.Tensor:
+    """All attention means in one."""
+    return torch.cat([value.flatten() for name, value in network.state_dict().items() if "running_mean" in name])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.75])
+def test_a_fit_stays_near_its_start(share):
+    """Each weight lies on the line between both, and the attention means are those of the volumes, which the means on
+    that line are not (negative control)."""
+    volumes = [{"image": torch.randn(1, 16, 24, 20, generator=torch.Generator().manual_seed(3))}]
+    start, fitted, expected = (load_network(starting_network()) for _ in range(3))
+    random = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for one, other in zip(fitted.parameters(), expected.parameters(), strict=True):
+            one += 0.1 * torch.randn(one.shape, generator=random)
+            other += share * (one - other)
+    for name, value in fitted.named_buffers():
+        if "running_mean" in name:
+            value += 1
+    between = means_of(start) + share * (means_of(fitted) - means_of(start))
+    update_attention_means(expected, volumes)
+    stay_near(fitted, str(starting_network()), share, volumes)
+    assert not fitted.training
+    for name, value in fitted.state_dict().items():
+        assert torch.allclose(value, expected.state_dict()[name], atol=1e-5), name
+    assert not torch.allclose(means_of(fitted), between, atol=1e-2)
+
+
+def test_all_of_a_fit_is_kept_bit_by_bit():
+    """With share 1, and with the attention means that it has; share 0 of the same changes it (negative control)."""
+    fitted, volumes = load_network(starting_network()), [{"image": torch.ones(1, 16, 16, 16)}]
+    with torch.no_grad():
+        for value in fitted.parameters():
+            value += 0.1
+    before = {name: value.clone() for name, value in fitted.state_dict().items()}
+    stay_near(fitted, str(starting_network()), 1, volumes)
+    assert all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
+    stay_near(fitted, str(starting_network()), 0, volumes)
+    assert not all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
+
+
+def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path):
+    """The model has the share of the fit that is asked for; all of it without a start (negative control)."""
+    fitted, volume = load_network(starting_network()), torch.randn(1, 24, 24, 24)
+    with torch.no_grad():
+        for value in fitted.parameters():
+            value += 0.01
+    path, model = str(tmp_path / "fitted.pt"), str(tmp_path / "model.pt")
+    torch.save({**load_plain(starting_network()), "model": fitted.state_dict()}, path)
+    spectrum = smooth_spectrum(torch.randn(24, 24, 24))
+    noise = NoiseModel(spectrum, choose_filter([volume[0]], spectrum), "")
+    inferer, held_out = HaloWindowInferer(precision="fp32"), HeldOutSlab()
+
+    def written(start: str | None) -> dict[str, torch.Tensor]:
+        compare_with_filter(
+            [{"image": volume}], fitted, path, noise, inferer, held_out, model, str(tmp_path),
+            start=start, fit_share=0.75, draws=1,
+        )  # fmt: skip
+        return load_plain(model)["model"]
+
+    begun, half, whole = load_plain(starting_network())["model"], written(str(starting_network())), written(None)
+    for name, value in fitted.named_parameters():
+        assert torch.allclose(half[name], begun[name] + 0.75 * 0.01, atol=1e-6), name
+        assert torch.equal(whole[name], value), name
 
 
 def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):

@@ -17,7 +17,7 @@ from cryoshuffle.files.volumes import images_of
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.noise_model import NoiseModel
 from cryoshuffle.fit.sampling import HeldOutSlab
-from cryoshuffle.fit.starting import copy_with_weights, update_attention_means
+from cryoshuffle.fit.starting import copy_with_weights, stay_near, update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.memory import window_bytes
 from cryoshuffle.noise.fields import draw_noise, lay_noise, noise_level
@@ -409,6 +409,8 @@ def compare_with_filter(
     held_out: HeldOutSlab | None,
     output: str,
     output_dir: str,
+    start: str | None = None,
+    fit_share: float = 1.0,
     strength: float = 0.1,
     draws: int = 4,
     device: torch.device | str = "cpu",
@@ -433,16 +435,21 @@ def compare_with_filter(
             (:func:`cryoshuffle.fit.starting.update_attention_means`), and it is compared on their middle.
         output: where the model with the verdict goes.
         output_dir: of the run; gets ``refinement.json``.
+        start: checkpoint that the fit began with; None for random weights.
+        fit_share: where between ``start`` and the fitted network the model is
+            (:func:`cryoshuffle.fit.starting.stay_near`).
         strength: of the recorruption.
         draws: fields of noise, averaged.
         device: that computes.
 
     Raises:
-        FileError, InputError: if the checkpoint cannot be read or the model cannot be written.
+        FileError, InputError: if a checkpoint cannot be read or the model cannot be written.
     """
     candidate = copy_with_weights(network, checkpoint).to(device).eval()
     if held_out is None:
         update_attention_means(candidate, volumes)
+    elif start is not None:
+        stay_near(candidate, start, fit_share, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
     images, known = images_of(volumes), noise

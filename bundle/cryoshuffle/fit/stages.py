@@ -1,8 +1,9 @@
 """The stages of a fit, in the order in which they run.
 
 A blind network is fitted first: its residual makes the noise known. A second network, which hides nothing, learns from
-windows recorrupted with that noise; a third is distilled from it, so that one pass is enough. Last, the network is
-weighed against the best linear filter, and the model is written. :meth:`RefinedFit.run` is that order.
+windows recorrupted with that noise; a third is distilled from it, so that one pass is enough. Last, its weights are
+moved a quarter of the way back to those it began with, it is weighed against the best linear filter, and the model is
+written. :meth:`RefinedFit.run` is that order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from monai.transforms import Compose, Transform
 from torch import nn
 
 from cryoshuffle.devices import is_first_process, pins_memory
+from cryoshuffle.errors import SettingError
 from cryoshuffle.fit.checkpoint import FitCheckpoint
 from cryoshuffle.fit.comparison import FilterComparison
 from cryoshuffle.fit.data import Epochs, WindowDataset, forget, seed_everything
@@ -357,7 +359,11 @@ class RefinedFit:
         learning_rate: of random weights; trained ones move in steps a quarter as large.
         strength: of the recorruption that distilled targets are made with, that of ``recorrupt``.
         draws: of the noise that a distilled target is averaged over.
+        fit_share: where between the starting network and the fitted one the model is, 0 to 1.
         only_settle: apply the starting network without fitting it.
+
+    Raises:
+        SettingError: if ``fit_share`` is not between 0 and 1.
     """
 
     trainer: Trainer
@@ -378,9 +384,14 @@ class RefinedFit:
     learning_rate: float
     strength: float
     draws: int
+    fit_share: float = 1.0
     only_settle: bool = False
 
     def __post_init__(self) -> None:
+        if not 0 <= self.fit_share <= 1:
+            raise SettingError(
+                f"fit_share {self.fit_share}: give a number from 0, the starting network, to 1, the fitted one"
+            )
         self._plain_volumes: Volumes = []
 
     def run(self) -> FilterComparison:
@@ -421,8 +432,9 @@ class RefinedFit:
 
     def _compare(self, noise: NoiseModel, model: str, held_out: HeldOutSlab | None) -> FilterComparison:
         return self.compare(
-            volumes=self._plain_volumes, network=self.network, checkpoint=model, noise=noise, held_out=held_out
-        )
+            volumes=self._plain_volumes, network=self.network, checkpoint=model, noise=noise, held_out=held_out,
+            start=self.plan.start, fit_share=self.fit_share,
+        )  # fmt: skip
 
     def _recorrupted_stage(self, noise: NoiseModel, distils: bool) -> FitStage:
         """The second stage: from windows with more noise to the same windows with less of it."""

@@ -1,4 +1,4 @@
-"""What the second stage begins with: the weights of a trained network, made ready for a volume."""
+"""The trained weights that the second stage begins with, made ready for a volume, and how far a fit may leave them."""
 
 from __future__ import annotations
 
@@ -98,6 +98,33 @@ def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, An
     for mean, momentum in zip(means, momenta, strict=True):
         mean.momentum = momentum
     network.train(was_training)
+
+
+def stay_near(network: nn.Module, start: str, fit_share: float, volumes: Sequence[Mapping[str, Any]]) -> None:
+    """Move a fitted network back towards the weights that its fit began with.
+
+    A fit to one tomogram learns some of its noise with its structures, and forgets some of what the starting network
+    knows. Weights between the two have less of both errors. The attention means are those of the volumes.
+
+    Args:
+        network: fitted; its weights are changed.
+        start: checkpoint that the fit began with.
+        fit_share: where between the two: 0 for the start, 1 for the fit as it is, with the attention means it has.
+        volumes: dictionaries with ``image`` ``(1, Z, Y, X)`` that it was fitted to.
+
+    Raises:
+        FileError, InputError: if the checkpoint cannot be read or is of another network.
+
+    Source:
+        Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", CVPR.
+    """
+    if fit_share == 1:
+        return
+    begun = copy_with_weights(network, start).state_dict()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(begun[name].to(value), 1 - fit_share)
+    update_attention_means(network, volumes)
 
 
 def _halved(volume: Tensor) -> list[Tensor]:
