@@ -126,8 +126,13 @@ def check_halves(halves: Sequence[str] | None, tomogram: str, permissive: bool =
 
 def _correlations_of_halves(halves: Sequence[str], tomogram: str, permissive: bool) -> list[float]:
     """Correlation of the mean of two halves, and of each, with their tomogram in the middle; 1 where it is constant."""
-    images = [load_tomogram(path, permissive, largest=_LOOKED_AT, beside=tomogram) for path in (tomogram, *halves)]
-    whole, even, odd = (central_crop(image.as_tensor()[0], _LOOKED_AT).double() for image in images)
+    # One after the other: a compressed file is unpacked whole.
+    whole, even, odd = (
+        central_crop(
+            load_tomogram(path, permissive, largest=_LOOKED_AT, beside=tomogram).as_tensor()[0], _LOOKED_AT
+        ).double()
+        for path in (tomogram, *halves)
+    )
     finite = whole.isfinite() & even.isfinite() & odd.isfinite()
     correlations = []
     for one in ((even + odd) / 2, even, odd):
