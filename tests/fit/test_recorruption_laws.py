@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cryoshuffle import starting_network
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.comparison import FilterComparison, Weight, compare_with_filter
 from cryoshuffle.fit.distillation import Distillation
 from cryoshuffle.fit.handlers import BlindnessGuard
@@ -758,3 +759,20 @@ def test_what_a_network_is_worth_is_asked_where_there_are_no_rays_of_gold(tmp_pa
     assert not expected.trusted
     assert found.weight.value == pytest.approx(expected.weight.value, abs=0.02)
     assert abs(verdict(beads, replace(noise, clear=None)).weight.value - found.weight.value) > 0.1
+
+
+def test_a_large_field_of_view_tells_its_noise_by_more_voxels(tmp_path, monkeypatch):
+    """Its filter takes less of the scatter of the noise for signal than one from the middle 128 voxels does (negative
+    control); a small field has no more than these."""
+    volume = torch.randn(64, 400, 392, generator=torch.Generator().manual_seed(0))
+    network, path = small_network("plane"), str(tmp_path / "blind.pt")
+    torch.save({"model": network.state_dict()}, path)
+
+    def kept(volume: Tensor) -> float:
+        measured = measure_noise_model([{"image": volume[None]}], network, path, HaloWindowInferer(halo=16))
+        return float(measured.linear(central_crop(volume, 128)).square().mean())
+
+    large, small = kept(volume), kept(central_crop(volume, 250))
+    monkeypatch.setattr("cryoshuffle.fit.noise_model._LARGEST_SIDE", 128)
+    assert large < 0.7 * kept(volume)
+    assert small == pytest.approx(kept(volume), rel=1e-3)

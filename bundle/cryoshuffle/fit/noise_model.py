@@ -33,7 +33,8 @@ from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, sm
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
 
-_SIDE = 128
+# Least and largest side of the middle that tells the noise, voxels.
+_SIDE, _LARGEST_SIDE = 128, LARGEST
 _AROUND = 320
 # Of a flat part.
 _SIDES = (_SIDE, 192, 256, _AROUND)
@@ -173,11 +174,11 @@ def measure_noise_model(
 
     images = images_of(volumes)
 
-    def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int = _SIDE) -> _VolumeNoise:
+    def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int) -> _VolumeNoise:
         with eval_mode(core):
             return _measure_volume(image, predict, explain, whitening, blind_set, halves, side)
 
-    noises = [measure(image, both) for image in images]
+    noises = [measure(image, both, _side_of_middle(image)) for image in images]
     spectrum = _mean_spectrum(noises)
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
@@ -193,6 +194,16 @@ def measure_noise_model(
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
     linear = choose_linear([noise.middle for noise in noises], spectrum, error, shape_for(blind_set))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
+
+
+def _side_of_middle(image: Tensor) -> int:
+    """Side of the middle of a volume ``(1, Z, Y, X)`` that tells noise and filter, voxels.
+
+    Small voxels hold little signal each, so it takes many to tell it from the scatter of the noise. Half of the field
+    of view is specimen; what is outside of it says too little of the signal.
+    """
+    field = sorted(image.shape[1:])[1]
+    return min(max(field // 2, _SIDE), _LARGEST_SIDE)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:
