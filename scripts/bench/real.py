@@ -52,7 +52,7 @@ END = "<!-- real: end -->"
 PICTURE = "benchmark_cell.png"
 PIXEL_ANGSTROM = 10.0
 # The middle of the tomogram in voxels of 10 Å, (z, y, x).
-FINE_CROP = (128, 384, 384)
+FINE_CROP = (128, 256, 256)
 BANDS = ((0.7, 1.5), (1.0, 2.0), (1.5, 3.0), (2.0, 5.0))
 SLOPE_BANDS = ((0.35, 0.7), (0.7, 1.4), (1.4, 2.8), (2.8, 5.6), (5.6, 11.0))
 GAUSSIANS = (
@@ -326,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0", help="the whole tomogram is denoised with the first of them")
     parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 384 x 384 voxels")
+    size.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")

@@ -764,7 +764,7 @@ def test_what_a_network_is_worth_is_asked_where_there_are_no_rays_of_gold(tmp_pa
 def test_a_large_field_of_view_tells_its_noise_by_more_voxels(tmp_path, monkeypatch):
     """Its filter takes less of the scatter of the noise for signal than one from the middle 128 voxels does (negative
     control); a small field has no more than these."""
-    volume = torch.randn(64, 400, 392, generator=torch.Generator().manual_seed(0))
+    volume = torch.randn(64, 490, 484, generator=torch.Generator().manual_seed(0))
     network, path = small_network("plane"), str(tmp_path / "blind.pt")
     torch.save({"model": network.state_dict()}, path)
 

@@ -33,8 +33,10 @@ from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, sm
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
 
-# Least and largest side of the middle that tells the noise, voxels.
+# Least and largest side of the middle that tells the noise, voxels, and its share of the field of view: the best one
+# for the real cell in voxels of 10 and of 20 Å.
 _SIDE, _LARGEST_SIDE = 128, LARGEST
+_SHARE_OF_FIELD = 0.4
 _AROUND = 320
 # Of a flat part.
 _SIDES = (_SIDE, 192, 256, _AROUND)
@@ -199,11 +201,11 @@ def measure_noise_model(
 def _side_of_middle(image: Tensor) -> int:
     """Side of the middle of a volume ``(1, Z, Y, X)`` that tells noise and filter, voxels.
 
-    Small voxels hold little signal each, so it takes many to tell it from the scatter of the noise. Half of the field
-    of view is specimen; what is outside of it says too little of the signal.
+    Small voxels hold little signal each, so it takes many to tell it from the scatter of the noise. What is far from
+    the middle of the field of view is often ice, and says too little of the signal.
     """
     field = sorted(image.shape[1:])[1]
-    return min(max(field // 2, _SIDE), _LARGEST_SIDE)
+    return min(max(int(_SHARE_OF_FIELD * field), _SIDE), _LARGEST_SIDE)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:

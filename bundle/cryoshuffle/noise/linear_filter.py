@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.errors import SettingError
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import BlindSet, Triple
 from cryoshuffle.noise.axes import line_along
 from cryoshuffle.noise.spectrum import ENOUGH, smooth_cross_spectrum, smooth_spectrum
@@ -25,6 +26,8 @@ _NARROW = 0.5**0.5
 # Of the mean power of a tomogram: the least that a prediction from it is divided by.
 _LEAST_POWER = 0.01
 _PREDICTIONS = 3
+# Largest side of what a Gaussian is chosen by beside a Wiener filter, voxels.
+_SMOOTHED = 128
 Widths = tuple[float, float, float]
 
 
@@ -398,9 +401,10 @@ def choose_linear(
         error: of the spectrum, relative.
         shape: of the Gaussian along (Z, Y, X), as of :func:`shape_for`.
     """
-    chosen = choose_filter(volumes, spectrum, error, shape=shape)
     if sum(volume.numel() for volume in volumes) < ENOUGH:
-        return chosen
+        return choose_filter(volumes, spectrum, error, shape=shape)
+    # Its two numbers need no more voxels than these, and smoothing takes memory.
+    chosen = choose_filter([central_crop(volume, _SMOOTHED) for volume in volumes], spectrum, error, shape=shape)
     total = torch.stack([smooth_spectrum(volume) for volume in volumes]).mean(dim=0)
     kernel = wiener_kernel(total, (1 + error) * spectrum.double())
     # Detail is left out for fear that it is noise. What is kept is as strong as the noise by itself lets expect.
