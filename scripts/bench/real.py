@@ -327,6 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep-gold", action="store_true", help="leave the beads of gold in")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--fine", action="store_true", help="voxels of 10 Å, of the middle 128 x 256 x 256 voxels")
+    size.add_argument("--fine-whole", action="store_true", help="voxels of 10 Å, all of them")
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
@@ -336,9 +337,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
-    binning = 1 if options.fine else 3 if options.coarse else 2
+    binning = 1 if options.fine or options.fine_whole else 3 if options.coarse else 2
     title = f"gold {'kept' if options.keep_gold else 'erased'}"
     title += "" if binning == 2 else f", {binning * PIXEL_ANGSTROM:.0f} Å"
+    title += ", whole field" if options.fine_whole else ""
     title += f", SIRT-like filter of {options.sirt} iterations" if options.sirt else ""
     folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
     make(options.data, folder, binning, options.keep_gold, FINE_CROP if options.fine else None, options.sirt)
