@@ -19,7 +19,7 @@ from cryoshuffle.files.writing import save_whole
 from cryoshuffle.fit.comparison import compare_with_filter
 from cryoshuffle.fit.noise_model import NoiseModel, measure_noise_model
 from cryoshuffle.fit.sampling import HeldOutSlab
-from cryoshuffle.fit.starting import begin_with, stay_near, update_attention_means
+from cryoshuffle.fit.starting import begin_with, interpolate_weights, update_attention_means
 from cryoshuffle.inference.checkpoints import load_network, load_plain
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet, Lattice
@@ -273,7 +273,7 @@ def test_a_fit_stays_near_its_start(share):
             value += 1
     between = means_of(start) + share * (means_of(fitted) - means_of(start))
     update_attention_means(expected, volumes)
-    stay_near(fitted, str(starting_network()), share, volumes)
+    interpolate_weights(fitted, str(starting_network()), share, volumes)
     assert not fitted.training
     for name, value in fitted.state_dict().items():
         assert torch.allclose(value, expected.state_dict()[name], atol=1e-5), name
@@ -287,21 +287,22 @@ def test_all_of_a_fit_is_kept_bit_by_bit():
         for value in fitted.parameters():
             value += 0.1
     before = {name: value.clone() for name, value in fitted.state_dict().items()}
-    stay_near(fitted, str(starting_network()), 1, volumes)
+    interpolate_weights(fitted, str(starting_network()), 1, volumes)
     assert all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
-    stay_near(fitted, str(starting_network()), 0, volumes)
+    interpolate_weights(fitted, str(starting_network()), 0, volumes)
     assert not all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
 
 
 def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path):
     """The model has the share of the fit that is asked for; all of it without a start (negative control)."""
-    fitted, volume = load_network(starting_network()), torch.randn(1, 24, 24, 24)
+    random = torch.Generator().manual_seed(5)
+    fitted, volume = load_network(starting_network()), torch.randn(1, 24, 24, 24, generator=random)
     with torch.no_grad():
         for value in fitted.parameters():
             value += 0.01
     path, model = str(tmp_path / "fitted.pt"), str(tmp_path / "model.pt")
     torch.save({**load_plain(starting_network()), "model": fitted.state_dict()}, path)
-    spectrum = smooth_spectrum(torch.randn(24, 24, 24))
+    spectrum = smooth_spectrum(torch.randn(24, 24, 24, generator=random))
     noise = NoiseModel(spectrum, choose_filter([volume[0]], spectrum), "")
     inferer, held_out = HaloWindowInferer(precision="fp32"), HeldOutSlab()
 
@@ -312,9 +313,9 @@ def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path):
         )  # fmt: skip
         return load_plain(model)["model"]
 
-    begun, half, whole = load_plain(starting_network())["model"], written(str(starting_network())), written(None)
+    begun, between, whole = load_plain(starting_network())["model"], written(str(starting_network())), written(None)
     for name, value in fitted.named_parameters():
-        assert torch.allclose(half[name], begun[name] + 0.75 * 0.01, atol=1e-6), name
+        assert torch.allclose(between[name], begun[name] + 0.75 * 0.01, atol=1e-6), name
         assert torch.equal(whole[name], value), name
 
 

@@ -17,7 +17,7 @@ from cryoshuffle.files.volumes import images_of
 from cryoshuffle.files.writing import save_whole, write_json
 from cryoshuffle.fit.noise_model import NoiseModel
 from cryoshuffle.fit.sampling import HeldOutSlab
-from cryoshuffle.fit.starting import copy_with_weights, stay_near, update_attention_means
+from cryoshuffle.fit.starting import copy_with_weights, interpolate_weights, update_attention_means
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.memory import window_bytes
 from cryoshuffle.noise.fields import draw_noise, lay_noise, noise_level
@@ -436,8 +436,7 @@ def compare_with_filter(
         output: where the model with the verdict goes.
         output_dir: of the run; gets ``refinement.json``.
         start: checkpoint that the fit began with; None for random weights.
-        fit_share: where between ``start`` and the fitted network the model is
-            (:func:`cryoshuffle.fit.starting.stay_near`).
+        fit_share: of the fit in the model, 0 to 1 (:func:`cryoshuffle.fit.starting.interpolate_weights`).
         strength: of the recorruption.
         draws: fields of noise, averaged.
         device: that computes.
@@ -449,7 +448,7 @@ def compare_with_filter(
     if held_out is None:
         update_attention_means(candidate, volumes)
     elif start is not None:
-        stay_near(candidate, start, fit_share, volumes)
+        interpolate_weights(candidate, start, fit_share, volumes)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
     images, known = images_of(volumes), noise

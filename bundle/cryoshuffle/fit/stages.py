@@ -2,7 +2,7 @@
 
 A blind network is fitted first: its residual makes the noise known. A second network, which hides nothing, learns from
 windows recorrupted with that noise; a third is distilled from it, so that one pass is enough. Last, its weights are
-moved a quarter of the way back to those it began with, it is weighed against the best linear filter, and the model is
+interpolated with those that the fit began with, it is weighed against the best linear filter, and the model is
 written. :meth:`RefinedFit.run` is that order.
 """
 
@@ -359,7 +359,7 @@ class RefinedFit:
         learning_rate: of random weights; trained ones move in steps a quarter as large.
         strength: of the recorruption that distilled targets are made with, that of ``recorrupt``.
         draws: of the noise that a distilled target is averaged over.
-        fit_share: where between the starting network and the fitted one the model is, 0 to 1.
+        fit_share: of the fitted weights in the model, 0 to 1; the starting network has the rest.
         only_settle: apply the starting network without fitting it.
 
     Raises:

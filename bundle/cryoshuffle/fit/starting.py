@@ -1,4 +1,4 @@
-"""The trained weights that the second stage begins with, made ready for a volume, and how far a fit may leave them."""
+"""The trained weights that a fit begins with, made ready for a volume, and how much of them its model keeps."""
 
 from __future__ import annotations
 
@@ -100,16 +100,16 @@ def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, An
     network.train(was_training)
 
 
-def stay_near(network: nn.Module, start: str, fit_share: float, volumes: Sequence[Mapping[str, Any]]) -> None:
-    """Move a fitted network back towards the weights that its fit began with.
+def interpolate_weights(network: nn.Module, start: str, fit_share: float, volumes: Sequence[Mapping[str, Any]]) -> None:
+    """Put a fitted network's weights between those that its fit began with and its own.
 
     A fit to one tomogram learns some of its noise with its structures, and forgets some of what the starting network
-    knows. Weights between the two have less of both errors. The attention means are those of the volumes.
+    knows. Weights between the two have less of both errors. Attention means are no weights: they become the volumes'.
 
     Args:
-        network: fitted; its weights are changed.
+        network: fitted; it is changed.
         start: checkpoint that the fit began with.
-        fit_share: where between the two: 0 for the start, 1 for the fit as it is, with the attention means it has.
+        fit_share: of the fit, 0 to 1; with 1 the network stays as it is, attention means included.
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)`` that it was fitted to.
 
     Raises:

@@ -403,7 +403,7 @@ def choose_linear(
     """
     if sum(volume.numel() for volume in volumes) < ENOUGH:
         return choose_filter(volumes, spectrum, error, shape=shape)
-    # Its two numbers need no more voxels than these, and smoothing takes memory.
+    # The two numbers of the Gaussian need no more voxels than these, and smoothing takes memory.
     chosen = choose_filter([central_crop(volume, _SMOOTHED) for volume in volumes], spectrum, error, shape=shape)
     total = torch.stack([smooth_spectrum(volume) for volume in volumes]).mean(dim=0)
     kernel = wiener_kernel(total, (1 + error) * spectrum.double())
