@@ -12,7 +12,12 @@ from cryoshuffle.report.verdict import SUBJECTS, Finding, verdict
 
 LATTICE = {"stride": 3, "scatter": 0.1, "excess": 1.0, "imbalance": 1.0}
 RESIDUAL = {"correlation_with_result": 0.1, "low_frequency_correlation": 0.1, "autocorrelation": {}}
-PAINTED = {"where": [5, 6], "levels": [0.9, 1.0, 1.2]}
+PAINTED = {
+    "correlations": [0.1, -0.05, 0.2],
+    "strengths": [0.1, 0.2, 0.1],
+    "levels": [0.9, 1.0, 1.2],
+    "places": [[5, 6], [7, 8], [9, 10]],
+}
 REMOVED = {"ratios": [1.0, 1.0, 0.95, 1.1], "errors": [0.003, 0.005, 0.01, 0.03]}
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
@@ -89,8 +94,8 @@ def test_a_small_share_of_the_network_has_the_reason_of_its_run(refinement, word
             "where there is structure",
         ),
         (
-            {"numbers": {"painted": {**PAINTED, "least": -0.05}}},
-            {"numbers": {"painted": {**PAINTED, "least": -0.15}}},
+            {"numbers": {"painted": PAINTED}},
+            {"numbers": {"painted": {**PAINTED, "correlations": [0.1, -0.15, 0.2]}}},
             "bad",
             "negative of the noise",
         ),
@@ -131,7 +136,7 @@ def test_a_number_stands_beside_its_limit():
         ({"removed": {**REMOVED, "ratios": [1.0, 0.7, 1.0, 1.0]}}, "good from 0.85 to 1.15: noise was left in"),
         ({"removed": {**REMOVED, "ratios": [1.0, 1.0, 1.0, 1.6]}}, "good from 0.7 to 1.3: signal was taken away"),
         ({"residual": {**RESIDUAL, "low_frequency_correlation": -0.2}}, "-0.20, good above -0.1"),
-        ({"painted": {**PAINTED, "least": 0.2}}, "+0.20 or more in every region, good above -0.1"),
+        ({"painted": PAINTED}, "-0.05 or more in every region, good above -0.1"),
         ({"seams": {"borders": 1.1, "halfway": 1.0}}, "1.10 times those nearby, good below 1.4"),
         ({"lattice": {"y": {**LATTICE, "excess": 1.2}}}, "1.20 times the power nearby, good below 1.30"),
         ({"halves": {**HALVES, "beyond_chance": True}}, "to 60.0 Å, 30% of the frequencies that the voxels hold"),
@@ -164,10 +169,22 @@ def test_detail_that_runs_against_the_tomogram_is_told():
     assert "Detail of 2 to 4 voxels" in found.words
 
 
+def test_the_negative_of_the_noise_makes_doubt_where_it_can_be_seen():
+    """What is too faint for an eye is told all the same, and where one region has both that one is named."""
+    for strengths, level, words in (
+        ([0.04, 0.02, 0.9], "look", "-0.50 around y = 5, x = 6, good above -0.1. It has 4.0% of the contrast there"),
+        ([0.04, 0.06, 0.9], "bad", "-0.20 around y = 7, x = 8, good above -0.1. It is a texture that is in no data"),
+    ):
+        painted = {**PAINTED, "correlations": [-0.5, -0.2, 0.2], "strengths": strengths}
+        (one,) = findings(None, None, {"painted": painted})
+        assert one.level == level
+        assert words in one.words
+        assert one.advice
+
+
 def test_uneven_noise_is_told_where_it_was_taken_for_even():
-    painted = {**PAINTED, "least": 0.1}
     for levels, count in ((True, 0), (False, 1)):
-        found = findings(None, {"trust": 0.8, "levels": levels}, {"painted": painted})
+        found = findings(None, {"trust": 0.8, "levels": levels}, {"painted": PAINTED})
         assert sum("was taken for even" in one.words for one in found) == count
 
 
@@ -395,7 +412,7 @@ def test_every_finding_weighs_something_and_says_what_to_do():
         "signal_left": {"ratio": 3.0, "scatter": 0.05, "where": [1, 2, 3]},
         "seams": {"borders": 3.0, "halfway": 1.0},
         "lattice": {"y": {**LATTICE, "excess": 3.0, "imbalance": 2.0}},
-        "painted": {**PAINTED, "least": -0.5, "levels": [0.5, 1.5]},
+        "painted": {**PAINTED, "correlations": [-0.5] * 3, "levels": [0.5, 1.0, 1.5]},
         "slopes": [-1.0, 1.0, 1.0, 1.0],
         "not_measured": "too small",
         "kept": {"result": 0.0, "residual": 1.0},

@@ -520,16 +520,23 @@ def test_painted_noise_is_seen_where_it_is():
     made = simulate("wbp", (32, 96, 96), snr=0.1, seed=0)
     noisy, truth = made.tomogram, made.truth
     for result in (truth, gaussian(noisy, 1.5)):
-        assert painted_noise(noisy, result)["least"] > -0.1
+        assert min(painted_noise(noisy, result)["correlations"]) > -0.1
     fine = made.noise - gaussian(made.noise, 0.8)
     corner = torch.zeros(96, 96)
     corner[64:, :32] = 0.8
     painted = painted_noise(noisy, truth - corner * fine)
-    assert painted["least"] < -0.4
-    y, x = painted["where"]
+    least, next_least = sorted(painted["correlations"])[:2]
+    assert least < -0.4
+    assert next_least > -0.1
+    corner_region = painted["correlations"].index(least)
+    y, x = painted["places"][corner_region]
     assert y > 64
     assert x < 32
-    assert sorted(painted["correlations"])[1] > -0.1
+    part = (slice(2, -2), slice(48, 94), slice(2, 48))
+    for share in (0.02, 0.2):
+        result = gaussian(truth, 2.0) - share * fine
+        strength = painted_noise(noisy, result)["strengths"][corner_region]
+        assert strength == pytest.approx(share * float(fine[part].std() / result[part].std()), rel=0.2)
     before, louder = (painted_noise(v, truth)["levels"] for v in (noisy, noisy * (1 + corner)))
     assert max(louder) > 1.2 * max(before)
 

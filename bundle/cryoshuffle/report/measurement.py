@@ -150,7 +150,8 @@ def measure(
     else:
         numbers["signal_left"] = {**signal, "where": [a + b for a, b in zip(start, signal["where"], strict=True)]}
         around = [part.start for part in middle(full, _AROUND)[1:]]
-        numbers["painted"] = {**painted, "where": [a + b for a, b in zip(around, painted["where"], strict=True)]}
+        places = [[a + b for a, b in zip(around, place, strict=True)] for place in painted["places"]]
+        numbers["painted"] = {**painted, "places": places}
         if noise is not None:
             at = [part.start for part in middle(full, _AROUND)]
             numbers.update(_beside_noise((before, after), whole, noise, at))

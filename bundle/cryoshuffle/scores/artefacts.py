@@ -161,8 +161,9 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
 
     Returns:
         Of the regions, up to 3 x 3 along y and x: ``correlations`` of the finest detail of result and tomogram;
-        ``least`` of them, and the middle (y, x) of its region as ``where``, voxels; ``levels``, deviation of the finest
-        detail of the tomogram over that of the whole.
+        ``strengths``, the deviation of the tomogram's finest detail, as far as it is in the result, over that of the
+        whole result there; ``levels``, deviation of the finest detail of the tomogram over that of the whole; and
+        ``places``, their middles (y, x), voxels.
 
     Raises:
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
@@ -171,22 +172,19 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
     fine = [volume - gaussian(volume, _FINEST) for volume in (before, after)]
     inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
     noisy, denoised = (volume[inner] for volume in fine)
+    result = after[inner]
     whole = float(noisy.std())
-    correlations, levels, places = [], [], []
+    correlations, strengths, levels, places = [], [], [], []
     for region in itertools.product(*(_cuts(n) for n in noisy.shape[1:])):
         part = (slice(None), *region)
         a, b = noisy[part].double(), denoised[part].double()
         norm = float(a.square().mean().sqrt() * b.square().mean().sqrt())
         correlations.append(float((a * b).mean()) / norm if norm > 0 else 0.0)
+        contrast = float(result[part].double().std())
+        strengths.append(abs(correlations[-1]) * float(b.std()) / contrast if contrast > 0 else 0.0)
         levels.append(float(a.std()) / whole if whole > 0 else 1.0)
         places.append([(cut.start + cut.stop) // 2 + side.start for cut, side in zip(region, inner[1:], strict=True)])
-    least = min(correlations)
-    return {
-        "correlations": correlations,
-        "least": least,
-        "where": places[correlations.index(least)],
-        "levels": levels,
-    }
+    return {"correlations": correlations, "strengths": strengths, "levels": levels, "places": places}
 
 
 def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
