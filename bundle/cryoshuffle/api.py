@@ -76,6 +76,7 @@ class DenoiseOptions(TypedDict, total=False):
     ome_zarr: Literal["0.4", "0.5"]
     residual: PathLike
     detail: float
+    smooth: float
     mirrors: bool
     survival: bool
     device: str

@@ -36,7 +36,7 @@ OTHER = {
     "blind": "plane", "tilt_axis": "x", "radius": "2", "stride": "1,4,1", "even": "e.mrc", "odd": "o.mrc",
     "empty": "m.mrc", "mask": "m.mrc", "preset": "paper", "warm_start": "a.pt", "effort": "best", "steps": "7",
     "minutes": "1.5", "window": "24", "seed": "3", "inference_window": "32,48,48", "output_dtype": "int16",
-    "residual": "r.mrc", "error": "e.mrc", "detail": "0.25", "device_name": "cpu", "precision": "fp32",
+    "residual": "r.mrc", "error": "e.mrc", "detail": "0.25", "smooth": "0.5", "device_name": "cpu", "precision": "fp32",
     "memory_gib": "3", "output_dir": "run", "ome_zarr": "0.5",
 }  # fmt: skip
 # What a record of a run is not told: how it was begun, and where it says how it went. Device and folder have entries

@@ -259,7 +259,7 @@ def test_a_result_on_disk_is_that_in_memory(tmp_path, net):
     x = torch.randn(1, 1, 21, 35, 26)
     blend = {"trust": 0.6, "sigma": [2.0, 1.0, 0.5], "gain": 0.7}
     with torch.no_grad():
-        for more in ({}, {"blend": blend, "detail": 0.2}):
+        for more in ({}, {"blend": blend, "detail": 0.2, "smooth": 0.8}):
             whole = HaloWindowInferer(99, precision="fp32", **more)(x, net)
             for window in ((8, 12, 12), (8, 36, 28)):
                 here = HaloWindowInferer(window, precision="fp32", **more)(x, net)

@@ -38,6 +38,7 @@ from cryoshuffle.noise.linear_filter import (
     gaussian,
     prediction_kernel,
     shape_for,
+    smoothed,
     wiener_kernel,
 )
 from cryoshuffle.noise.spectrum import GRID, noise_spectrum, smooth_cross_spectrum, smooth_spectrum
@@ -591,6 +592,25 @@ def test_detail_mixes_the_noisy_volume_back():
     assert torch.allclose(run(0.25), 0.75 * run(0.0) + 0.25 * volume, atol=1e-6)
     with pytest.raises(SettingError, match=r"detail is 1\.5"):
         HaloWindowInferer(16, detail=1.5)
+
+
+def test_smooth_is_a_gaussian_over_the_result_and_not_over_the_input_in_it():
+    """What the Gaussian makes of the result without it, up to the borders, where no dark rim is; not of others."""
+    volume, network = torch.randn(1, 1, 20, 22, 24) + 3, small_network().eval()
+
+    def run(**more: float) -> Tensor:
+        with torch.no_grad():
+            return HaloWindowInferer(8, **more)(volume, network)
+
+    inside = gaussian(torch.ones(20, 22, 24), 0.8)
+    expected = gaussian(run()[0, 0], 0.8) / inside
+    assert torch.allclose(run(smooth=0.8)[0, 0], expected, atol=1e-5)
+    assert not torch.allclose(run(smooth=0.6)[0, 0], expected, atol=1e-2)
+    assert torch.allclose(run(smooth=0.8, detail=0.25), 0.75 * run(smooth=0.8) + 0.25 * volume, atol=1e-5)
+    assert torch.allclose(smoothed(torch.full((1, 1, 9, 9, 9), 5.0), 1.5), torch.tensor(5.0))
+    for width in (-0.1, 4.1):
+        with pytest.raises(SettingError, match=rf"smooth is {width}"):
+            HaloWindowInferer(8, smooth=width)
 
 
 def test_the_blend_goes_from_filter_to_network_whatever_the_window():

@@ -79,6 +79,14 @@ def test_input_that_is_mixed_in_brings_its_noise(gaussian, detail):
     assert detail < 0.5 or float((apart.abs() < 2 * without).float().mean()) < 0.93
 
 
+def test_a_smoothed_result_has_no_map(gaussian):
+    """What a Gaussian takes from a result is no noise, so no map knows of it."""
+    blend = gaussian[-1].blend
+    ErrorMap(StoredNoise(WHITE, False), HaloWindowInferer(halo=0, blend=blend))
+    with pytest.raises(SettingError, match=r"smooth is 0\.8 voxels.*leave out one of the two"):
+        ErrorMap(StoredNoise(WHITE, False), HaloWindowInferer(halo=0, blend=blend, smooth=0.8))
+
+
 def test_the_wrong_noise_makes_another_map(gaussian):
     """Noise taken for one and a half times as strong: the map is too large by the root of that."""
     _, volume, result, inferer = gaussian

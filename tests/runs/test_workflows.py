@@ -327,7 +327,16 @@ def test_halves_tell_the_noise_of_a_run_and_detail_mixes_back(tmp_path, capsys):
     assert main(["apply", str(tmp_path / "o_run" / "model.pt"), source, whole, "--detail", "1", "--quiet"]) == 0
     assert np.allclose(data(whole), data(source), atol=1e-4 * data(source).std())
     assert data(out).std() < 0.9 * data(source).std()
+    smooth, words = str(tmp_path / "smooth.mrc"), ["apply", str(tmp_path / "o_run" / "model.pt"), source]
+    assert main([*words, smooth, "--smooth", "0.8", "--quiet"]) == 0
+    unsmoothed, expected = data(out), gaussian_filter(data(out), 0.8, mode="nearest")
+    inside = (slice(4, -4),) * 3
+    assert np.abs(data(smooth) - expected)[inside].max() < 0.05 * np.abs(unsmoothed - expected)[inside].max()
+    assert json.loads((tmp_path / "smooth_run" / "provenance.json").read_text())["settings"]["smooth"] == 0.8
     capsys.readouterr()
+    assert main([*words, str(tmp_path / "q.mrc"), "--smooth", "0.8", "--error", str(tmp_path / "e.mrc")]) == 2
+    assert "e.mrc: an error map is that of the result without --smooth" in capsys.readouterr().err
+    assert not (tmp_path / "q.mrc").exists()
     assert main(["denoise", source, str(tmp_path / "p.mrc"), *halves[:2], *QUICK]) == 2
     assert "name both with --even and --odd" in capsys.readouterr().err
     assert main(["fit", source, source, "--checkpoint", str(tmp_path / "c.pt"), *halves, *QUICK]) == 2

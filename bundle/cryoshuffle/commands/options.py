@@ -59,6 +59,7 @@ def _whole_numbers(least: int, kind: str) -> Callable[[str], int]:
 
 positive = _numbers(lambda number: 0 < number < math.inf, "a number above 0")
 share = _numbers(lambda number: 0 <= number <= 1, "a number from 0 to 1")
+smoothing = _numbers(lambda number: 0 <= number <= 4, "a number of voxels from 0 to 4")
 count = _whole_numbers(1, "a whole number above 0")
 whole = _whole_numbers(0, "a whole number of at least 0")
 
@@ -411,6 +412,9 @@ class OutputOptions:
         "long")
     detail: float = option(0.0, parse=share, metavar="0..1", help=
         "share of the noisy tomogram mixed back into the result, noise and all (default: 0)")
+    smooth: float = option(0.0, parse=smoothing, metavar="0..4", help=
+        "width of a Gaussian over the result, voxels, for looking at it: where fine lines or grain disturb, try 0.8 "
+        "(default: 0)")
     mirrors: bool = _in_expert(False, _MIRRORS.format("with --effort best"))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cryoshuffle.boxes import fit_window
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, InputError, SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import (
     check_new_tomogram,
@@ -28,6 +28,7 @@ from cryoshuffle.files.formats import (
 from cryoshuffle.files.masks import check_mask_shape
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.sampling import HeldOutSlab
+from cryoshuffle.inference.error_map import NO_ERROR_OF_SMOOTHED
 from cryoshuffle.lattice import Triple
 
 logger = logging.getLogger("cryoshuffle")
@@ -173,6 +174,7 @@ def check_output(
     error: str | None = None,
     force: bool = False,
     ome_zarr: str = "0.4",
+    smooth: float = 0.0,
 ) -> None:
     """Refuse an output that exists, is the input, or cannot be written where it is asked for.
 
@@ -188,11 +190,15 @@ def check_output(
         error: path of the error map, looked at in the same way; None for none.
         force: allow one that exists whatever it is.
         ome_zarr: version of the format, where it is that.
+        smooth: width of a Gaussian over the result, voxels.
 
     Raises:
         FileError: in each of those cases.
+        SettingError: for an error map of a result that is smoothed.
         InputError: for a name of no format, one whose package is missing, or a type or version that the format has not.
     """
+    if error is not None and smooth:
+        raise SettingError(f"{error}: {NO_ERROR_OF_SMOOTHED}")
     path = Path(output)
     _check_format(path, dtype, ome_zarr)
     _check_place(path, Path(tomogram), overwrite, folder, force)

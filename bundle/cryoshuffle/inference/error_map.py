@@ -21,6 +21,7 @@ from cryoshuffle.noise.linear_filter import gaussian, gaussian_reach
 
 # What a model without noise means, for the message.
 NO_ERROR_MAP = "so there is no error map"
+NO_ERROR_OF_SMOOTHED = "an error map is that of the result without --smooth, so leave out one of the two"
 PASSES, MOST_PASSES = 4, 16
 # Fields that are drawn to compare noise with that was measured, and parts of the map that are looked at by themselves.
 DRAWN, PARTS = 2, 8
@@ -71,7 +72,7 @@ class ErrorMap:
         The map does not depend on the windows, and the same seed gives the same one. Volumes on disk stay there.
 
     Raises:
-        SettingError: if the passes are less than 1 or more than 16.
+        SettingError: if the passes are less than 1 or more than 16, or the inferer smooths its result.
 
     Source:
         Manor & Michaeli 2024, "On the posterior distribution in denoising"; Stein 1981.
@@ -81,6 +82,8 @@ class ErrorMap:
         if not 1 <= passes <= MOST_PASSES:
             raise SettingError(f"an error map takes {passes} passes: give 1 to {MOST_PASSES}")
         self.noise, self.passes, self.seed = noise, passes, seed
+        if inferer.smooth:
+            raise SettingError(f"smooth is {inferer.smooth:g} voxels, and {NO_ERROR_OF_SMOOTHED}")
         # An interrupted result is resumed; its error map begins anew. The share of the input that was mixed into the
         # result is no estimate, so it is left out here and counted at the end.
         self.inferer, self.detail = copy.copy(inferer), inferer.detail

@@ -29,7 +29,14 @@ from cryoshuffle.inference.windows import Window, choose_pieces, choose_window, 
 from cryoshuffle.lattice import Triple, as_triple, padding_to_multiple
 from cryoshuffle.memory import is_out_of_memory, keep_memory, trim_memory, window_bytes
 from cryoshuffle.network import unwrap
-from cryoshuffle.noise.linear_filter import band_kernel, convolve_channels, filter_reach, filtered
+from cryoshuffle.noise.linear_filter import (
+    band_kernel,
+    convolve_channels,
+    filter_reach,
+    filtered,
+    gaussian_reach,
+    smoothed,
+)
 
 logger = logging.getLogger("cryoshuffle")
 # What a voxel of a window takes in the package's network, bytes (measured: up to 1350), and where it is streamed (up to
@@ -40,6 +47,8 @@ BYTES_PER_VOXEL, STREAMED_BYTES, HELD = 1900, 2600, 16
 COPIES = 4
 # A volume with more voxels is faster when it is streamed, even if it is not too large.
 WHOLE = 2_500_000
+# Largest width of a Gaussian over the result, voxels; with a larger one there would be nothing left of the network's.
+MOST_SMOOTH = 4.0
 # The features of a voxel in one of its layers.
 FEATURE_BYTES = 96
 # The volume as it is, and its seven mirror images, by axes of the batch.
@@ -115,6 +124,7 @@ class HaloWindowInferer(PrecisionInferer):
             Where the filter gives place to less of the network, by band ``linear_trust``, the rest of the network is
             added without what is linear in it, which the kernel ``linear_part`` takes from the input.
         detail: share of the input mixed back into the result, 0 to 1.
+        smooth: width of a Gaussian over the result, without the input in it, voxels; 0 for none.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
         merger: makes what the results of a volume on disk (:mod:`cryoshuffle.files.scratch`) come together in, from
@@ -129,7 +139,8 @@ class HaloWindowInferer(PrecisionInferer):
         ``(B, C, Z, Y, X) -> (B, C', Z, Y, X)``, float32, any size.
 
     Raises:
-        SettingError: if no halo is given and the network does not know how far it sees, or if detail is not a share.
+        SettingError: if no halo is given and the network does not know how far it sees, if detail is not a share, or
+            smooth is below 0 or above :data:`MOST_SMOOTH`.
     """
 
     def __init__(
@@ -141,6 +152,7 @@ class HaloWindowInferer(PrecisionInferer):
         quiet: bool = True,
         blend: Mapping[str, Any] | None = None,
         detail: float = 0.0,
+        smooth: float = 0.0,
         mirrors: bool = False,
         merger: Callable[..., WindowMerger] | None = None,
     ) -> None:
@@ -150,7 +162,9 @@ class HaloWindowInferer(PrecisionInferer):
         self.used_window: Triple | None = None
         if not 0 <= detail <= 1:
             raise SettingError(f"detail is {detail}: give 0 for the denoised volume, up to 1 for the noisy one")
-        self.detail = detail
+        if not 0 <= smooth <= MOST_SMOOTH:
+            raise SettingError(f"smooth is {smooth}: give 0 for no smoothing, up to {MOST_SMOOTH:g} voxels")
+        self.detail, self.smooth = detail, smooth
         self.use_blend(blend)
         self.window = None if window is None else as_triple(window, "window", smallest=1)
         self.halo = None if halo is None else as_triple(halo, "halo")
@@ -178,11 +192,16 @@ class HaloWindowInferer(PrecisionInferer):
         if self.blend is not None:
             reach = filter_reach(self.blend)
             halo = max(halo[0], reach[0]), max(halo[1], reach[1]), max(halo[2], reach[2])
-        more = self._band_reach()
+        more = self._share_reach()
         return halo[0] + more, halo[1] + more, halo[2] + more
 
-    def _band_reach(self) -> int:
-        return 0 if self.bands is None else self.bands.shape[0] // 2
+    def _share_reach(self) -> int:
+        """How far what makes the shares of network and filter looks to either side, voxels."""
+        of_bands = 0 if self.bands is None else self.bands.shape[0] // 2
+        return of_bands + (gaussian_reach(self.smooth)[0] if self.smooth else 0)
+
+    def _smoothed(self, part: Tensor) -> Tensor:
+        return smoothed(part, self.smooth) if self.smooth else part
 
     def _predict(
         self, crop: Tensor, network: Callable[..., Tensor], period: Triple, *args: Any, **kwargs: Any
@@ -220,14 +239,14 @@ class HaloWindowInferer(PrecisionInferer):
         streamed, passes = StreamedNetwork(core, thickness), MIRRORED if self.mirrors else MIRRORED[:1]
         for mirrored in passes:
             pieces = streamed.pieces(crop, mirrored, device, self.autocast(device))
-            if self.bands is not None:
-                pieces = with_context(pieces, self._network_share, self._band_reach(), crop.shape[2])
+            if reach := self._share_reach():
+                pieces = with_context(pieces, self._network_share, reach, crop.shape[2])
             for planes, piece in pieces:
                 yield planes, piece / len(passes)
 
     def _network_share(self, part: Tensor) -> Tensor:
         """What is the network's of a part of its result."""
-        return part if self.bands is None else convolve_channels(part, self.bands)
+        return self._smoothed(part if self.bands is None else convolve_channels(part, self.bands))
 
     def _filter_share(self, seen: Tensor, blend: Mapping[str, Any]) -> Tensor:
         """What is the filter's of a part of the result, less what the network's share has too much of it."""
@@ -237,13 +256,13 @@ class HaloWindowInferer(PrecisionInferer):
         if self.added_bands is not None:
             linear = convolve_channels(seen[:, :1], blend["linear_part"])
             smooth = smooth - convolve_channels(linear, self.added_bands)
-        return smooth
+        return self._smoothed(smooth)
 
     def _filtered(self, crop: Tensor, thickness: int, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
         """Planes of a window, and what the filter makes of them."""
         if self.blend is None:
             return
-        reach, depth = filter_reach(self.blend)[0] + self._band_reach(), crop.shape[2]
+        reach, depth = filter_reach(self.blend)[0] + self._share_reach(), crop.shape[2]
 
         def read(start: int) -> tuple[int, int, Tensor]:
             first = max(0, start - reach)

@@ -32,6 +32,7 @@ class Denoise(Transform):
         window: see :class:`cryoshuffle.inference.inferers.HaloWindowInferer`.
         precision: of the computation.
         detail: share of input.
+        smooth: width of a Gaussian over the result, voxels.
         mirrors: averages mirror images.
         progress: shows a bar.
 
@@ -56,6 +57,7 @@ class Denoise(Transform):
         window: Sequence[int] | int | None = None,
         precision: str = "auto",
         detail: float = 0.0,
+        smooth: float = 0.0,
         mirrors: bool = False,
         progress: bool = False,
     ) -> None:
@@ -63,8 +65,8 @@ class Denoise(Transform):
         self.network = load_network(checkpoint).to(where)
         fitted = read_model_settings(checkpoint)
         self.inferer = HaloWindowInferer(
-            window, precision=precision, device=where, blend=fitted.blend, detail=detail, mirrors=mirrors,
-            quiet=not progress,
+            window, precision=precision, device=where, blend=fitted.blend, detail=detail, smooth=smooth,
+            mirrors=mirrors, quiet=not progress,
         )  # fmt: skip
         steps = [StandardiseIntensityd(_KEY), WhitenNoised(_KEY, fitted.whitening)]
         self._plain = Compose(steps)

@@ -121,6 +121,20 @@ def convolve_channels(volumes: Tensor, kernel: Tensor) -> Tensor:
     return torch.stack([torch.stack([convolve(one, kernel) for one in channels]) for channels in volumes])
 
 
+def smoothed(volumes: Tensor, sigma: float) -> Tensor:
+    """Volumes smoothed by a Gaussian, at their borders by the part of it that is inside.
+
+    Args:
+        volumes: ``(B, C, Z, Y, X)``.
+        sigma: width, voxels.
+
+    Raises:
+        SettingError: if the width is not positive.
+    """
+    inside = gaussian(torch.ones_like(volumes[0, 0]), sigma)
+    return torch.stack([torch.stack([gaussian(one, sigma) / inside for one in channels]) for channels in volumes])
+
+
 @dataclass(frozen=True)
 class FilterChoice:
     """The best of a family of linear filters.
