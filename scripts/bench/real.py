@@ -319,7 +319,7 @@ def section(findings: Mapping[str, Any]) -> str:
                 lines.append(f"| {title} | {', '.join(map(str, row['slopes']))} | {shares} |")
     lines += [
         "",
-        f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised, denoised with --smooth](../pictures/{PICTURE})",
+        f"![Planes of the cell: as reconstructed, behind a Gaussian, denoised, with --smooth](../pictures/{PICTURE})",
         "",
         END,
         "",
