@@ -6,6 +6,7 @@ import html
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -108,6 +109,20 @@ def test_the_page_needs_nothing_but_itself_and_can_be_heard(run):
     assert page.of("html") == [{"lang": "en"}]
     assert "&lt;b&gt;&amp;out.mrc" in text
     assert not page.of("b")
+
+
+def test_the_page_has_commands_for_other_looks_that_run_as_they_stand(run):
+    """Copied into a shell: a smoother result, and one with more of the tomogram, beside the first."""
+    text = html.unescape((run / PAGE_NAME).read_text(encoding="utf-8"))
+    commands = [shlex.split(one) for one in re.findall(r"<code>(cryoshuffle apply .*?)</code>", text)]
+    assert len(commands) == 2
+    for command in commands:
+        assert main([*command[1:], "--quiet", "--overwrite"]) == 0
+    result, smooth, detailed = (_volume(run.parent / f"{look}<b>&out.mrc") for look in ("", "smooth_", "detail_"))
+    tomogram = _volume(run.parent / "in.mrc")
+    fine = [float((v[:, :, 1:] - v[:, :, :-1]).std()) for v in (smooth, result)]
+    assert fine[0] < fine[1]
+    assert torch.allclose(detailed, 0.9 * result + 0.1 * tomogram, atol=1e-3 * float(tomogram.std()))
 
 
 def test_the_page_tells_what_the_run_found(run):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -241,6 +242,17 @@ def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[dict[Pa
     return {network: checkpoint}, [1, 1, 1] if stride is None else list(stride)
 
 
+def _other_looks(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Commands for a smoother and a more detailed result, which take no fit."""
+    network, source = (shlex.quote(provenance[name]["path"]) for name in ("network", "input"))
+    output = Path(provenance["output"]["path"])
+    return {
+        option: f"cryoshuffle apply {network} {source} {shlex.quote(str(output.with_name(f'{option}_{output.name}')))}"
+        f" --{option} {value}"
+        for option, value in (("smooth", 0.8), ("detail", 0.1))
+    }
+
+
 def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What a page tells of what a run was made of, by name in its template."""
     settings, noise = provenance["settings"], provenance["noise"]
@@ -251,6 +263,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "run": provenance,
         "noise": noise,
         "noise_rows": _noise_rows(noise),
+        "other_looks": _other_looks(provenance),
         "window": provenance.get("window_zyx"),
         "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
         "files": [
