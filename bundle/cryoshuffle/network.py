@@ -354,6 +354,44 @@ class BlindSpotNet(nn.Module):
         }
 
 
+def turn_weights(network: nn.Module, weights: Mapping[str, Any], order: Sequence[int]) -> dict[str, Any]:
+    """The weights with which a network does to a volume what it did before to the volume with its axes in an order.
+
+    Args:
+        network: that the weights belong to.
+        weights: by name.
+        order: numbers of the axes, ``volume.permute(order)``, ``(Z, Y, X)``.
+
+    Invariant:
+        With the new weights f(volume) is f(volume.permute(order)) with the old ones, its axes put back.
+
+    Raises:
+        SettingError: if the network does not treat its axes alike, so that there are no such weights.
+    """
+    place = [list(order).index(axis) for axis in range(3)]
+    cells: dict[str, tuple[nn.Module, int]] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, (_Down, _Up)):
+            if len(set(module.factor)) > 1:
+                raise SettingError(f"unshuffle factor {tuple(module.factor)}: a network is turned with equal ones only")
+            cells[f"{name}.project"] = module, int(module.factor[0])
+
+    def turned(name: str, value: Any) -> Any:
+        module, side = cells.get(name.rpartition(".")[0], (None, 1))
+        if isinstance(module, _Down) and value.ndim == 5:
+            # Channels of the input are the neighbours in a cell, then the features.
+            cell = value.unflatten(1, (side, side, side, -1))
+            return cell.permute(0, *(1 + axis for axis in place), 4, 5, 6, 7).reshape(value.shape)
+        if isinstance(module, _Up):
+            cell = value.unflatten(0, (side, side, side, -1))
+            return cell.permute(*place, *range(3, cell.ndim)).reshape(value.shape)
+        if isinstance(value, Tensor) and value.ndim == 5:
+            return value.permute(0, 1, *(2 + axis for axis in place)).contiguous()
+        return value
+
+    return {name: turned(name, value) for name, value in weights.items()}
+
+
 def unwrap(network: nn.Module) -> nn.Module:
     """The network inside a wrapper of torch's that keeps it as ``module`` (``DistributedDataParallel``), or itself."""
     inner = getattr(network, "module", network)

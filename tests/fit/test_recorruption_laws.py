@@ -231,10 +231,11 @@ def test_a_filter_shaped_by_the_geometry_beats_every_round_one(case, snr, turned
 def test_the_shape_of_a_filter_follows_from_the_blind_set():
     """A plane tells the tilt axis, and Z is the beam; the volume that a width smooths over is always the same."""
     assert shape_for(BlindSet("voxel")) == shape_for(BlindSet("box", radius=1)) == (1.0, 1.0, 1.0)
-    for axis in "xyz":
-        shape = shape_for(BlindSet("plane", axis))
+    for axis, order in (("x", (0, 1, 2)), ("y", (0, 1, 2)), ("z", (1, 0, 2)), ("z", (2, 0, 1))):
+        shape = shape_for(BlindSet("plane", axis), order)
         assert math.prod(shape) == pytest.approx(1)
         assert min(shape) == shape["zyx".index(axis)]
+        assert max(shape) == shape[order[0]]
     (z, y, x), turned = shape_for(BlindSet("plane", "y")), shape_for(BlindSet("plane", "x"))
     assert turned == (z, x, y)
     assert z == pytest.approx(2 * y)

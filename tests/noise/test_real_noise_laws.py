@@ -33,7 +33,9 @@ from cryoshuffle.noise.linear_filter import (
     wiener_kernel,
 )
 from cryoshuffle.noise.ramp import (
+    beam_first,
     excess_beyond_anchor,
+    find_beam,
     hold_to_ramp,
     missed_noise,
     most_signal,
@@ -54,6 +56,29 @@ WHOLE = (RADIUS.square() + FREQUENCY[:, None, None].square()).sqrt()
 
 def standard(volume: torch.Tensor) -> torch.Tensor:
     return (volume - volume.mean()) / volume.std()
+
+
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
+def test_the_noise_is_the_same_whichever_way_the_volume_lies(order):
+    """Tilt axis along Z and beam along Y or X, as IMOD and AreTomo may write it: the spectrum is that of the usual
+    volume, turned. It is another one if the plane lies across another axis (control)."""
+    made = simulate("wbp", (112, 96, 104), 0.1, seed=0)
+    tomogram, residual = standard(made.tomogram), standard(made.noise)
+    usual = noise_spectrum(tomogram, residual, BlindSet("plane", "y"))
+    lying, left = (volume.permute([order.index(axis) for axis in range(3)]) for volume in (tomogram, residual))
+    assert beam_first(lying, 0) == order
+    assert torch.allclose(noise_spectrum(lying, left, BlindSet("plane", "z")).permute(order), usual, rtol=1e-3)
+    wrong = noise_spectrum(lying, left, BlindSet("plane", "y")).permute(order)
+    assert float((wrong / usual).log().abs().mean()) > 0.15
+
+
+def test_the_beam_comes_along_the_missing_wedge_or_the_shorter_side():
+    """The wedge tells it where that side is the longer one; noise without a wedge leaves it to the sides."""
+    made = simulate("wbp", (64, 48, 48), 0.1, seed=0).tomogram
+    assert find_beam(made, 1) == 0
+    assert find_beam(made.transpose(0, 2), 1) == 2
+    for shape, beam in (((24, 48, 32), 2), ((24, 32, 48), 1)):
+        assert find_beam(torch.randn(shape), 0) == beam
 
 
 def test_what_lies_over_the_ramp_next_to_the_axis_is_signal():

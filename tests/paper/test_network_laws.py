@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Act, Norm
 from torch import nn
 
+from cryoshuffle.errors import SettingError
 from cryoshuffle.lattice import (
     BlindSet,
     Lattice,
@@ -25,7 +26,7 @@ from cryoshuffle.layers import (
     SimpleGate,
     register_layers,
 )
-from cryoshuffle.network import BlindSpotNet, ShuffleUNet, _Up, mean_with_before, unwrap
+from cryoshuffle.network import BlindSpotNet, ShuffleUNet, _Up, mean_with_before, turn_weights, unwrap
 
 
 def open_network(lattice: Lattice, channels=(4, 6, 8), factors=(2, (1, 2, 2)), blocks: int = 1) -> BlindSpotNet:
@@ -183,6 +184,30 @@ def test_evaluation_uses_the_statistics_of_the_volume():
     layer.eval()
     assert torch.equal(layer(x)[:1], layer(x[:1])), "no window changes another"
     assert torch.allclose(layer(2 * x), 2 * layer(x)), "the scale does not follow the window"
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_turned_weights_do_to_a_volume_what_they_did_to_the_turned_volume(order):
+    """For each order of the axes and any sides; the weights as they were do not, unless the order is the usual one."""
+    net = open_network(Lattice(blind_set=BlindSet("none")), factors=(2, 2)).eval()
+    turned = deepcopy(net)
+    turned.load_state_dict(turn_weights(net, net.state_dict(), order))
+    volume = torch.randn(1, 1, 9, 14, 11, dtype=torch.float64)
+    back = [order.index(axis) for axis in range(3)]
+    with torch.no_grad():
+        seen = net(volume[0].permute(0, *(1 + axis for axis in order))[None])
+        expected = seen[0].permute(0, *(1 + axis for axis in back))[None]
+        assert torch.allclose(turned(volume), expected, atol=1e-12)
+        assert torch.allclose(net(volume), expected, atol=1e-3) == (order == (0, 1, 2))
+    again = turn_weights(net, turn_weights(net, net.state_dict(), order), back)
+    assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
+
+
+def test_a_network_that_treats_its_axes_differently_is_not_turned():
+    """No weights of its do the same along other axes."""
+    net = open_network(Lattice(blind_set=BlindSet("none")))
+    with pytest.raises(SettingError, match=r"unshuffle factor \(1, 2, 2\): a network is turned with equal ones only"):
+        turn_weights(net, net.state_dict(), (1, 0, 2))
 
 
 @pytest.mark.parametrize("widths", [(2, 2, 2), (3, 1, 2), (1, 1, 1), (4, 2, 3)])

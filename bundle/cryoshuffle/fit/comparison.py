@@ -411,6 +411,7 @@ def compare_with_filter(
     output_dir: str,
     start: str | None = None,
     fit_share: float = 1.0,
+    order: Sequence[int] = (0, 1, 2),
     strength: float = 0.1,
     draws: int = 4,
     device: torch.device | str = "cpu",
@@ -437,6 +438,7 @@ def compare_with_filter(
         output_dir: of the run; gets ``refinement.json``.
         start: checkpoint that the fit began with; None for random weights.
         fit_share: of the fit in the model, 0 to 1 (:func:`cryoshuffle.fit.starting.interpolate_weights`).
+        order: of the axes of the volumes, as of :func:`cryoshuffle.noise.ramp.beam_first`.
         strength: of the recorruption.
         draws: fields of noise, averaged.
         device: that computes.
@@ -444,11 +446,11 @@ def compare_with_filter(
     Raises:
         FileError, InputError: if a checkpoint cannot be read or the model cannot be written.
     """
-    candidate = copy_with_weights(network, checkpoint).to(device).eval()
+    candidate = copy_with_weights(network, checkpoint, order if held_out is None else None).to(device).eval()
     if held_out is None:
         update_attention_means(candidate, volumes)
     elif start is not None:
-        interpolate_weights(candidate, start, fit_share, volumes)
+        interpolate_weights(candidate, start, fit_share, volumes, order)
     # Not the noise that the epochs were chosen with.
     random = torch.Generator().manual_seed(_SEED)
     images, known = images_of(volumes), noise
@@ -462,7 +464,8 @@ def compare_with_filter(
     verdict = _weigh(images, recorruption, held_out)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu() for name, value in candidate.state_dict().items()}
-    save_whole({**load_plain(checkpoint), "model": weights, "blend": verdict.blend(), "noise": noise.config()}, output)
+    content = {"model": weights, "blend": verdict.blend(), "noise": noise.config(), "order": list(order)}
+    save_whole({**load_plain(checkpoint), **content}, output)
     write_json({**verdict.config(), "levels": noise.levels}, Path(output_dir) / "refinement.json")
     with RunLog(output_dir):
         log = logger.info if verdict.trust >= MOSTLY and not verdict.is_excessive else logger.warning

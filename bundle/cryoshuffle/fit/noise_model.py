@@ -29,6 +29,7 @@ from cryoshuffle.noise.estimate import (
 )
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
+from cryoshuffle.noise.ramp import beam_first
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
@@ -194,7 +195,9 @@ def measure_noise_model(
         # Without a starting network there is none to weigh.
         if start is not None and blind_set.tilt_axis is not None:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
-    linear = choose_linear([noise.middle for noise in noises], spectrum, error, shape_for(blind_set))
+    middles = [noise.middle for noise in noises]
+    order = (0, 1, 2) if blind_set.tilt_axis is None else beam_first(middles[0], blind_set.tilt_axis)
+    linear = choose_linear(middles, spectrum, error, shape_for(blind_set, order))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
 
 
@@ -205,7 +208,9 @@ def _side_of_middle(image: Tensor) -> int:
     the middle of the field of view is often ice, and says too little of the signal.
     """
     field = sorted(image.shape[1:])[1]
-    return min(max(int(_SHARE_OF_FIELD * field), _SIDE), _LARGEST_SIDE)
+    # Even, so that the middle of the middle of a volume, as halves are read, is the middle of the volume.
+    side = int(_SHARE_OF_FIELD * field) // 2 * 2
+    return min(max(side, _SIDE), _LARGEST_SIDE)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:

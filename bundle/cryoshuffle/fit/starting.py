@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,25 +19,28 @@ from cryoshuffle.files.volumes import images_of
 from cryoshuffle.inference.checkpoints import load_plain, load_weights
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
-from cryoshuffle.network import unwrap
+from cryoshuffle.network import turn_weights, unwrap
 
 # Voxels that a network in training mode takes at once, in less than 1 GiB.
 _AT_ONCE = 700_000
 _MIDDLE = 128
 
 
-def begin_with(network: nn.Module, start: str | None, device: torch.device | str = "cpu") -> nn.Module:
+def begin_with(
+    network: nn.Module, start: str | None, device: torch.device | str = "cpu", order: Sequence[int] = (0, 1, 2)
+) -> nn.Module:
     """The network of the second stage with the weights it begins with.
 
     Args:
         network: one that hides nothing, with random weights.
         start: checkpoint of a network of the same form; None keeps the random weights.
         device: it goes to.
+        order: of the axes of the volume in which the beam comes first, as of :func:`cryoshuffle.noise.ramp.beam_first`.
 
     Raises:
         FileError: if the checkpoint cannot be read.
         InputError: if it is of another network.
-        SettingError: if several processes run.
+        SettingError: if several processes run, or the network cannot be turned.
     """
     if are_processes_joined() and dist.get_world_size() > 1:
         raise SettingError("the second stage runs in one process: leave out refine.yaml, or start one process only")
@@ -49,10 +52,31 @@ def begin_with(network: nn.Module, start: str | None, device: torch.device | str
     if isinstance(own, Lattice) and content.get("lattice") != own.config():
         raise InputError(f"{start}: is a network with a blind spot, and the second stage has none; {way_out}")
     try:
-        load_weights(network, content["model"], start)
+        load_weights(network, _in_order(network, content, order), start)
     except InputError as error:
         raise InputError(f"{start}: is not of the configured body; {way_out}") from error
     return network.to(device)
+
+
+def _in_order(network: nn.Module, content: Mapping[str, Any], order: Sequence[int]) -> Mapping[str, Any]:
+    """The weights of a checkpoint for volumes whose axes have this order; its own are for volumes with its own order.
+
+    Simulated tomograms, which starting networks are trained on, have the beam along Z. Where it comes along another
+    axis the weights are turned: the missing wedge would lie in a direction that they do not know.
+
+    Args:
+        network: that the weights belong to.
+        content: of the checkpoint.
+        order: as of :func:`cryoshuffle.noise.ramp.beam_first`.
+
+    Raises:
+        SettingError: if the network cannot be turned.
+    """
+    fitted = list(content.get("order", (0, 1, 2)))
+    if fitted == list(order):
+        return cast(Mapping[str, Any], content["model"])
+    upright = turn_weights(network, content["model"], [fitted.index(axis) for axis in range(3)])
+    return turn_weights(network, upright, order)
 
 
 def starting_checkpoint(name: str | None) -> str | None:
@@ -100,7 +124,13 @@ def update_attention_means(network: nn.Module, volumes: Sequence[Mapping[str, An
     network.train(was_training)
 
 
-def interpolate_weights(network: nn.Module, start: str, fit_share: float, volumes: Sequence[Mapping[str, Any]]) -> None:
+def interpolate_weights(
+    network: nn.Module,
+    start: str,
+    fit_share: float,
+    volumes: Sequence[Mapping[str, Any]],
+    order: Sequence[int] = (0, 1, 2),
+) -> None:
     """Put a fitted network's weights between those that its fit began with and its own.
 
     A fit to one tomogram learns some of its noise with its structures, and forgets some of what the starting network
@@ -111,6 +141,7 @@ def interpolate_weights(network: nn.Module, start: str, fit_share: float, volume
         start: checkpoint that the fit began with.
         fit_share: of the fit, 0 to 1; with 1 the network stays as it is, attention means included.
         volumes: dictionaries with ``image`` ``(1, Z, Y, X)`` that it was fitted to.
+        order: of their axes, as of :func:`begin_with`.
 
     Raises:
         FileError, InputError: if the checkpoint cannot be read or is of another network.
@@ -120,7 +151,7 @@ def interpolate_weights(network: nn.Module, start: str, fit_share: float, volume
     """
     if fit_share == 1:
         return
-    begun = copy_with_weights(network, start).state_dict()
+    begun = copy_with_weights(network, start, order).state_dict()
     for name, value in network.state_dict().items():
         if value.is_floating_point():
             value.lerp_(begun[name].to(value), 1 - fit_share)
@@ -135,12 +166,19 @@ def _halved(volume: Tensor) -> list[Tensor]:
     return [part for half in torch.chunk(volume, 2, longest) for part in _halved(half)]
 
 
-def copy_with_weights(network: nn.Module, checkpoint: str) -> nn.Module:
+def copy_with_weights(network: nn.Module, checkpoint: str, order: Sequence[int] | None = None) -> nn.Module:
     """A copy of a network with the weights of a checkpoint.
+
+    Args:
+        network: that is copied.
+        checkpoint: of the weights.
+        order: of the axes of the volumes it is for, as of :func:`begin_with`; None for weights that were fitted to
+            them.
 
     Raises:
         FileError, InputError: if the checkpoint cannot be read or is not of this network.
     """
     copied = copy.deepcopy(unwrap(network))
-    load_weights(copied, load_plain(checkpoint)["model"], checkpoint)
+    content = load_plain(checkpoint)
+    load_weights(copied, content["model"] if order is None else _in_order(copied, content, order), checkpoint)
     return copied

@@ -124,12 +124,12 @@ class HaloWindowInferer(PrecisionInferer):
             Where the filter gives place to less of the network, by band ``linear_trust``, the rest of the network is
             added without what is linear in it, which the kernel ``linear_part`` takes from the input.
         detail: share of the input mixed back into the result, 0 to 1.
-        smooth: width of a Gaussian over the result, without the input in it, voxels; 0 for none.
         mirrors: average the predictions from the eight mirror images of each window, eight times the work. They are
             mirrored after padding to whole lattice periods, so the result is still that of any window.
         merger: makes what the results of a volume on disk (:mod:`cryoshuffle.files.scratch`) come together in, from
             their shape, one with a journal for instance; the network has to return as many channels as it is given
             then. None for one without.
+        smooth: width of a Gaussian over the result, without the input in it, voxels; 0 for none.
 
     Memory that does not suffice is not the end: windows of a quarter of the size are tried once, then, where it is that
     of a GPU, the CPU; both are said. Windows that a volume was last cut into are kept as ``used_window``, (Z, Y, X),
@@ -152,9 +152,9 @@ class HaloWindowInferer(PrecisionInferer):
         quiet: bool = True,
         blend: Mapping[str, Any] | None = None,
         detail: float = 0.0,
-        smooth: float = 0.0,
         mirrors: bool = False,
         merger: Callable[..., WindowMerger] | None = None,
+        smooth: float = 0.0,
     ) -> None:
         super().__init__(precision)
         self.mirrors = mirrors

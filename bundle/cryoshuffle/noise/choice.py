@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.formats import is_ours
 from cryoshuffle.files.masks import load_mask
-from cryoshuffle.lattice import AXES, BlindSet
+from cryoshuffle.lattice import AXES, BlindSet, Triple
 from cryoshuffle.noise.estimate import (
     CLEAN,
     LAGS,
@@ -30,6 +30,7 @@ from cryoshuffle.noise.estimate import (
     noise_from_halves,
     noise_from_volume,
 )
+from cryoshuffle.noise.ramp import beam_first
 from cryoshuffle.noise.spectrum import filter_power, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, load_volume, on_one_scale
 from cryoshuffle.noise.whitening import Whitening
@@ -165,10 +166,13 @@ class BlindPlan:
     Attributes:
         choice: what is used.
         estimate: what was measured; None if nothing had to be.
+        order: of the axes of the tomogram in which the beam comes first, as of
+            :func:`cryoshuffle.noise.ramp.beam_first`.
     """
 
     choice: BlindChoice
     estimate: NoiseEstimate | None
+    order: Triple = (0, 1, 2)
 
     @property
     def blind_set(self) -> BlindSet:
@@ -186,6 +190,7 @@ class BlindPlan:
         return {
             "blind": self.blind_set.shape,
             "axis": self.blind_set.axis,
+            "beam": AXES[self.order[0]],
             "half_widths": list(self.blind_set._radius),
             "whitening": self.whitening,
             "reason": self.choice.reason,
@@ -251,10 +256,13 @@ def choose_blind_set(
     """
     if blind == "none":
         raise SettingError("blind set is 'none': a network that hides nothing cannot be fitted to one tomogram")
+    read = partial(load_volume, permissive=permissive, folder=folder, fill_nan=fill_nan)
     if blind not in ("auto", "plane") or (blind == "plane" and tilt_axis is not None):
         default = 0 if blind in ("plane", "voxel") else 1
         blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)
-        return BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=True), None)
+        asked = BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=True), None)
+        exists = bool(tomograms) and Path(tomograms[0]).exists()
+        return _with_order(asked, partial(read, str(tomograms[0]), largest=LARGEST, mask=mask)) if exists else asked
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
     if absent is not None and len(tomograms) == 1 and not Path(tomograms[0]).exists():
@@ -263,7 +271,7 @@ def choose_blind_set(
         raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
     if empty is not None and (halves is not None or len(tomograms) > 1):
         raise InputError("a mask of empty regions goes with one tomogram without halves: leave one of them out")
-    first, read = str(tomograms[0]), partial(load_volume, permissive=permissive, folder=folder, fill_nan=fill_nan)
+    first = str(tomograms[0])
     if halves is not None:
         volume = read(first, largest=LARGEST, mask=mask)
         estimate = noise_from_halves(
@@ -285,8 +293,16 @@ def choose_blind_set(
                 _refuse_without_detail(path, volume, tilt_axis)
         estimate = average(estimates)
     if blind == "auto" and radius is None:
-        return BlindPlan(choose_blind(estimate, tilt_axis), estimate)
-    return BlindPlan(_plane_as_asked(estimate, tilt_axis, radius or 0), estimate)
+        plan = BlindPlan(choose_blind(estimate, tilt_axis), estimate)
+    else:
+        plan = BlindPlan(_plane_as_asked(estimate, tilt_axis, radius or 0), estimate)
+    return _with_order(plan, partial(read, first, largest=LARGEST, mask=mask))
+
+
+def _with_order(plan: BlindPlan, load: Callable[[], Tensor]) -> BlindPlan:
+    """The plan with the order of the axes of the tomogram, which is loaded where it is not as usual."""
+    normal = plan.blind_set.tilt_axis
+    return plan if normal != 0 else replace(plan, order=beam_first(load(), normal))
 
 
 def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int | Sequence[int]) -> BlindChoice:

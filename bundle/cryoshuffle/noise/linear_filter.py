@@ -206,23 +206,23 @@ def _noise_seen(spectrum: Tensor, sigma: Widths) -> float:
     return float(seen.mean())
 
 
-def shape_for(blind_set: BlindSet) -> Widths:
+def shape_for(blind_set: BlindSet, order: Sequence[int] = (0, 1, 2)) -> Widths:
     """How the widths of a filter go with each other along (Z, Y, X), for noise that asks for a blind set.
 
     A blind plane tells the tilt axis. Along it every tilt image has all detail, and back-projection strengthens no
-    noise: the filter is narrowest. Along the beam, Z, the missing wedge leaves the least: there it is twice as wide,
+    noise: the filter is narrowest. Along the beam the missing wedge leaves the least: there it is twice as wide,
     between them in between. Measured on simulated and real tomograms (``docs/explain/method.md``); a family with three
     widths to choose lets the smallest error of the spectrum choose, and ends worse. Without a tilt axis all are equal.
 
     Args:
         blind_set: the tomogram's.
+        order: of its axes in which the beam comes first, as of :func:`cryoshuffle.noise.ramp.beam_first`.
     """
     if blind_set.tilt_axis is None:
         return 1.0, 1.0, 1.0
-    if blind_set.axis == "z":
-        # Which of the others is the beam's is not known.
-        return _NARROW, _NARROW**-0.5, _NARROW**-0.5
-    return (1 / _NARROW, _NARROW, 1.0) if blind_set.axis == "y" else (1 / _NARROW, 1.0, _NARROW)
+    widths = [1.0] * 3
+    widths[order[0]], widths[blind_set.tilt_axis] = 1 / _NARROW, _NARROW
+    return widths[0], widths[1], widths[2]
 
 
 def choose_filter(

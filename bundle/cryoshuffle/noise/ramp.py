@@ -58,6 +58,11 @@ _SIRT_RINGS = (0.12, 0.36, 0.02)
 _CORNERS = (0.003, 0.1, 50)
 _DAMPINGS = (7.0, 71)
 _FITS_BETTER = 0.5
+# Where the missing wedge is looked for: distance from the tilt axis, cycles per voxel; degrees around an axis; and the
+# power around one axis over that around the other from which on none shows.
+_WEDGE_RING = (0.15, 0.35)
+_WEDGE_DEG = 20.0
+_WEDGE_SHOWS = 0.7
 # What two measurements of the same noise differ by, relative, without being called different.
 _ALIKE = 0.05
 
@@ -76,6 +81,50 @@ def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
     direction = torch.rad2deg(torch.atan2(one[:, None].expand(beam, other), two.expand(beam, other)))
     # A direction and its opposite are one.
     return (one[:, None].square() + two.square()).sqrt(), (direction + 90) % 180 - 90
+
+
+def find_beam(volume: Tensor, normal: int) -> int:
+    """The axis of the beam, by the missing wedge around it; the shorter one across the tilt axis where none shows.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+
+    Returns:
+        Number of the axis.
+    """
+    axes = [axis for axis in range(3) if axis != normal]
+    values = (volume - volume.mean()).movedim(normal, 0)
+    for axis in (1, 2):
+        values = values * line_along(torch.hann_window(values.shape[axis], periodic=False), axis)
+    power = torch.zeros(values.shape[1:])
+    for part in values.split(16):
+        power += torch.fft.fft2(part).abs().square().sum(dim=0)
+    radius, direction = polar(*power.shape)
+    ring = (radius >= _WEDGE_RING[0]) & (radius < _WEDGE_RING[1])
+    # The direction is counted from the second axis.
+    along_first = float(power[ring & (direction.abs() > 90 - _WEDGE_DEG)].mean())
+    along_second = float(power[ring & (direction.abs() < _WEDGE_DEG)].mean())
+    if min(along_first, along_second) > _WEDGE_SHOWS * max(along_first, along_second):
+        return min(axes, key=lambda axis: volume.shape[axis])
+    return axes[0] if along_first < along_second else axes[1]
+
+
+def beam_first(volume: Tensor, normal: int) -> tuple[int, int, int]:
+    """The order of axes in which the beam comes first, then the tilt axis, as most reconstructions have it.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis. The beam is taken for Z unless that is the tilt axis, as where IMOD's or
+            AreTomo's volumes were not yet rotated.
+
+    Returns:
+        Numbers of the axes, as ``volume.permute`` takes them; as they are where the tilt axis is not Z.
+    """
+    if normal != 0:
+        return 0, 1, 2
+    beam = find_beam(volume, normal)
+    return beam, 0, 3 - beam
 
 
 def _filled(power: Tensor) -> Tensor:

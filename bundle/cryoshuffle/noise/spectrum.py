@@ -19,6 +19,7 @@ from cryoshuffle.lattice import BlindSet
 from cryoshuffle.noise.axes import interpolated, line_along, tapered
 from cryoshuffle.noise.ramp import (
     LARGEST_DEG,
+    beam_first,
     excess_beyond_anchor,
     hold_to_ramp,
     missed_noise,
@@ -216,6 +217,12 @@ def noise_spectrum(
         InputError: if the volume is too small.
     """
     normal = blind_set.tilt_axis
+    if normal == 0:
+        # What follows takes the beam for Z.
+        order = beam_first(volume, normal)
+        seen, more = (None if one is None else one.permute(order) for one in (denoised, around))
+        facing = noise_spectrum(volume.permute(order), residual.permute(order), BlindSet("plane", "y"), seen, more)
+        return facing.permute([order.index(axis) for axis in range(3)]).contiguous()
     if blind_set.shape == "voxel":
         frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
         high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)
@@ -224,8 +231,7 @@ def noise_spectrum(
     if normal is None:
         return smooth_spectrum(residual)
     corner, whole = math.inf, smooth_cross_spectrum(volume, volume)
-    # The beam comes along Z.
-    if normal != 0 and volume.numel() >= ENOUGH:
+    if volume.numel() >= ENOUGH:
         passed = filter_power(_positive(whole, volume), normal).movedim(normal, 0)
         line = passed[: GRID // 2, 0, 0] if float(passed.min()) < 1 else None
         corner = sirt_corner(volume if around is None else around, normal, 0, line)
@@ -367,13 +373,10 @@ def _without_overlapping_signal(
     Returns:
         Power, the tilt axis first.
     """
-    slope = math.inf
-    # The beam comes along Z.
-    if normal != 0:
-        slope, error = ramp_slope(around, normal, 0, shape)
-        slope += _DOUBT * error
+    slope, error = ramp_slope(around, normal, 0, shape)
+    slope += _DOUBT * error
     noise = hold_to_ramp(power, slope) * shape
-    if normal != 0 and isotropic:
+    if isotropic:
         least = total - _most_signal(around, normal)
         across = _radii()[0]
         noise = torch.maximum(noise, torch.where(across < _UNLIKE, torch.minimum(_MOST_ADDED * noise, least), least))
