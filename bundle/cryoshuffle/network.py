@@ -376,7 +376,12 @@ def turn_weights(network: nn.Module, weights: Mapping[str, Any], order: Sequence
                 raise SettingError(f"unshuffle factor {tuple(module.factor)}: a network is turned with equal ones only")
             cells[f"{name}.project"] = module, int(module.factor[0])
 
+    own = network.state_dict()
+
     def turned(name: str, value: Any) -> Any:
+        # Loading tells what does not fit.
+        if name not in own or not isinstance(value, Tensor) or value.shape != own[name].shape:
+            return value
         module, side = cells.get(name.rpartition(".")[0], (None, 1))
         if isinstance(module, _Down) and value.ndim == 5:
             # Channels of the input are the neighbours in a cell, then the features.
@@ -385,7 +390,7 @@ def turn_weights(network: nn.Module, weights: Mapping[str, Any], order: Sequence
         if isinstance(module, _Up):
             cell = value.unflatten(0, (side, side, side, -1))
             return cell.permute(*place, *range(3, cell.ndim)).reshape(value.shape)
-        if isinstance(value, Tensor) and value.ndim == 5:
+        if value.ndim == 5:
             return value.permute(0, 1, *(2 + axis for axis in place)).contiguous()
         return value
 

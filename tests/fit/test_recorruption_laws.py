@@ -18,7 +18,7 @@ from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.comparison import FilterComparison, Weight, compare_with_filter
 from cryoshuffle.fit.distillation import Distillation
 from cryoshuffle.fit.handlers import BlindnessGuard
-from cryoshuffle.fit.noise_model import NoiseModel, measure_noise_model
+from cryoshuffle.fit.noise_model import NoiseModel, _side_of_middle, measure_noise_model
 from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.fit.sampling import HeldOutSlab
 from cryoshuffle.fit.starting import copy_with_weights
@@ -560,6 +560,18 @@ def test_halves_tell_the_spectrum_of_the_noise(tmp_path):
         error(halves=[files["even"], files["both"]])
     with pytest.raises(InputError, match="name the even and the odd"):
         error(halves=[files["even"]])
+
+
+def test_the_middle_of_the_middle_is_the_middle():
+    """Halves are read up to a limit and cropped then, the tomogram is cropped at once: both give the same voxels, for
+    odd sides too. A side of the middle that is odd would not (control)."""
+    shifted = []
+    for shape in ((24, 333, 333), (24, 463, 463), (211, 24, 464)):
+        image = torch.arange(math.prod(shape)).reshape(1, *shape)
+        side = _side_of_middle(image)
+        assert torch.equal(central_crop(central_crop(image, LARGEST), side), central_crop(image, side))
+        shifted.append(not torch.equal(central_crop(central_crop(image, LARGEST), 151), central_crop(image, 151)))
+    assert any(shifted)
 
 
 def test_halves_of_unequal_noise_leave_no_signal_in_their_difference():

@@ -293,10 +293,34 @@ def test_all_of_a_fit_is_kept_bit_by_bit():
     assert not all(torch.equal(value, before[name]) for name, value in fitted.state_dict().items())
 
 
-def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path):
-    """The model has the share of the fit that is asked for; all of it without a start (negative control)."""
+@pytest.mark.parametrize("order", [(1, 0, 2), (2, 0, 1)])
+def test_a_network_begins_turned_where_the_volume_lies_another_way(tmp_path, order):
+    """It does to that volume what the start does to the usual one; a model that was fitted to such a volume is kept as
+    it is for it, and turned for others. Unturned it does not (negative control)."""
+    start, back = load_network(starting_network()), [order.index(axis) for axis in range(3)]
+    volume = gaussian(torch.randn(24, 28, 32, generator=torch.Generator().manual_seed(1)), 1.0)
+    lying = volume.permute(back)
+    begun = begin_with(unblind(), str(starting_network()), order=order).eval()
+    path = str(tmp_path / "model.pt")
+    torch.save({**load_plain(starting_network()), "model": begun.state_dict(), "order": list(order)}, path)
+    again, upright = begin_with(unblind(), path, order=order).eval(), begin_with(unblind(), path).eval()
+    with torch.no_grad():
+        expected = start(volume[None, None])[0, 0]
+        for network, seen, shown in ((begun, lying, order), (again, lying, order), (upright, volume, (0, 1, 2))):
+            result = network(seen[None, None])[0, 0].permute(shown)
+            assert (result - expected).abs().max() < 1e-4 * expected.abs().max()
+        unturned = start(lying[None, None])[0, 0].permute(order)
+    assert (unturned - expected).abs().max() > 0.05 * expected.abs().max()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2)])
+def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path, order):
+    """The model has the share of the fit that is asked for; all of it without a start (negative control). The start is
+    that of the way in which the volume lies, which the model keeps."""
     random = torch.Generator().manual_seed(5)
-    fitted, volume = load_network(starting_network()), torch.randn(1, 24, 24, 24, generator=random)
+    fitted = begin_with(unblind(), str(starting_network()), order=order)
+    begun = {name: value.clone() for name, value in fitted.state_dict().items()}
+    volume = torch.randn(1, 24, 24, 24, generator=random)
     with torch.no_grad():
         for value in fitted.parameters():
             value += 0.01
@@ -309,11 +333,12 @@ def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path):
     def written(start: str | None) -> dict[str, torch.Tensor]:
         compare_with_filter(
             [{"image": volume}], fitted, path, noise, inferer, held_out, model, str(tmp_path),
-            start=start, fit_share=0.75, draws=1,
+            start=start, fit_share=0.75, draws=1, order=order,
         )  # fmt: skip
+        assert load_plain(model)["order"] == list(order)
         return load_plain(model)["model"]
 
-    begun, between, whole = load_plain(starting_network())["model"], written(str(starting_network())), written(None)
+    between, whole = written(str(starting_network())), written(None)
     for name, value in fitted.named_parameters():
         assert torch.allclose(between[name], begun[name] + 0.75 * 0.01, atol=1e-6), name
         assert torch.equal(whole[name], value), name

@@ -167,13 +167,17 @@ def test_detail_that_runs_against_the_tomogram_is_told():
     (found,) = findings(None, None, {"slopes": [3.0, -0.2, 1.5, 1.1]})
     assert found.level == "bad"
     assert "Detail of 2 to 4 voxels" in found.words
+    numbers = {"slopes": [-3.0, -0.2, 1.5, 1.1], "slope_strengths": [0.01, 0.02, 0.9, 0.9]}
+    (faint,) = findings(None, None, numbers)
+    assert faint.level == "look"
+    assert "slope -0.20, good from 0 up. It has 2.0% of the contrast" in faint.words
 
 
 def test_the_negative_of_the_noise_makes_doubt_where_it_can_be_seen():
     """What is too faint for an eye is told all the same, and where one region has both that one is named."""
     for strengths, level, words in (
-        ([0.04, 0.02, 0.9], "look", "-0.50 around y = 5, x = 6, good above -0.1. It has 4.0% of the contrast there"),
-        ([0.04, 0.06, 0.9], "bad", "-0.20 around y = 7, x = 8, good above -0.1. It is a texture that is in no data"),
+        ([0.04, 0.02, 0.9], "look", "-0.50 around y = 5, x = 6, good above -0.1. It has 4.0% of the contrast of the"),
+        ([0.04, 0.09, 0.9], "bad", "-0.20 around y = 7, x = 8, good above -0.1. It is a texture that is in no data"),
     ):
         painted = {**PAINTED, "correlations": [-0.5, -0.2, 0.2], "strengths": strengths}
         (one,) = findings(None, None, {"painted": painted})

@@ -545,9 +545,24 @@ def test_slopes_tell_detail_that_runs_against_the_tomogram():
     """Those of the truth are about 1, of a faint result more; below 0 only in the band that is turned round."""
     made = simulate("wbp", (48, 96, 96), snr=1.0, seed=0)
     noisy, truth = made.tomogram, made.truth
-    assert detail_slopes(noisy, truth) == pytest.approx([1, 1, 1, 1], abs=0.25)
-    assert detail_slopes(noisy, truth / 2) == pytest.approx([2, 2, 2, 2], abs=0.5)
+    assert detail_slopes(noisy, truth)["slopes"] == pytest.approx([1, 1, 1, 1], abs=0.25)
+    assert detail_slopes(noisy, truth / 2)["slopes"] == pytest.approx([2, 2, 2, 2], abs=0.5)
     turned = truth - 6 * (gaussian(truth, 0.35) - gaussian(truth, 0.7))
-    slopes = detail_slopes(noisy, turned)
+    slopes = detail_slopes(noisy, turned)["slopes"]
     assert slopes[0] < -0.1
     assert slopes[3] > 0.5
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+def test_slopes_and_their_strength_do_not_depend_on_the_grey_values(offset):
+    """A tenth of the negative has a slope of -10 in each band, whatever the mean; it has as little of the contrast as
+    there is other detail, and slow brightness is none."""
+    noise, brightness = torch.randn(32, 96, 96), torch.linspace(-20, 20, 96)
+    negative = detail_slopes(noise + offset, offset - 0.1 * noise)
+    assert negative["slopes"] == pytest.approx([-10] * 4, rel=0.1)
+    detail = 2 * gaussian(torch.randn(32, 96, 96), 2.0) / 0.05
+    faint = [detail_slopes(noise + detail + offset, detail + slow + offset - 0.1 * noise) for slow in (0, brightness)]
+    assert faint[0]["strengths"][0] < 0.02 * negative["strengths"][0]
+    assert faint[1]["strengths"] == pytest.approx(faint[0]["strengths"], rel=0.05)
+    painted = [painted_noise(noise, slow - 0.1 * noise)["strengths"] for slow in (0, brightness)]
+    assert painted[1] == pytest.approx(painted[0], rel=0.05)

@@ -23,9 +23,9 @@ _MOSTLY = 0.5
 # Correlation of the finest detail of result and tomogram, in the region where it is least: results on simulated
 # tomograms and the real cell have +.0 to +.2, one with painted noise had -.5 to -.7.
 _PAINTED = -0.1
-# Deviation of that negative over the contrast of the region's result, from which on it is texture that can be seen: the
-# one of -.5 to -.7 had .11 to .65. Fits whose noise is known to a percent leave .005 of the noise, .02 of the contrast.
-_VISIBLE = 0.05
+# Deviation of that negative over that of all detail of the result there, from which on it is texture that can be seen.
+# Fits whose noise is known to a percent leave .05.
+_VISIBLE = 0.08
 # Noise of a region over that of another, where it is taken for even.
 _UNEVEN = 1.25
 # Power of the residual over that of the measured noise, by band of detail, fine to coarse: seven simulated tomograms
@@ -547,10 +547,15 @@ def _negative_finding(painted: Mapping[str, Any]) -> Finding:
         f"The finest detail of the result is the negative of the noise: correlation {correlation:+.2f} around "
         f"y = {y}, x = {x}, good above {_PAINTED}. "
     )
+    return _texture_finding("painted", words, strength)
+
+
+def _texture_finding(subject: str, words: str, strength: float) -> Finding:
+    """Texture that is in no data: how bad it is depends on whether it can be seen."""
     if strength < _VISIBLE:
-        words += f"It has {strength:.1%} of the contrast there, too little to be seen."
-        return Finding("look", words, "painted", "Take no detail of one or two voxels for structure.")
-    return Finding("bad", f"{words}It is a texture that is in no data.", "painted", _AGAIN)
+        words += f"It has {strength:.1%} of the contrast of the detail there, too little to be seen."
+        return Finding("look", words, subject, "Take no detail of that size for structure.")
+    return Finding("bad", f"{words}It is a texture that is in no data.", subject, _AGAIN)
 
 
 def _painted_findings(refinement: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[Finding]:
@@ -568,12 +573,14 @@ def _painted_findings(refinement: Mapping[str, Any] | None, numbers: Mapping[str
             listed.append(Finding("look", words, "uneven", "Compare the regions in the residual."))
     slopes = numbers.get("slopes")
     if slopes is not None and min(slopes) < 0:
-        low, high = DETAIL_BANDS[slopes.index(min(slopes))]
+        strengths = numbers.get("slope_strengths", [1.0] * len(slopes))
+        worst = max((number for number, slope in enumerate(slopes) if slope < 0), key=lambda number: strengths[number])
+        low, high = DETAIL_BANDS[worst]
         words = (
             f"Detail of {_width(low)} to {_width(high)} voxels in the result runs against the tomogram: slope "
-            f"{min(slopes):.2f}, good from 0 up. It is not from the data."
+            f"{slopes[worst]:.2f}, good from 0 up. "
         )
-        listed.append(Finding("bad", words, "against", _AGAIN))
+        listed.append(_texture_finding("against", words, strengths[worst]))
     return listed
 
 

@@ -113,7 +113,7 @@ def measure(
     Returns:
         what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, the power of result and residual over
         the tomogram's there (``kept``), ``signal_left`` of it, with its place
-        in the whole volume, ``slopes`` of it and ``painted`` of more of the volume
+        in the whole volume, ``slopes`` of it with ``slope_strengths``, and ``painted`` of more of the volume
         (:mod:`cryoshuffle.scores.artefacts`), ``seams`` where a border is in it, ``power`` of the residual beside
         the noise and how much of the noise was ``removed`` where the noise is known, ``voxel_size_zyx`` (Å) where it
         is known, and the ``full_shape``. Where the volume is too small for them, ``not_measured`` says so instead.
@@ -142,7 +142,8 @@ def measure(
     try:
         numbers.update(evaluate(after, noisy=before, stride=list(strides)))
         signal = signal_left(before, after)
-        numbers["slopes"] = detail_slopes(before, after)
+        of_detail = detail_slopes(before, after)
+        numbers["slopes"], numbers["slope_strengths"] = of_detail["slopes"], of_detail["strengths"]
         whole = [crop(image, _AROUND) for image in images]
         painted = painted_noise(*whole)
     except InputError as error:

@@ -17,7 +17,7 @@ from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, as_triple
 from cryoshuffle.noise.estimate import noise_from_halves
 from cryoshuffle.noise.fields import bounded_fine_power, fine_power_of_noise, fine_voxels, level_plane
-from cryoshuffle.noise.linear_filter import band_noise, bands, gaussian
+from cryoshuffle.noise.linear_filter import band_noise, bands, gaussian, gaussian_reach, smoothed
 from cryoshuffle.scores.metrics import check_comparable, correlation
 from cryoshuffle.scores.shells import fourier_shell_correlation, shell_power
 
@@ -122,7 +122,18 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
     return {"ratio": ratio, "scatter": ratio * math.sqrt(spread), "where": where}
 
 
-def detail_slopes(before: Tensor, after: Tensor) -> list[float]:
+def _detail(volume: Tensor) -> tuple[Tensor, tuple[slice, ...]]:
+    """All detail of a result that an eye compares texture with, and where it is known: not next to the border.
+
+    Brightness that changes slowly is none.
+    """
+    width = DETAIL_BANDS[-1][1]
+    margins = [min(gaussian_reach(width)[0], n // 4) for n in volume.shape]
+    inner = tuple(slice(margin, n - margin) for margin, n in zip(margins, volume.shape, strict=True))
+    return volume - smoothed(volume[None, None], width)[0, 0], inner
+
+
+def detail_slopes(before: Tensor, after: Tensor) -> dict[str, list[float]]:
     """Slope of tomogram on result in each band of detail: what a result that makes up detail cannot keep above 0.
 
     1 where the result has all of the signal and none of the noise, more where it is fainter or keeps noise, below 0
@@ -134,19 +145,24 @@ def detail_slopes(before: Tensor, after: Tensor) -> list[float]:
         after: the denoised one, in the same grey values.
 
     Returns:
-        as many as :data:`DETAIL_BANDS`; 0 where the result has no detail.
+        As many as :data:`DETAIL_BANDS`: ``slopes``, 0 where the result has no detail, and ``strengths``, the deviation
+        of the tomogram's detail, as far as it is in the result, over that of all detail of the result.
 
     Raises:
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
     """
     check_comparable(before=before, after=after)
-    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
-    slopes = []
+    # Beyond its borders a volume counts as its mean.
+    before, after = (volume - volume.mean() for volume in (before, after))
+    detail, inner = _detail(after)
+    contrast = float(detail[inner].double().std())
+    slopes, strengths = [], []
     for low, high in DETAIL_BANDS:
         noisy, denoised = ((gaussian(v, low) - gaussian(v, high))[inner].double() for v in (before, after))
-        power = float(denoised.square().sum())
-        slopes.append(float((noisy * denoised).sum()) / power if power > 0 else 0.0)
-    return slopes
+        shared, power = float((noisy * denoised).mean()), float(denoised.square().mean())
+        slopes.append(shared / power if power > 0 else 0.0)
+        strengths.append(abs(shared) / (float(noisy.square().mean()) ** 0.5 * contrast) if power > 0 else 0.0)
+    return {"slopes": slopes, "strengths": strengths}
 
 
 def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -161,9 +177,9 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
 
     Returns:
         Of the regions, up to 3 x 3 along y and x: ``correlations`` of the finest detail of result and tomogram;
-        ``strengths``, the deviation of the tomogram's finest detail, as far as it is in the result, over that of the
-        whole result there; ``levels``, deviation of the finest detail of the tomogram over that of the whole; and
-        ``places``, their middles (y, x), voxels.
+        ``strengths``, the deviation of the tomogram's finest detail, as far as it is in the result, over that of all
+        detail of the result there; ``levels``, deviation of the finest detail of the tomogram over that of the
+        whole; and ``places``, their middles (y, x), voxels.
 
     Raises:
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
@@ -172,7 +188,10 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
     fine = [volume - gaussian(volume, _FINEST) for volume in (before, after)]
     inner = tuple(slice(min(2, n // 8), n - min(2, n // 8)) for n in before.shape)
     noisy, denoised = (volume[inner] for volume in fine)
-    result = after[inner]
+    detail, known = _detail(after - after.mean())
+    is_known = torch.zeros(detail.shape, dtype=torch.bool)
+    is_known[known] = True
+    detail, is_known = detail[inner], is_known[inner]
     whole = float(noisy.std())
     correlations, strengths, levels, places = [], [], [], []
     for region in itertools.product(*(_cuts(n) for n in noisy.shape[1:])):
@@ -180,7 +199,7 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
         a, b = noisy[part].double(), denoised[part].double()
         norm = float(a.square().mean().sqrt() * b.square().mean().sqrt())
         correlations.append(float((a * b).mean()) / norm if norm > 0 else 0.0)
-        contrast = float(result[part].double().std())
+        contrast = float(detail[part][is_known[part]].double().std())
         strengths.append(abs(correlations[-1]) * float(b.std()) / contrast if contrast > 0 else 0.0)
         levels.append(float(a.std()) / whole if whole > 0 else 1.0)
         places.append([(cut.start + cut.stop) // 2 + side.start for cut, side in zip(region, inner[1:], strict=True)])
