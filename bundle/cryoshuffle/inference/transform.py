@@ -38,7 +38,7 @@ class Denoise(Transform):
 
     Shape:
         ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. The axes of an image with an affine may be in any order that it
-        tells: the image is turned for the network, and back. The identity tells none.
+        tells: the image is turned for the network, and back. The identity tells none, unless a file had it.
 
     Units:
         grey values in, the same grey values out.
