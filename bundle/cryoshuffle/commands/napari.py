@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,9 @@ LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
 # Percentiles of the grey values that become black and white, and sections that tell them.
 _BLACK, _WHITE, _SECTIONS = 0.5, 99.5, 16
 _FIND = "find it"
+_INPUT = LAYERS[0][1]["name"]
+# What a layer has from its file; the rest of it is the user's.
+_OF_THE_FILE = {"scale", "translate", "units", "contrast_limits"}
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str], list[tuple[np.ndarray, dict[str, Any], str]]] | None:
@@ -311,10 +315,41 @@ class DenoisePanel:
         self.progress.max = 1
         self.progress.value = int(not mistake)
         self.status.value = mistake or "Done. Read report.html in the folder of the run before you trust the result."
-        shown = {_path_of(layer) for layer in self.viewer.layers} if self.viewer is not None else set()
-        for volume, options, _ in layers:
-            if self.viewer is not None and options["metadata"]["path"] not in shown:
-                self.viewer.add_image(volume, **options)
+        if self.viewer is not None:
+            show_layers(self.viewer, layers)
+
+
+def show_layers(viewer: Any, layers: Sequence[tuple[np.ndarray, dict[str, Any], str]]) -> None:
+    """Show the layers of a run; a layer that shows the same file gets the new voxels, place and contrast.
+
+    The tomogram that was denoised has not changed, so a layer of it stays as it is.
+
+    Args:
+        viewer: of napari.
+        layers: of :func:`read_run`.
+    """
+    shown: dict[str, list[Any]] = {}
+    for layer in viewer.layers:
+        path = _path_of(layer)
+        if path is not None:
+            shown.setdefault(_resolved(path), []).append(layer)
+    for volume, options, _ in layers:
+        same = shown.get(_resolved(options["metadata"]["path"]), [])
+        if options["name"] == _INPUT and same:
+            continue
+        # One that another reader made in several scales cannot take one array.
+        same = [one for one in same if one.ndim == volume.ndim and not getattr(one, "multiscale", False)]
+        for layer in same:
+            layer.data = volume
+            for name in _OF_THE_FILE & options.keys():
+                setattr(layer, name, options[name])
+        if not same:
+            viewer.add_image(volume, **options)
+
+
+def _resolved(path: str) -> str:
+    """One name for a file, however it was named."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _path_of(layer: Any) -> str | None:
