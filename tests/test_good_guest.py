@@ -123,6 +123,14 @@ def test_an_image_without_an_affine_is_denoised_as_a_tensor(volume):
     assert torch.equal(denoise(turned).as_tensor().permute(0, 3, 2, 1), expected.as_tensor())
 
 
+def test_what_was_given_by_place_keeps_its_meaning():
+    """An option that is new comes last: the sixth is ``mirrors``, as before there was ``smooth``."""
+    by_place = Denoise(suite_start(), "cpu", None, "auto", 0.0, True).inferer
+    by_name = Denoise(suite_start(), device="cpu", mirrors=True).inferer
+    assert (by_place.mirrors, by_place.smooth) == (by_name.mirrors, by_name.smooth) == (True, 0.0)
+    assert Denoise(suite_start(), device="cpu", smooth=1.0).inferer.smooth == 1.0
+
+
 def test_an_oblique_image_without_channel_keeps_its_rotation(volume, denoised, tmp_path):
     """Axes (X, Y, Z) and a rotation: same voxels, same axes and affine back; the NIfTI has the rotation too."""
     given = MetaTensor(torch.from_numpy(volume).permute(2, 1, 0), affine=OBLIQUE)

@@ -32,9 +32,9 @@ class Denoise(Transform):
         window: see :class:`cryoshuffle.inference.inferers.HaloWindowInferer`.
         precision: of the computation.
         detail: share of input.
-        smooth: width of a Gaussian over the result, voxels.
         mirrors: averages mirror images.
         progress: shows a bar.
+        smooth: width of a Gaussian over the result, voxels.
 
     Shape:
         ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. The axes of an image with an affine may be in any order that it
@@ -57,9 +57,9 @@ class Denoise(Transform):
         window: Sequence[int] | int | None = None,
         precision: str = "auto",
         detail: float = 0.0,
-        smooth: float = 0.0,
         mirrors: bool = False,
         progress: bool = False,
+        smooth: float = 0.0,
     ) -> None:
         where = choose_device(device)
         self.network = load_network(checkpoint).to(where)
