@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ import yaml
 from phantoms import small_tomogram, write_mrc
 
 import cryoshuffle
-from cryoshuffle.commands.napari import DenoiseProcess, denoise_widget, get_reader, read_run, show_layers
+from cryoshuffle.commands.napari import DenoiseProcess, denoise_widget, get_reader, read_run, show_layers, split_words
 from cryoshuffle.errors import FileError, InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -172,6 +173,28 @@ def test_a_process_stops_when_it_is_cancelled_and_when_nobody_reads(tmp_path):
     lines.close()
     assert resumed.outcome() != ""
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (r"--noise-mask C:\data\mask.mrc", ["--noise-mask", r"C:\data\mask.mrc"]),
+        (r'--noise-mask "C:\my data\mask.mrc" --seed 3', ["--noise-mask", r"C:\my data\mask.mrc", "--seed", "3"]),
+        (r"--noise-mask='C:\my data\new.mrc'", [r"--noise-mask=C:\my data\new.mrc"]),
+        (r'--report "\\server\share\"', ["--report", "\\\\server\\share\\"]),
+        ("--seed 3 # 4", ["--seed", "3", "#", "4"]),
+        ("", []),
+    ],
+)
+def test_options_keep_the_backslashes_of_windows(text, words):
+    """Quotes go wherever they stand in a word; elsewhere the words are those of a shell (control)."""
+    assert split_words(text, posix=False) == words
+    for other in (text.replace("\\", "/"), r"--report my\ run", r"--noise-mask C:\data\mask.mrc"):
+        assert split_words(other, posix=True) == shlex.split(other)
+    assert split_words(r"C:\data", posix=True) == ["C:data"]
+    for posix in (True, False):
+        with pytest.raises(ValueError, match="closing"):
+            split_words('--report "my run', posix=posix)
 
 
 def test_the_manifest_names_what_there_is():

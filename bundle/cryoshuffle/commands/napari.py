@@ -186,6 +186,27 @@ class DenoiseProcess:
         return self._sentences[-1] if self._sentences else f"The run ended with exit code {code}."
 
 
+def split_words(text: str, posix: bool = os.name == "posix") -> list[str]:
+    r"""Options as words, as the command line has them; quotes hold a word with spaces together.
+
+    Args:
+        text: of the field.
+        posix: whether a backslash protects what follows; on Windows it parts folders.
+
+    Raises:
+        ValueError: for quotes that are not closed.
+
+    Example:
+        >>> split_words(r'--noise-mask="C:\my data\mask.mrc" --seed 3', posix=False)
+        ['--noise-mask=C:\\my data\\mask.mrc', '--seed', '3']
+    """
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    if not posix:
+        words.escape = ""
+    return list(words)
+
+
 class DenoisePanel:
     """The fields and buttons of the widget, and the run that they start.
 
@@ -252,7 +273,7 @@ class DenoisePanel:
             name, suffix = split_suffix(output)
             words.append(f"--residual={output.with_name(f'{name}_residual{suffix}')}")
         try:
-            return words + shlex.split(self.more.value)
+            return words + split_words(self.more.value)
         except ValueError as error:
             raise UsageError(f"{self.more.value}: cannot be read ({error}), close the quotes") from error
 
