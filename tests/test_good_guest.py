@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor, set_track_meta
-from monai.transforms import Compose, Flip, Invertd, SpatialCrop
+from monai.transforms import Compose, Flip, Invertd, LoadImage, Orientation, SpatialCrop
 from phantoms import CONFIGS, small_tomogram
 from sizes import suite_start
 
@@ -26,6 +26,7 @@ from cryoshuffle import api
 from cryoshuffle.commands.overrides import check_overrides
 from cryoshuffle.devices import no_autocast
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.intensity import StandardiseIntensity, StandardiseIntensityd
 from cryoshuffle.files.volumes import refuse_masked, tells_axes
 from cryoshuffle.fit.sampling import HeldOutSlab
@@ -74,13 +75,41 @@ def copying(monkeypatch) -> list[Path]:
     return seen
 
 
-def test_the_identity_tells_no_axes():
-    """MONAI gives it to what came without an affine; any other affine tells them, and nothing but an image has one."""
+def test_the_identity_tells_no_axes(tmp_path):
+    """MONAI gives it to what came without an affine; any other affine tells them, and the identity of a file does."""
     image = torch.zeros(1, 2, 3, 4)
     assert not tells_axes(MetaTensor(image))
     assert not tells_axes(image)
     assert not tells_axes(image.numpy())
     assert tells_axes(MetaTensor(image, affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0]))))
+    nibabel.save(nibabel.Nifti1Image(image[0].numpy(), np.eye(4)), tmp_path / "in.nii")
+    read = LoadImage(ensure_channel_first=True)(tmp_path / "in.nii")
+    assert torch.equal(read.affine, MetaTensor(image).affine)
+    assert tells_axes(read)
+    assert tells_axes(Orientation("SAR", labels=None)(read))
+    assert not tells_axes(MetaTensor(read.as_tensor()))
+    np.save(tmp_path / "in.npy", image[0].numpy())
+    assert not tells_axes(LoadImage(ensure_channel_first=True)(tmp_path / "in.npy"))
+
+
+def test_an_image_with_the_identity_of_its_file_comes_back_as_it_was(tmp_path, monkeypatch):
+    """The run reads it as x, y, z, and the result has the axes of what was given; without a file it is (Z, Y, X)."""
+    volume = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "in.nii")
+    given = LoadImage(ensure_channel_first=True)(tmp_path / "in.nii")
+    shapes: list[tuple[int, ...]] = []
+
+    def copy(options) -> None:
+        tomogram = load_tomogram(options.tomogram)
+        shapes.append(tuple(tomogram.shape[1:]))
+        save_tomogram(tomogram, options.output)
+
+    monkeypatch.setattr(api, "run_denoise", copy)
+    result = cryoshuffle.denoise(given)
+    plain = cryoshuffle.denoise(MetaTensor(given.as_tensor()))
+    assert shapes == [(3, 4, 5), (5, 4, 3)]
+    for image in (result, plain):
+        assert torch.equal(image.as_tensor(), given.as_tensor())
 
 
 def test_an_image_without_an_affine_is_denoised_as_a_tensor(volume):
@@ -92,6 +121,14 @@ def test_an_image_without_an_affine_is_denoised_as_a_tensor(volume):
     assert torch.equal(denoise(given).affine, given.affine)
     turned = MetaTensor(plain.permute(0, 3, 2, 1), affine=torch.diag(torch.tensor([2.0, 2.0, 2.0, 1.0])))
     assert torch.equal(denoise(turned).as_tensor().permute(0, 3, 2, 1), expected.as_tensor())
+
+
+def test_what_was_given_by_place_keeps_its_meaning():
+    """An option that is new comes last: the sixth is ``mirrors``, as before there was ``smooth``."""
+    by_place = Denoise(suite_start(), "cpu", None, "auto", 0.0, True).inferer
+    by_name = Denoise(suite_start(), device="cpu", mirrors=True).inferer
+    assert (by_place.mirrors, by_place.smooth) == (by_name.mirrors, by_name.smooth) == (True, 0.0)
+    assert Denoise(suite_start(), device="cpu", smooth=1.0).inferer.smooth == 1.0
 
 
 def test_an_oblique_image_without_channel_keeps_its_rotation(volume, denoised, tmp_path):

@@ -164,8 +164,8 @@ def denoise(
 
     Shape:
         ``(Z, Y, X)``, ``(1, Z, Y, X)`` or ``(Z, Y, X, 1)``; the axes of a ``MetaTensor`` may be in any order that
-        its affine tells; the identity tells none. A rotation in the affine goes into the header of what is written as
-        NIfTI; other formats have no place for one.
+        its affine tells; the identity tells none, unless a file had it. A rotation in the affine goes into the header
+        of what is written as NIfTI; other formats have no place for one.
 
     Units:
         grey values in, the same grey values out; voxel size in Å.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -16,7 +19,7 @@ import yaml
 from phantoms import small_tomogram, write_mrc
 
 import cryoshuffle
-from cryoshuffle.commands.napari import DenoiseProcess, denoise_widget, get_reader, read_run
+from cryoshuffle.commands.napari import DenoiseProcess, denoise_widget, get_reader, read_run, show_layers, split_words
 from cryoshuffle.errors import FileError, InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -51,6 +54,63 @@ def test_a_run_becomes_layers_in_their_place(tmp_path):
         assert options["units"] == ("angstrom",) * 3
         assert kind == "image"
     assert len(get_reader(str(run / "provenance.json"))("")) == 4
+
+
+class StubViewer:
+    """As much of napari's viewer as layers need."""
+
+    def __init__(self) -> None:
+        self.layers: list[SimpleNamespace] = []
+
+    def add_image(self, volume: np.ndarray, **options: Any) -> None:
+        self.layers.append(SimpleNamespace(data=volume, ndim=volume.ndim, **options))
+
+
+def test_a_second_run_shows_its_own_voxels(tmp_path, monkeypatch):
+    """Result, residual and error of the same names are replaced in their layers, with contrast and place.
+
+    Control: the layer of the tomogram, a layer of another file, and what the user chose for a layer stay.
+    """
+    run = a_run(tmp_path, input="in.mrc", output="out.mrc", residual="residual.mrc", error="error.mrc")
+    viewer = StubViewer()
+    viewer.add_image(np.zeros((4, 5, 6)), name="other", metadata={"path": str(tmp_path / "other.mrc")})
+    viewer.add_image(np.zeros((4, 5, 6)), name="drawn", metadata={})
+    show_layers(viewer, read_run(run))
+    before = [layer.data for layer in viewer.layers]
+    assert len(before) == 6
+    second = {}
+    for name, place in (("in", 2), ("out", 3), ("residual", 4), ("error", 5)):
+        second[place] = np.random.default_rng(9 + place).normal(100, 1, (4, 5, 7)).astype(np.float32)
+        write_mrc(tmp_path / f"{name}.mrc", second[place], 9.0)
+        viewer.layers[place].visible = True
+    # The same files by other names: relative to the folder, and through a link.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    viewer.layers[3].metadata = {"path": "out.mrc"}
+    viewer.layers[4].metadata = {}
+    viewer.layers[4].source = SimpleNamespace(path=str(tmp_path / "link" / "residual.mrc"))
+    show_layers(viewer, read_run(run))
+    assert len(viewer.layers) == 6
+    for place, layer in enumerate(viewer.layers):
+        if place < 3:
+            assert layer.data is before[place]
+            continue
+        assert np.array_equal(layer.data, second[place])
+        assert np.abs(np.subtract(layer.contrast_limits, 100)).max() < 5
+        assert layer.scale == (9.0, 9.0, 9.0)
+        assert layer.visible
+
+
+def test_a_layer_in_several_scales_is_not_overwritten(tmp_path):
+    """One of another reader cannot take one array; the volume gets a layer of its own."""
+    run = a_run(tmp_path, output="out.mrc")
+    viewer = StubViewer()
+    scales = [np.zeros((4, 5, 6)), np.zeros((2, 3, 3))]
+    path = {"path": str(tmp_path / "out.mrc")}
+    viewer.layers.append(SimpleNamespace(data=scales, ndim=3, multiscale=True, metadata=path))
+    show_layers(viewer, read_run(run))
+    assert viewer.layers[0].data is scales
+    assert np.array_equal(viewer.layers[1].data, mrcfile.read(tmp_path / "out.mrc"))
 
 
 def test_what_is_not_there_is_left_out(tmp_path):
@@ -113,6 +173,28 @@ def test_a_process_stops_when_it_is_cancelled_and_when_nobody_reads(tmp_path):
     lines.close()
     assert resumed.outcome() != ""
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (r"--noise-mask C:\data\mask.mrc", ["--noise-mask", r"C:\data\mask.mrc"]),
+        (r'--noise-mask "C:\my data\mask.mrc" --seed 3', ["--noise-mask", r"C:\my data\mask.mrc", "--seed", "3"]),
+        (r"--noise-mask='C:\my data\new.mrc'", [r"--noise-mask=C:\my data\new.mrc"]),
+        (r'--report "\\server\share\"', ["--report", "\\\\server\\share\\"]),
+        ("--seed 3 # 4", ["--seed", "3", "#", "4"]),
+        ("", []),
+    ],
+)
+def test_options_keep_the_backslashes_of_windows(text, words):
+    """Quotes go wherever they stand in a word; elsewhere the words are those of a shell (control)."""
+    assert split_words(text, posix=False) == words
+    for other in (text.replace("\\", "/"), r"--report my\ run", r"--noise-mask C:\data\mask.mrc"):
+        assert split_words(other, posix=True) == shlex.split(other)
+    assert split_words(r"C:\data", posix=True) == ["C:data"]
+    for posix in (True, False):
+        with pytest.raises(ValueError, match="closing"):
+            split_words('--report "my run', posix=posix)
 
 
 def test_the_manifest_names_what_there_is():

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from monai.transforms import LoadImage, LoadImaged, SaveImaged
 from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
@@ -157,6 +158,25 @@ def test_a_nifti_becomes_mrc_with_its_axes_in_place(tmp_path):
         assert np.array_equal(mrc.data, volume.transpose(2, 1, 0))
         assert voxel_size_zyx(mrc.header) == (3.5, 2.5, 1.5)
         assert mrc.header.origin.tolist() == (10.0, 20.0, 30.0)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr", ".nii"])
+def test_the_identity_tells_the_axes_only_where_a_file_had_it(tmp_path, suffix):
+    """A NIfTI of Python's has x, y, z and the identity; a tensor without a file is (Z, Y, X) (control)."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    volume = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "in.nii")
+    image = LoadImage(ensure_channel_first=True)(tmp_path / "in.nii")
+    save_tomogram(image, tmp_path / f"out{suffix}")
+    written = load_tomogram(tmp_path / f"out{suffix}")
+    assert np.array_equal(written[0].numpy(), volume.transpose(2, 1, 0))
+    assert np.allclose(written.affine, np.eye(4)[[2, 1, 0, 3]].T)
+    plain = MetaTensor(image.as_tensor())
+    assert np.array_equal(plain.affine, image.affine)
+    save_tomogram(plain, tmp_path / f"plain{suffix}")
+    axcodes = None if suffix == ".nii" else "SAR"
+    assert np.array_equal(load_tomogram(tmp_path / f"plain{suffix}", axcodes=axcodes)[0].numpy(), volume)
 
 
 def test_written_bytes_are_signed_whatever_the_input_had(tmp_path):

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import mrcfile
+import nibabel
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Orientation
+from monai.transforms import LoadImage, Orientation
 from phantoms import small_tomogram, write_mrc
+from sizes import suite_start
 
 from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import InputError
@@ -79,6 +81,36 @@ def test_a_residual_has_the_grid_of_its_input(tmp_path, fitted):
     assert torch.allclose(left.affine, given.affine)
     assert left.shape == given.shape
     assert np.allclose(voxels(residual) + voxels(out), voxels(source), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape_xyz", [(32, 32, 32), (40, 32, 24)], ids=["cube", "box"])
+def test_a_nifti_with_the_identity_keeps_its_axes(tmp_path, shape_xyz):
+    """Its x stays x in all formats, and the residual adds up; the transform does the same to what MONAI loaded.
+
+    Control: the same voxels without a file are (Z, Y, X), and the network sees another volume.
+    """
+    pytest.importorskip("zarr")
+    source = tmp_path / "in.nii"
+    noise = np.random.default_rng(0).standard_normal(shape_xyz)
+    ramp = np.arange(shape_xyz[0], dtype=np.float32)[:, None, None] + noise.astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(ramp, np.eye(4)), source)
+    given = voxels(source)
+    assert np.array_equal(given, ramp.transpose(2, 1, 0))
+    results = []
+    for suffix in (".mrc", ".zarr", ".nii"):
+        out, residual = tmp_path / f"to_{suffix[1:]}{suffix}", tmp_path / f"residual{suffix}"
+        command = ["apply", str(suite_start()), str(source), str(out), "--quiet", "--device", "cpu"]
+        assert main([*command, "--residual", str(residual)]) == 0
+        results.append(voxels(out))
+        assert results[-1].shape == shape_xyz[::-1]
+        profiles = [results[-1].mean(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
+        assert np.argmax([np.ptp(profile) for profile in profiles]) == 2
+        assert np.allclose(voxels(residual) + results[-1], given, atol=1e-4)
+    assert all(np.array_equal(result, results[0]) for result in results)
+    image, denoise = LoadImage(ensure_channel_first=True)(source), Denoise(suite_start(), device="cpu")
+    assert np.array_equal(denoise(image)[0].numpy().transpose(2, 1, 0), results[0])
+    plain = denoise(MetaTensor(image.as_tensor()))
+    assert not np.allclose(plain[0].numpy().transpose(2, 1, 0), results[0], atol=1e-4)
 
 
 def test_an_mrc_becomes_a_nifti_with_the_same_voxels_and_a_page(tmp_path, fitted):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -32,6 +33,9 @@ LAYERS: tuple[tuple[str, dict[str, Any]], ...] = (
 # Percentiles of the grey values that become black and white, and sections that tell them.
 _BLACK, _WHITE, _SECTIONS = 0.5, 99.5, 16
 _FIND = "find it"
+_INPUT = LAYERS[0][1]["name"]
+# What a layer has from its file; the rest of it is the user's.
+_OF_THE_FILE = {"scale", "translate", "units", "contrast_limits"}
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str], list[tuple[np.ndarray, dict[str, Any], str]]] | None:
@@ -182,6 +186,27 @@ class DenoiseProcess:
         return self._sentences[-1] if self._sentences else f"The run ended with exit code {code}."
 
 
+def split_words(text: str, posix: bool = os.name == "posix") -> list[str]:
+    r"""Options as words, as the command line has them; quotes hold a word with spaces together.
+
+    Args:
+        text: of the field.
+        posix: whether a backslash protects what follows; on Windows it parts folders.
+
+    Raises:
+        ValueError: for quotes that are not closed.
+
+    Example:
+        >>> split_words(r'--noise-mask="C:\my data\mask.mrc" --seed 3', posix=False)
+        ['--noise-mask=C:\\my data\\mask.mrc', '--seed', '3']
+    """
+    words = shlex.shlex(text, posix=True)
+    words.whitespace_split, words.commenters = True, ""
+    if not posix:
+        words.escape = ""
+    return list(words)
+
+
 class DenoisePanel:
     """The fields and buttons of the widget, and the run that they start.
 
@@ -248,7 +273,7 @@ class DenoisePanel:
             name, suffix = split_suffix(output)
             words.append(f"--residual={output.with_name(f'{name}_residual{suffix}')}")
         try:
-            return words + shlex.split(self.more.value)
+            return words + split_words(self.more.value)
         except ValueError as error:
             raise UsageError(f"{self.more.value}: cannot be read ({error}), close the quotes") from error
 
@@ -311,10 +336,41 @@ class DenoisePanel:
         self.progress.max = 1
         self.progress.value = int(not mistake)
         self.status.value = mistake or "Done. Read report.html in the folder of the run before you trust the result."
-        shown = {_path_of(layer) for layer in self.viewer.layers} if self.viewer is not None else set()
-        for volume, options, _ in layers:
-            if self.viewer is not None and options["metadata"]["path"] not in shown:
-                self.viewer.add_image(volume, **options)
+        if self.viewer is not None:
+            show_layers(self.viewer, layers)
+
+
+def show_layers(viewer: Any, layers: Sequence[tuple[np.ndarray, dict[str, Any], str]]) -> None:
+    """Show the layers of a run; a layer that shows the same file gets the new voxels, place and contrast.
+
+    The tomogram that was denoised has not changed, so a layer of it stays as it is.
+
+    Args:
+        viewer: of napari.
+        layers: of :func:`read_run`.
+    """
+    shown: dict[str, list[Any]] = {}
+    for layer in viewer.layers:
+        path = _path_of(layer)
+        if path is not None:
+            shown.setdefault(_resolved(path), []).append(layer)
+    for volume, options, _ in layers:
+        same = shown.get(_resolved(options["metadata"]["path"]), [])
+        if options["name"] == _INPUT and same:
+            continue
+        # One that another reader made in several scales cannot take one array.
+        same = [one for one in same if one.ndim == volume.ndim and not getattr(one, "multiscale", False)]
+        for layer in same:
+            layer.data = volume
+            for name in _OF_THE_FILE & options.keys():
+                setattr(layer, name, options[name])
+        if not same:
+            viewer.add_image(volume, **options)
+
+
+def _resolved(path: str) -> str:
+    """One name for a file, however it was named."""
+    return os.path.normcase(os.path.realpath(path))
 
 
 def _path_of(layer: Any) -> str | None:

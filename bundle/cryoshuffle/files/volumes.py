@@ -159,15 +159,30 @@ def common_voxel_size(sizes: Sequence[float] | None) -> float | None:
     return sizes[0] if sizes is not None and max(sizes) < 1.01 * min(sizes) else None
 
 
-def tells_axes(volume: object) -> TypeGuard[MetaTensor]:
-    """Whether a volume tells which axis is which; if not, its axes are (Z, Y, X).
+def affine_tells_axes(meta: Mapping[str, Any]) -> bool:
+    """Whether the affine of an image tells which axis is which; if not, its axes are (Z, Y, X).
 
-    MONAI gives the identity as affine to what came without one, so the identity tells nothing.
+    MONAI gives the identity to what came without an affine. It tells nothing, unless a reader found it in a file: a
+    reader keeps what it found as ``original_affine``, and MONAI gives that to no other image.
+
+    Args:
+        meta: of the image.
+    """
+    affine = meta.get(MetaKeys.AFFINE)
+    if affine is None:
+        return False
+    affine = torch.as_tensor(affine).cpu().numpy()
+    is_identity = affine.shape == (4, 4) and np.allclose(affine, np.eye(4))
+    return meta.get(MetaKeys.ORIGINAL_AFFINE) is not None or not is_identity
+
+
+def tells_axes(volume: object) -> TypeGuard[MetaTensor]:
+    """Whether a volume tells which axis is which, see :func:`affine_tells_axes`; if not, its axes are (Z, Y, X).
 
     Args:
         volume: of any kind; only a ``MetaTensor`` has an affine.
     """
-    return isinstance(volume, MetaTensor) and not torch.equal(volume.affine, torch.eye(4).to(volume.affine))
+    return isinstance(volume, MetaTensor) and affine_tells_axes(volume.meta)
 
 
 def refuse_masked(volume: object) -> None:
@@ -311,16 +326,18 @@ class VolumeWriter(ImageWriter):
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = False, **options: Any) -> None:
         """Take the metadata; a volume whose affine orders the axes otherwise is turned to (Z, Y, X).
 
+        The identity orders them only where a reader found it in a file, see :func:`affine_tells_axes`.
+
         Args:
             meta_dict: as a reader made it.
             resample: not supported; a tomogram keeps its grid.
             options: other options of MONAI's writers; not needed here.
         """
         self.meta = dict(meta_dict or {})
-        affine = self.meta.get(MetaKeys.AFFINE)
-        if affine is None or np.allclose(np.asarray(affine), np.eye(4)):
+        if not affine_tells_axes(self.meta):
             return
-        image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=torch.as_tensor(affine))
+        affine = torch.as_tensor(self.meta[MetaKeys.AFFINE])
+        image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=affine)
         turned = MetaTensor(Orientation(axcodes=AXIS_CODES, labels=None)(image))
         self.data_obj = turned.as_tensor()[0].numpy()
         self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)

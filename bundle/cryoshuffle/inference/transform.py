@@ -32,13 +32,13 @@ class Denoise(Transform):
         window: see :class:`cryoshuffle.inference.inferers.HaloWindowInferer`.
         precision: of the computation.
         detail: share of input.
-        smooth: width of a Gaussian over the result, voxels.
         mirrors: averages mirror images.
         progress: shows a bar.
+        smooth: width of a Gaussian over the result, voxels.
 
     Shape:
         ``(1, Z, Y, X) -> (1, Z, Y, X)``, float32. The axes of an image with an affine may be in any order that it
-        tells: the image is turned for the network, and back. The identity tells none.
+        tells: the image is turned for the network, and back. The identity tells none, unless a file had it.
 
     Units:
         grey values in, the same grey values out.
@@ -57,9 +57,9 @@ class Denoise(Transform):
         window: Sequence[int] | int | None = None,
         precision: str = "auto",
         detail: float = 0.0,
-        smooth: float = 0.0,
         mirrors: bool = False,
         progress: bool = False,
+        smooth: float = 0.0,
     ) -> None:
         where = choose_device(device)
         self.network = load_network(checkpoint).to(where)
