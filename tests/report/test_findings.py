@@ -186,6 +186,17 @@ def test_the_negative_of_the_noise_makes_doubt_where_it_can_be_seen():
         assert one.advice
 
 
+def test_what_a_gaussian_took_is_not_held_against_a_result():
+    """Where --smooth was asked for it is named, and structure in the residual is no finding; it is one without it."""
+    noise = {"clean": True, "reason": "measured", "autocorrelation": {"y": [0.0] * 4}}
+    residual = {**RESIDUAL, "autocorrelation": {"y": [0.5, 0.2, 0.1, 0.0]}}
+    numbers = {"residual": residual, "signal_left": {"ratio": 3.0, "scatter": 0.05, "where": [1, 2, 3]}}
+    without, smoothed = (findings(noise, None, {**numbers, **more}) for more in ({}, {"smoothed": 0.8}))
+    assert sorted(one.subject for one in without if one.level == "look") == ["alike", "kept"]
+    assert {one.level for one in smoothed} == {"ok"}
+    assert any("A Gaussian of 0.8 voxels lies over the result" in one.words for one in smoothed)
+
+
 def test_uneven_noise_is_told_where_it_was_taken_for_even():
     for levels, count in ((True, 0), (False, 1)):
         found = findings(None, {"trust": 0.8, "levels": levels}, {"painted": PAINTED})

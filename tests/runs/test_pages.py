@@ -116,12 +116,16 @@ def test_the_page_has_commands_for_other_looks_that_run_as_they_stand(run):
     text = html.unescape((run / PAGE_NAME).read_text(encoding="utf-8"))
     commands = [shlex.split(one) for one in re.findall(r"<code>(cryoshuffle apply .*?)</code>", text)]
     assert len(commands) == 2
+    assert not any("--mirrors" in command for command in commands)
     for command in commands:
         assert main([*command[1:], "--quiet", "--overwrite"]) == 0
     result, smooth, detailed = (_volume(run.parent / f"{look}<b>&out.mrc") for look in ("", "smooth_", "detail_"))
     tomogram = _volume(run.parent / "in.mrc")
     fine = [float((v[:, :, 1:] - v[:, :, :-1]).std()) for v in (smooth, result)]
     assert fine[0] < fine[1]
+    told = {n: json.loads((run.parent / f"{n}_<b>&out_run" / FINDINGS_NAME).read_text()) for n in ("smooth", "detail")}
+    assert "Gaussian of 0.8 voxels" in str(told["smooth"]["findings"])
+    assert ["power" in told[name]["numbers"] for name in ("smooth", "detail")] == [False, True]
     assert torch.allclose(detailed, 0.9 * result + 0.1 * tomogram, atol=1e-3 * float(tomogram.std()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.formats import is_ours
 from cryoshuffle.files.masks import load_mask
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES, BlindSet, Triple
 from cryoshuffle.noise.estimate import (
     CLEAN,
@@ -261,8 +262,9 @@ def choose_blind_set(
         default = 0 if blind in ("plane", "voxel") else 1
         blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)
         asked = BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=True), None)
-        exists = bool(tomograms) and Path(tomograms[0]).exists()
-        return _with_order(asked, partial(read, str(tomograms[0]), largest=LARGEST, mask=mask)) if exists else asked
+        if blind_set.tilt_axis is None or not tomograms or not Path(tomograms[0]).exists():
+            return asked
+        return _with_order(asked, read(str(tomograms[0]), largest=LARGEST, mask=mask))
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
     if absent is not None and len(tomograms) == 1 and not Path(tomograms[0]).exists():
@@ -278,10 +280,12 @@ def choose_blind_set(
             *on_one_scale(volume, *load_halves(halves, permissive, mask, first, fill_nan, folder))
         )
     elif empty is not None:
-        estimate = noise_from_empty(read(first), load_mask(empty, folder, first))
+        volume = read(first)
+        estimate = noise_from_empty(volume, load_mask(empty, folder, first))
     else:
-        estimates = []
-        for path in tomograms:
+        estimates: list[NoiseEstimate] = []
+        # The first one last, which tells the beam.
+        for path in reversed(tomograms):
             volume = read(str(path), largest=LARGEST, mask=mask)
             estimates.append(noise_from_volume(volume))
             if estimates[-1].filtered and is_ours(path):
@@ -296,13 +300,13 @@ def choose_blind_set(
         plan = BlindPlan(choose_blind(estimate, tilt_axis), estimate)
     else:
         plan = BlindPlan(_plane_as_asked(estimate, tilt_axis, radius or 0), estimate)
-    return _with_order(plan, partial(read, first, largest=LARGEST, mask=mask))
+    return _with_order(plan, volume)
 
 
-def _with_order(plan: BlindPlan, load: Callable[[], Tensor]) -> BlindPlan:
-    """The plan with the order of the axes of the tomogram, which is loaded where it is not as usual."""
+def _with_order(plan: BlindPlan, volume: Tensor) -> BlindPlan:
+    """The plan with the order of the axes of the tomogram, ``(Z, Y, X)``."""
     normal = plan.blind_set.tilt_axis
-    return plan if normal != 0 else replace(plan, order=beam_first(load(), normal))
+    return plan if normal is None else replace(plan, order=beam_first(central_crop(volume, LARGEST), normal))
 
 
 def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int | Sequence[int]) -> BlindChoice:

@@ -84,7 +84,9 @@ def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
 
 
 def find_beam(volume: Tensor, normal: int) -> int:
-    """The axis of the beam, by the missing wedge around it; the shorter one across the tilt axis where none shows.
+    """The axis of the beam, by the missing wedge around it.
+
+    Where none shows it is Z, or, where that is the tilt axis, the shorter of the other two.
 
     Args:
         volume: the tomogram, ``(Z, Y, X)``.
@@ -103,28 +105,28 @@ def find_beam(volume: Tensor, normal: int) -> int:
     radius, direction = polar(*power.shape)
     ring = (radius >= _WEDGE_RING[0]) & (radius < _WEDGE_RING[1])
     # The direction is counted from the second axis.
-    along_first = float(power[ring & (direction.abs() > 90 - _WEDGE_DEG)].mean())
-    along_second = float(power[ring & (direction.abs() < _WEDGE_DEG)].mean())
-    if min(along_first, along_second) > _WEDGE_SHOWS * max(along_first, along_second):
-        return min(axes, key=lambda axis: volume.shape[axis])
-    return axes[0] if along_first < along_second else axes[1]
+    around = [ring & (direction.abs() > 90 - _WEDGE_DEG), ring & (direction.abs() < _WEDGE_DEG)]
+    first, second = (float(power[part].mean()) if part.any() else math.nan for part in around)
+    if min(first, second) < _WEDGE_SHOWS * max(first, second):
+        return axes[0] if first < second else axes[1]
+    return 0 if normal != 0 else min(axes, key=lambda axis: volume.shape[axis])
 
 
 def beam_first(volume: Tensor, normal: int) -> tuple[int, int, int]:
-    """The order of axes in which the beam comes first, then the tilt axis, as most reconstructions have it.
+    """The order of axes in which the beam comes first, as in most reconstructions.
+
+    Volumes lie another way where IMOD's or AreTomo's were not yet rotated, or where an array has its axes reversed.
 
     Args:
         volume: the tomogram, ``(Z, Y, X)``.
-        normal: number of the tilt axis. The beam is taken for Z unless that is the tilt axis, as where IMOD's or
-            AreTomo's volumes were not yet rotated.
+        normal: number of the tilt axis.
 
     Returns:
-        Numbers of the axes, as ``volume.permute`` takes them; as they are where the tilt axis is not Z.
+        Numbers of the axes, as ``volume.permute`` takes them: as they are where the beam comes along Z, else beam, tilt
+        axis, and the third.
     """
-    if normal != 0:
-        return 0, 1, 2
     beam = find_beam(volume, normal)
-    return beam, 0, 3 - beam
+    return (0, 1, 2) if beam == 0 else (beam, normal, 3 - beam - normal)
 
 
 def _filled(power: Tensor) -> Tensor:

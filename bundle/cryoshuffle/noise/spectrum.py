@@ -217,9 +217,9 @@ def noise_spectrum(
         InputError: if the volume is too small.
     """
     normal = blind_set.tilt_axis
-    if normal == 0:
+    order = (0, 1, 2) if normal is None else beam_first(volume, normal)
+    if order != (0, 1, 2):
         # What follows takes the beam for Z.
-        order = beam_first(volume, normal)
         seen, more = (None if one is None else one.permute(order) for one in (denoised, around))
         facing = noise_spectrum(volume.permute(order), residual.permute(order), BlindSet("plane", "y"), seen, more)
         return facing.permute([order.index(axis) for axis in range(3)]).contiguous()

@@ -126,7 +126,8 @@ def checks(noise: Mapping[str, Any] | None, numbers: Mapping[str, Any]) -> list[
     if "removed" in numbers:
         listed += _removed_checks(numbers["removed"])
     if "residual" in numbers:
-        listed += _residual_checks(numbers["residual"], noise)
+        # Behind a Gaussian the residual holds fine detail.
+        listed += _residual_checks(numbers["residual"], None if "smoothed" in numbers else noise)
     if "seams" in numbers:
         jumps = numbers["seams"]["borders"]
         what = "jumps at window borders, over those nearby"
@@ -243,7 +244,13 @@ def findings(
         listed.append(_removed_finding([one for one in checked if one.subject == "removed"], noise is not None))
     if "halves" in numbers:
         listed.append(_halves_finding(numbers["halves"]))
-    if "signal_left" in numbers:
+    if "smoothed" in numbers:
+        words = (
+            f"A Gaussian of {numbers['smoothed']:g} voxels lies over the result, as asked for with --smooth. The "
+            "residual holds what it took, so it is not compared with the noise."
+        )
+        listed.append(Finding("ok", words, "measured"))
+    elif "signal_left" in numbers:
         listed.append(_kept_finding(numbers["signal_left"]))
     listed += [_seams_finding(one, numbers["seams"]["halfway"]) for one in checked if one.subject == "seams"]
     listed += [

@@ -39,6 +39,8 @@ _ALARMS = ("place",)
 # What it heard of before the page was written.
 _SAID = ("noise", "excess", "time")
 # Share of the residual in the result from which on there is too little of it left to tell its power.
+# Settings of a run that its other looks have too.
+_KEPT = ("mirrors", "fill_nan")
 _MOSTLY_GIVEN_BACK = 0.5
 _THUMBNAIL = 96
 _TEMPLATES = Environment(
@@ -199,12 +201,12 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
 def _noise_scale(
     provenance: Mapping[str, Any], models: Mapping[Path, Mapping[str, Any]], deviation: float
 ) -> NoiseScale | None:
-    """The noise that the model of a run keeps; None where it keeps none, or the result has much of the residual.
+    """The noise that the model of a run keeps; None where it keeps none, or the residual is no noise by intention.
 
     ``models`` are those that were read before.
     """
     path, detail = Path(provenance["network"]["path"]), float(provenance["settings"].get("detail") or 0.0)
-    if not path.is_file() or detail >= _MOSTLY_GIVEN_BACK:
+    if not path.is_file() or detail >= _MOSTLY_GIVEN_BACK or provenance["settings"].get("smooth"):
         return None
     noise = stored_noise(models[path] if path in models else load_plain(path), path)
     return None if noise is None else NoiseScale(noise, deviation, detail)
@@ -242,18 +244,20 @@ def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[dict[Pa
     return {network: checkpoint}, [1, 1, 1] if stride is None else list(stride)
 
 
-def _other_looks(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Commands for a smoother and a more detailed result, which take no fit."""
+def _other_looks(provenance: Mapping[str, Any], permissive: bool) -> dict[str, str]:
+    """Commands for a smoother and a more detailed result, which take no fit; other options are those of the run."""
     network, source = (shlex.quote(provenance[name]["path"]) for name in ("network", "input"))
     output = Path(provenance["output"]["path"])
+    flags = {"--permissive": permissive, **{f"--{n.replace('_', '-')}": provenance["settings"].get(n) for n in _KEPT}}
+    same = "".join(f" {flag}" for flag, is_set in flags.items() if is_set)
     return {
         option: f"cryoshuffle apply {network} {source} {shlex.quote(str(output.with_name(f'{option}_{output.name}')))}"
-        f" --{option} {value}"
+        f" --{option} {value}{same}"
         for option, value in (("smooth", 0.8), ("detail", 0.1))
     }
 
 
-def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) -> dict[str, Any]:
     """What a page tells of what a run was made of, by name in its template."""
     settings, noise = provenance["settings"], provenance["noise"]
     return {
@@ -263,7 +267,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "run": provenance,
         "noise": noise,
         "noise_rows": _noise_rows(noise),
-        "other_looks": _other_looks(provenance),
+        "other_looks": _other_looks(provenance, permissive),
         "window": provenance.get("window_zyx"),
         "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
         "files": [
@@ -312,6 +316,8 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     shown = read_slices(source, result, error, permissive, fill_nan, place)
     scale = _noise_scale(provenance, models, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale, place)
+    if settings.get("smooth"):
+        numbers["smoothed"] = settings["smooth"]
     scores, survival = _scores(place), _read(place / SURVIVAL_NAME)
     more = {"survival": survival, "error_map": _read(place / COMPARISON_NAME)}
     numbers |= {name: content for name, content in more.items() if content is not None}
@@ -324,7 +330,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path
     write_json({**report, "numbers": numbers}, place / FINDINGS_NAME)
     sizes = numbers["voxel_size_zyx"]
     page = _TEMPLATES.get_template("page.html").render(
-        **_run_values(place, provenance),
+        **_run_values(place, provenance, permissive),
         **_score_values(scores, numbers),
         numbers=numbers,
         verdict=outcome,
