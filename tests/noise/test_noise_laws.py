@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
 
 import mrcfile
@@ -33,9 +34,10 @@ from cryoshuffle.noise.estimate import (
     planes_without_beads,
     without_outliers,
 )
+from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.noise.volumes import load_volume
 from cryoshuffle.noise.whitening import Whitening, WhitenNoise, WhitenNoised
-from cryoshuffle.simulation.tilt_series import CASES, Simulation, simulate
+from cryoshuffle.simulation.tilt_series import CASES, Simulation, TiltScheme, simulate
 
 SNR = {"white": 0.1, "wbp": 0.06, "aligned": 0.19, "sirt": 0.1, "binned": 0.1, "insitu": 0.1}
 
@@ -99,11 +101,12 @@ def test_the_real_tomogram_has_its_tilt_axis_along_y():
 
 
 def test_two_equal_axes_are_not_guessed_between():
-    """The message names both; a given tilt axis settles it."""
+    """The message names both; a given tilt axis or the missing wedge settles it."""
     loud, quiet = [0.5, 0.2, 0.1, 0.0], [0.1, 0.0, 0.0, 0.0]
     estimate = NoiseEstimate({"z": loud, "y": quiet, "x": quiet}, {}, "halves")
     with pytest.raises(ValueError, match=r"along y as along x.*--tilt-axis"):
         find_tilt_axis(estimate)
+    assert find_tilt_axis(replace(estimate, wedge="x")) == "x"
     assert choose_blind(estimate, "x").blind_set.axis == "x"
 
 
@@ -140,17 +143,38 @@ def test_settings_are_taken_as_given(tmp_path):
 
 
 def test_a_filtered_volume_is_not_measured():
-    """Low-pass filtered, the band holds the filter's tail: nothing is guessed; a given axis is taken, and marked."""
+    """Low-pass filtered, the band holds the filter's tail: the missing wedge tells the axis, and where it is filled
+    nothing is guessed; a given axis is taken; each is marked."""
     volume = simulated("wbp").tomogram
     k = [torch.fft.fftfreq(n).abs() for n in volume.shape]
     keep = (k[0][:, None, None] ** 2 + k[1][:, None] ** 2 + k[2] ** 2).sqrt() < 0.25
     estimate = noise_from_volume(torch.fft.ifftn(torch.fft.fftn(volume) * keep).real)
     assert estimate.filtered
     assert not noise_from_volume(volume).filtered
-    with pytest.raises(ValueError, match="low-pass filtered"):
-        choose_blind(estimate)
-    choice = choose_blind(estimate, "y")
-    assert (choice.blind_set.axis, choice.clean) == ("y", False)
+    told = choose_blind(estimate)
+    assert (told.blind_set.axis, told.clean) == ("y", False)
+    assert "which the missing wedge lies along" in told.reason
+    with pytest.raises(ValueError, match=r"low-pass filtered.*no missing wedge does"):
+        choose_blind(replace(estimate, wedge=""))
+    choice = choose_blind(estimate, "x")
+    assert (choice.blind_set.axis, choice.clean) == ("x", False)
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+@pytest.mark.parametrize("case", ["wbp", "aligned", "sirt"])
+def test_the_missing_wedge_tells_the_tilt_axis(case, axis):
+    """Of each reconstruction, whichever way it lies, behind a filter too; white noise and full tilts show none."""
+    order = {"z": (1, 0, 2), "y": (0, 1, 2), "x": (0, 2, 1)}[axis]
+    volume = simulate(case, (64, 96, 96), 0.1, seed=0).tomogram.permute(order)
+    for seen in (volume, gaussian(volume, 1.0)):
+        assert noise_from_volume(seen).wedge == axis
+
+
+def test_without_a_missing_wedge_none_is_told():
+    """White noise, and tilts all around."""
+    full = simulate("wbp", (64, 96, 96), 0.1, seed=0, scheme=TiltScheme(largest_deg=88.0))
+    for volume in (torch.randn(64, 96, 96), full.tomogram):
+        assert noise_from_volume(volume).wedge == ""
 
 
 def test_a_result_of_ours_is_recognised_before_it_is_called_filtered(tmp_path):

@@ -70,7 +70,8 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         tilt_axis: if known; it is then not asked of the noise.
 
     Raises:
-        SettingError: if no tilt axis is given and two axes are equally good, or the volume has been filtered.
+        SettingError: if no tilt axis is given and no missing wedge tells it, where two axes are equally good or the
+            volume has been filtered.
 
     Example:
         >>> quiet, loud = [0.0] * 4, [0.4, -0.2, 0.1, 0.0]
@@ -79,16 +80,18 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         ('plane', 'y', None, True)
     """
     if estimate.filtered:
-        if tilt_axis is None:
+        axis = tilt_axis or estimate.wedge
+        if not axis:
             raise SettingError(
-                "the volume has been low-pass filtered, so its noise does not tell the tilt axis: give --tilt-axis, or "
-                "better the reconstruction before the filter"
+                "the volume has been low-pass filtered, so its noise does not tell the tilt axis, and no missing wedge "
+                "does: give --tilt-axis, or better the reconstruction before the filter"
             )
+        why = "as asked for" if tilt_axis else "which the missing wedge lies along"
         reason = (
-            f"plane across {tilt_axis}, as asked for; the volume has been low-pass filtered, and what the filter has "
-            "left of the noise is told from its spectrum"
+            f"plane across {axis}, {why}; the volume has been low-pass filtered, and what the filter has left of the "
+            "noise is told from its spectrum"
         )
-        return BlindChoice(BlindSet("plane", tilt_axis), None, reason, clean=False)
+        return BlindChoice(BlindSet("plane", axis), None, reason, clean=False)
     largest = max(estimate.leftover(axis, 0) for axis in AXES)
     if largest <= CLEAN:
         return BlindChoice(
@@ -140,10 +143,10 @@ def _looking_obliquely(choice: BlindChoice, estimate: NoiseEstimate) -> BlindCho
 
 
 def find_tilt_axis(estimate: NoiseEstimate) -> str:
-    """The axis along which the noise is least correlated.
+    """The axis along which the noise is least correlated, or of two that are alike the one along the missing wedge.
 
     Raises:
-        SettingError: if two axes are equally good; the message has both.
+        SettingError: if two axes are equally good and no wedge tells; the message has both.
     """
     ranked = sorted(AXES, key=lambda axis: correlation_score(estimate.autocorrelation[axis]))
     best, second = (correlation_score(estimate.autocorrelation[axis]) for axis in ranked[:2])
@@ -153,6 +156,8 @@ def find_tilt_axis(estimate: NoiseEstimate) -> str:
         seen = [estimate.leftover(axis, 0) for axis in ranked[:2]]
         if abs(seen[0] - seen[1]) > _APART:
             return ranked[0] if seen[0] < seen[1] else ranked[1]
+        if estimate.wedge in ranked[:2]:
+            return estimate.wedge
         raise SettingError(
             f"the noise is as little correlated along {ranked[0]} as along {ranked[1]}, so the tilt axis cannot be "
             "told from it: give --tilt-axis"
@@ -293,8 +298,8 @@ def choose_blind_set(
                     f"{path}: was denoised by cryoshuffle before, so hardly any noise is left to measure: name the "
                     "tomogram that it was made from"
                 )
-            if estimates[-1].filtered and tilt_axis is not None:
-                _refuse_without_detail(path, volume, tilt_axis)
+            if estimates[-1].filtered and (axis := tilt_axis or estimates[-1].wedge):
+                _refuse_without_detail(path, volume, axis)
         estimate = average(estimates)
     if blind == "auto" and radius is None:
         plan = BlindPlan(choose_blind(estimate, tilt_axis), estimate)

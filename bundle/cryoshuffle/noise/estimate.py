@@ -21,6 +21,7 @@ from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.axes import line_along, tapered
+from cryoshuffle.noise.ramp import tilt_axis_of_wedge
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -60,6 +61,7 @@ class NoiseEstimate:
         skew: for each axis, how far the correlation with voxels ahead along it differs from that with voxels behind, at
             one place across it, less what chance makes; next to 0 where the tilt axis lies along the grid.
         filtered: whether the volume has next to no power at high frequency, so that one volume tells nothing.
+        wedge: the axis that the missing wedge lies along; empty where none shows.
     """
 
     autocorrelation: Mapping[str, Sequence[float]]
@@ -68,6 +70,7 @@ class NoiseEstimate:
     oblique: Mapping[str, float] = field(default_factory=dict)
     filtered: bool = False
     skew: Mapping[str, float] = field(default_factory=dict)
+    wedge: str = ""
 
     def leftover(self, axis: str, radius: int) -> float:
         """The largest correlation along an axis, of those measured, that a plane of this half-width does not hide.
@@ -309,6 +312,7 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
         {axis: value[0] for axis, value in off.items()},
         filtered=shares[1] < LEAST_POWER,
         skew={axis: value[1] for axis, value in off.items()},
+        wedge=tilt_axis_of_wedge(power),
     )
 
 
@@ -395,4 +399,5 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
         {axis: float(np.mean([e.oblique[axis] for e in estimates])) for axis in AXES if estimates[0].oblique},
         any(e.filtered for e in estimates),
         {axis: float(np.mean([e.skew[axis] for e in estimates])) for axis in AXES if estimates[0].skew},
+        estimates[0].wedge if len({e.wedge for e in estimates}) == 1 else "",
     )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.axes import interpolated, line_along
 
 # Where across the axis the ramp is read off, cycles per voxel: the signal is weak there, and interpolation has not yet
@@ -63,6 +64,8 @@ _FITS_BETTER = 0.5
 _WEDGE_RING = (0.15, 0.35)
 _WEDGE_DEG = 20.0
 _WEDGE_SHOWS = 0.7
+# The same, of the axis that lies along the wedge and at least of the others.
+_WEDGE_TELLS = (0.03, 0.08)
 # What two measurements of the same noise differ by, relative, without being called different.
 _ALIKE = 0.05
 
@@ -81,6 +84,34 @@ def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
     direction = torch.rad2deg(torch.atan2(one[:, None].expand(beam, other), two.expand(beam, other)))
     # A direction and its opposite are one.
     return (one[:, None].square() + two.square()).sqrt(), (direction + 90) % 180 - 90
+
+
+def _around_axes(power: Tensor) -> tuple[float, float]:
+    """Mean power around the first and around the second axis of a plane of a spectrum, zero frequency first."""
+    radius, direction = polar(*power.shape)
+    ring = (radius >= _WEDGE_RING[0]) & (radius < _WEDGE_RING[1])
+    # The direction is counted from the second axis.
+    around = [ring & (direction.abs() > 90 - _WEDGE_DEG), ring & (direction.abs() < _WEDGE_DEG)]
+    first, second = (float(power[part].mean()) if part.any() else math.nan for part in around)
+    return first, second
+
+
+def tilt_axis_of_wedge(power: Tensor) -> str:
+    """The axis that the missing wedge lies along, which is the tilt axis; empty where none shows.
+
+    Across it, and across no other axis, there is next to no power around the beam. A filter behind the reconstruction
+    does not change that.
+
+    Args:
+        power: spectrum of a tomogram, ``(Z, Y, X)``, zero frequency first.
+    """
+    shares = {
+        axis: min(pair) / max(*pair, 1e-30)
+        for number, axis in enumerate(AXES)
+        if (pair := _around_axes(power.mean(dim=number)))
+    }
+    best, second = sorted(AXES, key=lambda axis: shares[axis])[:2]
+    return best if shares[best] < _WEDGE_TELLS[0] and shares[second] > _WEDGE_TELLS[1] else ""
 
 
 def find_beam(volume: Tensor, normal: int) -> int:
@@ -102,11 +133,7 @@ def find_beam(volume: Tensor, normal: int) -> int:
     power = torch.zeros(values.shape[1:])
     for part in values.split(16):
         power += torch.fft.fft2(part).abs().square().sum(dim=0)
-    radius, direction = polar(*power.shape)
-    ring = (radius >= _WEDGE_RING[0]) & (radius < _WEDGE_RING[1])
-    # The direction is counted from the second axis.
-    around = [ring & (direction.abs() > 90 - _WEDGE_DEG), ring & (direction.abs() < _WEDGE_DEG)]
-    first, second = (float(power[part].mean()) if part.any() else math.nan for part in around)
+    first, second = _around_axes(power)
     if min(first, second) < _WEDGE_SHOWS * max(first, second):
         return axes[0] if first < second else axes[1]
     return 0 if normal != 0 else min(axes, key=lambda axis: volume.shape[axis])
