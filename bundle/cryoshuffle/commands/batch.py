@@ -102,7 +102,7 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
 
 
 def check_index(folder: Path, items: Sequence[Item]) -> None:
-    """Refuse a folder whose ``index.html`` no batch wrote.
+    """Refuse a folder whose ``index.html`` or ``batch.json`` no batch wrote.
 
     Args:
         folder: of the results.
@@ -111,6 +111,7 @@ def check_index(folder: Path, items: Sequence[Item]) -> None:
     Raises:
         FileError: if it is one, or the page cannot be read.
     """
+    _check_outcomes(folder / RECORD_NAME)
     path = folder / "index.html"
     if not path.exists() or any((item.folder / RECORD_NAME).is_file() for item in items):
         return
@@ -119,6 +120,18 @@ def check_index(folder: Path, items: Sequence[Item]) -> None:
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}), choose another folder") from error
     if not is_ours:
+        raise FileError(f"{path}: exists and no batch wrote it, choose another folder")
+
+
+def _check_outcomes(path: Path) -> None:
+    """Refuse to replace a file that does not list the outcomes of a batch; the record of one run does not."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, list) or not all(isinstance(one, dict) and "status" in one for one in content):
         raise FileError(f"{path}: exists and no batch wrote it, choose another folder")
 
 

@@ -16,7 +16,7 @@ import shlex
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -158,7 +158,7 @@ def _apply(options: ApplyCommand) -> int:
 
 def _batch(options: BatchCommand) -> int:
     from cryoshuffle.commands.batch import Cluster, check_index, command_of, is_done, run_batch
-    from cryoshuffle.commands.lists import read_list
+    from cryoshuffle.commands.lists import read_list, star_targets
     from cryoshuffle.commands.runs import check_run_dir
     from cryoshuffle.report.page import read_verdict
 
@@ -172,6 +172,7 @@ def _batch(options: BatchCommand) -> int:
         return 0
     check_run_dir(folder)
     check_index(folder, items)
+    stars = star_targets(options.inputs, folder)
     folder.mkdir(exist_ok=True)
     skipped = 0 if options.overwrite else sum(is_done(*pair) for pair in zip(items, commands, strict=True))
 
@@ -189,7 +190,7 @@ def _batch(options: BatchCommand) -> int:
 
     cluster = Cluster(options.scheduler, options.slurm, options.workers, options.cores)
     outcomes = run_batch(items, commands, cluster, options.overwrite, options.memory_gib, tell)
-    _say(options.json_lines, **_write_results(options, items, outcomes))
+    _say(options.json_lines, **_write_results(folder, items, outcomes, stars))
     bad = [outcome for outcome in outcomes if not outcome.is_done]
     for outcome in bad:
         _complain(f"cryoshuffle: {outcome.name} {outcome.status}: {outcome.words}")
@@ -206,8 +207,16 @@ def _say_plan(options: BatchCommand, items: Sequence[Item], commands: Sequence[S
         print(job_script(options.slurm))
 
 
-def _write_results(options: BatchCommand, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, Path]:
+def _write_results(
+    folder: Path, items: Sequence[Item], outcomes: Sequence[Outcome], stars: Mapping[str, Path]
+) -> dict[str, Path]:
     """Write what a batch leaves besides the tomograms.
+
+    Args:
+        folder: of the results.
+        items: of the batch.
+        outcomes: one for each.
+        stars: of :func:`cryoshuffle.commands.lists.star_targets`.
 
     Returns:
         the paths by what they are.
@@ -216,15 +225,13 @@ def _write_results(options: BatchCommand, items: Sequence[Item], outcomes: Seque
     from cryoshuffle.files.writing import write_json
     from cryoshuffle.report.page import write_index
 
-    folder = Path(options.folder)
     write_json([vars(outcome) for outcome in outcomes], folder / "batch.json")
     rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
     paths = {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms")}
     results = {item.name: item.output for item, outcome in zip(items, outcomes, strict=True) if outcome.is_done}
-    for source in options.inputs:
-        if source.lower().endswith(".star"):
-            paths["star"] = folder / Path(source).name
-            write_star(source, paths["star"], results)
+    for source, target in stars.items():
+        paths["star"] = target
+        write_star(source, target, results)
     return paths
 
 
