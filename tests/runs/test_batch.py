@@ -412,10 +412,7 @@ def test_a_batch_that_is_stopped_stops_its_runs(tmp_path):
 
 def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     """Nothing is left to do the second time; with other settings it is refused before the first run."""
-    folder = tmp_path / "copy"
-    shutil.copytree(batch, folder)
-    for path in folder.rglob("*.json"):
-        path.write_text(path.read_text().replace(str(batch), str(folder)))
+    folder = _copy(batch, tmp_path / "copy")
     before = (folder / "out" / "a.mrc").stat().st_mtime_ns
     assert main(_batch_words(folder)) == 0
     assert capsys.readouterr().out.count("skipped") == 1
@@ -432,6 +429,79 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert "say --overwrite" in complained
     assert re.search("was run with .*, now with --seed", complained)
     assert "--quiet" not in complained
+
+
+def _copy(batch: Path, folder: Path) -> Path:
+    shutil.copytree(batch, folder)
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace(str(batch), str(folder)))
+    return folder
+
+
+def test_a_run_that_is_refused_leaves_what_is_done(batch, tmp_path, capsys):
+    """Its sentence is told, not one of the second attempt; the first command finds its result. All runs are real."""
+    folder = _copy(batch, tmp_path / "copy")
+    run = folder / "out" / "a_run"
+    record, result = (run / "batch.json").read_text(), (folder / "out" / "a.mrc").read_bytes()
+    network = shutil.copy(run / "model.pt", tmp_path / "network.pt")
+    command = ["batch", str(folder / "data"), str(folder / "out"), "--checkpoint", str(network), "--overwrite"]
+    assert main(command) == 2
+    assert "is the folder of a fit" in capsys.readouterr().err
+    assert (run / "batch.json").read_text() == record
+    assert (folder / "out" / "a.mrc").read_bytes() == result
+    assert main(_batch_words(folder)) == 0
+    assert _statuses(folder) == {"a": "skipped"}
+
+
+@pytest.mark.parametrize("place", ["here", "dask"])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_record_stands_until_another_run_begins(tmp_path, monkeypatch, begins, place):
+    """With the result, or a file of the fit, the record is of the new run, which the second attempt goes on with."""
+    _data(tmp_path, "a")
+    folder = tmp_path / "out"
+    called: list[bool] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        called.append("--resume" in command)
+        (folder / "a_run" / "run.log").write_text("said")
+        if len(called) == 1:
+            (folder / "a.mrc").write_bytes(b"result")
+            return 0, ""
+        if begins:
+            (folder / "a_run" / "state.pt").write_text(str(len(called)))
+        return 2, "no"
+
+    with contextlib.ExitStack() as stack:
+        words = _batch_words(tmp_path)
+        if place == "dask":
+            local = distributed.LocalCluster(
+                1, processes=False, threads_per_worker=1, protocol="tcp", host="127.0.0.1", dashboard_address=None
+            )
+            words += ["--scheduler", stack.enter_context(local).scheduler_address]
+        monkeypatch.setattr(batch_module, "_run", run)
+        assert main(words) == 0
+        first = json.loads((folder / "a_run" / "batch.json").read_text())
+        assert first["done"]
+        # The same command too, which would otherwise be done at its second attempt.
+        for more in ([], ["--seed", "3"]):
+            del called[1:]
+            assert main([*words, *more, "--overwrite"]) == 2
+            assert called == [True, False, begins]
+            record = json.loads((folder / "a_run" / "batch.json").read_text())
+            assert (record == first) != begins
+
+
+def test_a_run_that_is_refused_leaves_no_record_where_there_was_none(tmp_path, monkeypatch):
+    """Other options are no other run then; after one that began they are (control)."""
+    _data(tmp_path, "a")
+    monkeypatch.setattr(batch_module, "_run", lambda command, surroundings: (2, "no"))
+    assert main(_batch_words(tmp_path)) == 2
+    assert not (tmp_path / "out" / "a_run").exists()
+    monkeypatch.setattr(batch_module, "_run", lambda command, surroundings: (3, "stopped"))
+    assert main([*_batch_words(tmp_path), "--seed", "3"]) == 2
+    assert _statuses(tmp_path) == {"a": "stopped"}
+    assert main(_batch_words(tmp_path)) == 2
+    assert _statuses(tmp_path) == {"a": "stopped"}
 
 
 @pytest.mark.nightly

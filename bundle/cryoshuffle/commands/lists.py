@@ -62,11 +62,11 @@ class Item:
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
         paths = [Path(one) for one in (self.even, self.odd) if one] if self.is_mean else [Path(self.tomogram)]
-        files = [file for path in paths for file in _last_file(path)]
+        files = [file for path in paths for file in last_file(path)]
         return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
 
-def _last_file(path: Path) -> list[Path]:
+def last_file(path: Path) -> list[Path]:
     """The file of a volume, of a folder the one that is written last; none where there is none."""
     known = find_format(path)
     files = [path, *(path / mark for mark in (known.marks if known else ()))]
