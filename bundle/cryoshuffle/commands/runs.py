@@ -265,9 +265,11 @@ def run_fit(options: FitCommand) -> Path:
 
 def _check_report_of_another(folder: Path, options: ApplyCommand) -> None:
     """Refuse a folder whose report is that of another result."""
+    from cryoshuffle.report.provenance import locate
+
     try:
         content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        other = Path(content["output"]["path"])
+        other = locate(content["output"]["path"], folder)
     except (OSError, ValueError, LookupError, TypeError):
         return
     if not options.overwrite and other.exists() and other.resolve() != Path(options.output).resolve():
