@@ -361,7 +361,10 @@ def test_runs_take_turns_on_the_gpus_of_a_machine(tmp_path, monkeypatch):
     [
         ("2,3", [], {"2", "3"}),
         ("GPU-aa,MIG-bb", ["--device", "cuda"], {"GPU-aa", "MIG-bb"}),
+        ("2,3", ["--device", "gpu"], {"2", "3"}),
+        ("2,3", ["--device", "CUDA"], {"2", "3"}),
         (None, ["--device", "cuda:1"], {None}),
+        (None, ["--device", "GPU:1"], {None}),
         (None, ["--device", "cpu"], {None}),
         (None, [], {"0", "1"}),
     ],
@@ -383,6 +386,17 @@ def test_a_batch_takes_no_gpu_that_it_was_not_given(tmp_path, monkeypatch, visib
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert main(["batch", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "2", *words]) == 0
     assert set(seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "workers"),
+    [("auto", 2), ("gpu", 2), ("CUDA", 2), ("cuda:1", 1), ("gpu:0", 1), ("cpu", 4), ("CPU", 4), ("mps", 4)],
+)
+def test_runs_are_as_many_as_their_device_has_room_for(monkeypatch, device, workers):
+    """One on each GPU that they share, one on a GPU that is named; on the CPU one for four cores."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    share = batch_module._share_of(batch_module.Cluster(cores=16), 9, None, device)
+    assert share.workers == workers
 
 
 def test_memory_is_for_each_run_where_a_cluster_has_them():

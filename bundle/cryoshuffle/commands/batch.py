@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from cryoshuffle.commands.lists import Item, last_file
+from cryoshuffle.devices import count_gpus
 from cryoshuffle.errors import FileError, InputError, named_changes
 from cryoshuffle.files.mean import save_mean
 from cryoshuffle.files.writing import write_json, write_text
@@ -407,11 +408,16 @@ class _Share:
     words: tuple[str, ...] = ()
 
 
-def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
-    """What each of some runs may take."""
+def _device_of(command: Sequence[str]) -> str:
+    """The name of the device that a command asks for."""
+    return next((word.removeprefix("--device=") for word in command if word.startswith("--device=")), "auto")
+
+
+def _share_of(cluster: Cluster, runs: int, memory_gib: float | None, device: str = "auto") -> _Share:
+    """What each of some runs on a device of this name may take."""
     if not cluster.is_here:
         return _Share(words=() if memory_gib is None else (f"--memory={memory_gib:g}",))
-    cores, gpus = cluster.cores or os.cpu_count() or 1, torch.cuda.device_count()
+    cores, gpus = cluster.cores or os.cpu_count() or 1, count_gpus(device)
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, cores // cluster.workers)
@@ -432,7 +438,7 @@ def _run_shared(
     surroundings = {}
     if share.threads is not None:
         surroundings = {name: str(share.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if share.gpus > 1 and not any(word.startswith("--device=") and word != "--device=cuda" for word in command):
+    if share.gpus > 1:
         # Of the GPUs that the batch itself may see.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(share.gpus)))
         surroundings["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place % share.gpus].strip()
@@ -533,7 +539,7 @@ def run_batch(
 
     Args:
         items: tomograms.
-        commands: of :func:`command_of`, one for each.
+        commands: of :func:`command_of`, one for each, with the same options.
         cluster: where.
         overwrite: begin all anew.
         memory_gib: that runs on this machine may take together; None for half of what there is.
@@ -553,7 +559,7 @@ def run_batch(
         tell(outcome, count, 0.0)
     runs = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
     if runs:
-        share = _share_of(cluster, len(runs), memory_gib)
+        share = _share_of(cluster, len(runs), memory_gib, _device_of(commands[0]))
         # Closed here: where the batch is stopped its runs are, too.
         with contextlib.closing(_outcomes(cluster, runs, share, overwrite)) as coming:
             for outcome in coming:
