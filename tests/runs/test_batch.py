@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import distributed
 import mrcfile
@@ -310,6 +311,37 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
     assert "[2/2]" in said.out
     assert said.err.strip() == f"cryoshuffle: a failed: {tmp_path / 'data' / 'a.mrc'}: is cut short"
     assert "is cut short" in (tmp_path / "out" / "index.html").read_text()
+
+
+def _unread() -> TextIO:
+    """A pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=1)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("words", [[], ["--json-lines"]])
+def test_a_batch_goes_on_when_nobody_reads_its_lines(tmp_path, monkeypatch, stream, words):
+    """As after ``| head -1``: all runs, the page and the exit code of a failure; a line there fails (control)."""
+    _data(tmp_path, "abc")
+    ran: list[str] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        ran.append(Path(command[-2]).stem)
+        return (2, "no") if ran[-1] == "b" else (0, "")
+
+    monkeypatch.setattr(batch_module, "_run", run)
+    pipe = _unread()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, stream, pipe)
+        assert main([*_batch_words(tmp_path), *words]) == 2
+        assert getattr(sys, stream) is pipe
+    assert sorted(ran) == ["a", "b", "b", "c"]
+    assert _statuses(tmp_path) == {"a": "done", "b": "failed", "c": "done"}
+    pipe.close()
+    with pytest.raises(BrokenPipeError), _unread() as other:
+        print("line", file=other)
 
 
 def test_only_what_spreads_a_batch_needs_dask(tmp_path, monkeypatch, capsys):

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import json
 import logging
-import os
 import re
 import shlex
 import sys
@@ -37,7 +36,7 @@ from cryoshuffle.commands.options import (
     SimulateCommand,
 )
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
-from cryoshuffle.signals import listening
+from cryoshuffle.signals import listening, readers_may_go
 
 if TYPE_CHECKING:
     from cryoshuffle.commands.batch import Outcome
@@ -557,10 +556,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(mistake)
         return 2
     command, run = _COMMANDS[words.pop("command")]
-    _set_logging()
     # Not Python's own exception for Ctrl-C: it would end the process by a signal, without our exit code, where an
     # expression of a config runs.
-    with listening(partial(_stop, command)):
+    with readers_may_go(), listening(partial(_stop, command)):
+        _set_logging()
         try:
             code = run(command(**words))
             if sys.stdout is not None:
@@ -580,10 +579,6 @@ def _stop(command: type[Command], number: int, frame: Any) -> None:
 
 
 def _report(error: BaseException) -> int:
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our lines wants no more of them, and the interpreter is not to try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     stop = stop_behind(error)
     if stop is not None:
         _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")
