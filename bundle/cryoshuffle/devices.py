@@ -52,6 +52,16 @@ def choose_device(name: str | int | torch.device = "auto") -> torch.device:
     return device
 
 
+def count_gpus(name: str) -> int:
+    """How many GPUs of CUDA several runs can share that are all given one name of a device.
+
+    Args:
+        name: as for :func:`choose_device`; with a number it is one GPU for all of them.
+    """
+    kind, colon, _ = name.lower().partition(":")
+    return min(torch.cuda.device_count(), 1 if colon else 2**31) if kind in ("auto", "cuda", "gpu") else 0
+
+
 def _torch_name(name: str) -> str:
     """The name of a device as torch has it; a GPU is that of the Mac where there is no other."""
     kind, colon, index = name.lower().partition(":")

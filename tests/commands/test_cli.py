@@ -139,6 +139,14 @@ def test_a_result_has_a_name_and_a_place_where_none_is_given(tmp_path):
         for tomogram, result in (("a/in.rec.gz", "in_denoised.mrc"), ("in.nii", "in_denoised.nii.gz")):
             assert output(command, tomogram, "") == str(Path(tomogram).with_name(result))
             assert output(command, tomogram, str(tmp_path)) == str(tmp_path / result)
+        # Of a level no part of the volume that it is a level of.
+        for tomogram, result in (
+            ("a/raw.zarr", "raw_denoised.zarr"), ("a/raw.ome.zarr/0", "raw_0_denoised.zarr"),
+            ("a/raw.zarr/0/", "raw_0_denoised.zarr"), ("a/raw.zarr/lab.zarr/1", "raw_lab.zarr_1_denoised.zarr"),
+            ("a/raw.zarr/in.mrc", "raw.zarr/in_denoised.mrc"),
+        ):  # fmt: skip
+            assert output(command, tomogram, "") == str(Path("a") / result)
+            assert output(command, tomogram, str(tmp_path)) == str(tmp_path / Path(result).name)
     (tmp_path / "old.zarr").mkdir()
     for name in ("out.mrc", str(tmp_path / "old.zarr"), "new.zarr/"):
         assert output(DenoiseCommand, "in.mrc", name) == name

@@ -413,6 +413,64 @@ def test_star_files_keep_what_we_do_not_change(tmp_path, monkeypatch):
         read_list([source], tmp_path / "out")
 
 
+@pytest.fixture
+def star(tmp_path, monkeypatch):
+    """A star file of two tomograms in the folder of a job, and runs that work in no time."""
+    pytest.importorskip("starfile")
+    (tmp_path / "job" / "tomograms").mkdir(parents=True)
+    for name in ("a", "b", "b1", "b2"):
+        write_mrc(tmp_path / "job" / "tomograms" / f"{name}.mrc", VOLUME)
+    path = tmp_path / "job" / "tomograms.star"
+    path.write_text(STAR)
+    monkeypatch.setattr("cryoshuffle.commands.batch._run", lambda command, surroundings: (0, ""))
+    return path
+
+
+def test_a_star_file_that_is_read_is_not_replaced(tmp_path, star, capsys):
+    """Nor through a link, with --overwrite too, and nothing is run; into another folder it is written (control)."""
+    (tmp_path / "linked").symlink_to(star.parent)
+    for folder in (star.parent, tmp_path / "linked"):
+        for words in ([], ["--overwrite"]):
+            assert main(["batch", str(star), str(folder), *words]) == 2
+            said = capsys.readouterr().err
+            assert f"{folder / star.name}: is read by this batch" in said
+            assert said.count("\n") == 1
+    assert star.read_text() == STAR
+    assert sorted(path.name for path in star.parent.iterdir()) == ["tomograms", "tomograms.star"]
+    assert main(["batch", str(star), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / star.name).read_text() != STAR
+
+
+def test_two_star_files_of_one_name_are_two_batches(tmp_path, star, capsys):
+    """One would replace the other; of two names they are one batch (control)."""
+    (tmp_path / "job2").mkdir()
+    for name in ("tomograms.star", "more.star"):
+        text = STAR.replace("00255", "c").replace("1e5", "d")
+        (tmp_path / "job2" / name).write_text(text.replace("tomograms/", f"{star.parent}/tomograms/"))
+    assert main(["batch", str(star), str(tmp_path / "job2" / star.name), str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / 'out' / star.name}, and so would {star}: make two batches" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["batch", str(star), str(tmp_path / "job2" / "more.star"), str(tmp_path / "out")]) == 0
+    assert {path.name for path in (tmp_path / "out").glob("*.star")} == {"tomograms.star", "more.star"}
+
+
+@pytest.mark.parametrize(("name", "mine"), [
+    ("tomograms.star", STAR), ("batch.json", "mine"), ("batch.json", '{"command": [], "done": true}'),
+])  # fmt: skip
+def test_files_of_others_in_the_folder_of_a_batch_are_kept(tmp_path, star, name, mine, capsys):
+    """Also where the same batch was run before; what a batch wrote gives way to its next run (control)."""
+    folder = tmp_path / "out"
+    for _ in range(2):
+        assert main(["batch", str(star), str(folder)]) == 0
+    capsys.readouterr()
+    (folder / name).write_text(mine)
+    for words in ([], ["--overwrite"]):
+        assert main(["batch", str(star), str(folder), *words]) == 2
+        said = capsys.readouterr().err
+        assert said == f"cryoshuffle: {folder / name}: exists and no batch wrote it, choose another folder\n"
+    assert (folder / name).read_text() == mine
+
+
 def test_a_text_list_with_a_byte_order_mark_is_read(tmp_path, raw):
     (tmp_path / "list.txt").write_bytes("\ufeffraw.mrc\n".encode())
     (item,) = read_list([str(tmp_path / "list.txt")], tmp_path / "out")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import distributed
 import mrcfile
@@ -312,6 +313,37 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
     assert "is cut short" in (tmp_path / "out" / "index.html").read_text()
 
 
+def _unread() -> TextIO:
+    """A pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", buffering=1)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("words", [[], ["--json-lines"]])
+def test_a_batch_goes_on_when_nobody_reads_its_lines(tmp_path, monkeypatch, stream, words):
+    """As after ``| head -1``: all runs, the page and the exit code of a failure; a line there fails (control)."""
+    _data(tmp_path, "abc")
+    ran: list[str] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        ran.append(Path(command[-2]).stem)
+        return (2, "no") if ran[-1] == "b" else (0, "")
+
+    monkeypatch.setattr(batch_module, "_run", run)
+    pipe = _unread()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, stream, pipe)
+        assert main([*_batch_words(tmp_path), *words]) == 2
+        assert getattr(sys, stream) is pipe
+    assert sorted(ran) == ["a", "b", "b", "c"]
+    assert _statuses(tmp_path) == {"a": "done", "b": "failed", "c": "done"}
+    pipe.close()
+    with pytest.raises(BrokenPipeError), _unread() as other:
+        print("line", file=other)
+
+
 def test_only_what_spreads_a_batch_needs_dask(tmp_path, monkeypatch, capsys):
     """Without it this machine does; the way out names what the extra installs, which needs no checkout."""
     _data(tmp_path, "a")
@@ -361,7 +393,10 @@ def test_runs_take_turns_on_the_gpus_of_a_machine(tmp_path, monkeypatch):
     [
         ("2,3", [], {"2", "3"}),
         ("GPU-aa,MIG-bb", ["--device", "cuda"], {"GPU-aa", "MIG-bb"}),
+        ("2,3", ["--device", "gpu"], {"2", "3"}),
+        ("2,3", ["--device", "CUDA"], {"2", "3"}),
         (None, ["--device", "cuda:1"], {None}),
+        (None, ["--device", "GPU:1"], {None}),
         (None, ["--device", "cpu"], {None}),
         (None, [], {"0", "1"}),
     ],
@@ -383,6 +418,17 @@ def test_a_batch_takes_no_gpu_that_it_was_not_given(tmp_path, monkeypatch, visib
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert main(["batch", str(tmp_path / "data"), str(tmp_path / "out"), "--workers", "2", *words]) == 0
     assert set(seen) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "workers"),
+    [("auto", 2), ("gpu", 2), ("CUDA", 2), ("cuda:1", 1), ("gpu:0", 1), ("cpu", 4), ("CPU", 4), ("mps", 4)],
+)
+def test_runs_are_as_many_as_their_device_has_room_for(monkeypatch, device, workers):
+    """One on each GPU that they share, one on a GPU that is named; on the CPU one for four cores."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    share = batch_module._share_of(batch_module.Cluster(cores=16), 9, None, device)
+    assert share.workers == workers
 
 
 def test_memory_is_for_each_run_where_a_cluster_has_them():
@@ -412,10 +458,7 @@ def test_a_batch_that_is_stopped_stops_its_runs(tmp_path):
 
 def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     """Nothing is left to do the second time; with other settings it is refused before the first run."""
-    folder = tmp_path / "copy"
-    shutil.copytree(batch, folder)
-    for path in folder.rglob("*.json"):
-        path.write_text(path.read_text().replace(str(batch), str(folder)))
+    folder = _copy(batch, tmp_path / "copy")
     before = (folder / "out" / "a.mrc").stat().st_mtime_ns
     assert main(_batch_words(folder)) == 0
     assert capsys.readouterr().out.count("skipped") == 1
@@ -432,6 +475,79 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert "say --overwrite" in complained
     assert re.search("was run with .*, now with --seed", complained)
     assert "--quiet" not in complained
+
+
+def _copy(batch: Path, folder: Path) -> Path:
+    shutil.copytree(batch, folder)
+    for path in folder.rglob("*.json"):
+        path.write_text(path.read_text().replace(str(batch), str(folder)))
+    return folder
+
+
+def test_a_run_that_is_refused_leaves_what_is_done(batch, tmp_path, capsys):
+    """Its sentence is told, not one of the second attempt; the first command finds its result. All runs are real."""
+    folder = _copy(batch, tmp_path / "copy")
+    run = folder / "out" / "a_run"
+    record, result = (run / "batch.json").read_text(), (folder / "out" / "a.mrc").read_bytes()
+    network = shutil.copy(run / "model.pt", tmp_path / "network.pt")
+    command = ["batch", str(folder / "data"), str(folder / "out"), "--checkpoint", str(network), "--overwrite"]
+    assert main(command) == 2
+    assert "is the folder of a fit" in capsys.readouterr().err
+    assert (run / "batch.json").read_text() == record
+    assert (folder / "out" / "a.mrc").read_bytes() == result
+    assert main(_batch_words(folder)) == 0
+    assert _statuses(folder) == {"a": "skipped"}
+
+
+@pytest.mark.parametrize("place", ["here", "dask"])
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_record_stands_until_another_run_begins(tmp_path, monkeypatch, begins, place):
+    """With the result, or a file of the fit, the record is of the new run, which the second attempt goes on with."""
+    _data(tmp_path, "a")
+    folder = tmp_path / "out"
+    called: list[bool] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        called.append("--resume" in command)
+        (folder / "a_run" / "run.log").write_text("said")
+        if len(called) == 1:
+            (folder / "a.mrc").write_bytes(b"result")
+            return 0, ""
+        if begins:
+            (folder / "a_run" / "state.pt").write_text(str(len(called)))
+        return 2, "no"
+
+    with contextlib.ExitStack() as stack:
+        words = _batch_words(tmp_path)
+        if place == "dask":
+            local = distributed.LocalCluster(
+                1, processes=False, threads_per_worker=1, protocol="tcp", host="127.0.0.1", dashboard_address=None
+            )
+            words += ["--scheduler", stack.enter_context(local).scheduler_address]
+        monkeypatch.setattr(batch_module, "_run", run)
+        assert main(words) == 0
+        first = json.loads((folder / "a_run" / "batch.json").read_text())
+        assert first["done"]
+        # The same command too, which would otherwise be done at its second attempt.
+        for more in ([], ["--seed", "3"]):
+            del called[1:]
+            assert main([*words, *more, "--overwrite"]) == 2
+            assert called == [True, False, begins]
+            record = json.loads((folder / "a_run" / "batch.json").read_text())
+            assert (record == first) != begins
+
+
+def test_a_run_that_is_refused_leaves_no_record_where_there_was_none(tmp_path, monkeypatch):
+    """Other options are no other run then; after one that began they are (control)."""
+    _data(tmp_path, "a")
+    monkeypatch.setattr(batch_module, "_run", lambda command, surroundings: (2, "no"))
+    assert main(_batch_words(tmp_path)) == 2
+    assert not (tmp_path / "out" / "a_run").exists()
+    monkeypatch.setattr(batch_module, "_run", lambda command, surroundings: (3, "stopped"))
+    assert main([*_batch_words(tmp_path), "--seed", "3"]) == 2
+    assert _statuses(tmp_path) == {"a": "stopped"}
+    assert main(_batch_words(tmp_path)) == 2
+    assert _statuses(tmp_path) == {"a": "stopped"}
 
 
 @pytest.mark.nightly

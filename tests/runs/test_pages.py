@@ -20,12 +20,14 @@ import torch
 from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
-from cryoshuffle.files.writing import save_whole
+from cryoshuffle.commands.napari import read_run
+from cryoshuffle.files.writing import checksum, save_whole
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.report import measurement as measured
 from cryoshuffle.report.findings import findings
 from cryoshuffle.report.log import read_history
 from cryoshuffle.report.page import FINDINGS_NAME, PAGE_NAME, read_verdict
+from cryoshuffle.report.provenance import locate
 from cryoshuffle.scores.shells import fourier_shell_correlation
 
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
@@ -165,6 +167,64 @@ def test_the_page_is_written_anew_and_only_of_a_run(run, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_run_is_read_from_any_folder(fitted, tmp_path, monkeypatch, capsys):
+    """Its files are named from the root; files of their names in the working directory are none of it.
+
+    So it is where they are named as version 0.1.0 did, relative to where the run was started.
+    """
+    tomogram, model = fitted
+    (tmp_path / "project" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project")
+    shutil.copy(tomogram, "in.mrc"), shutil.copy(model, "own.pt")
+    assert main(["apply", "own.pt", "in.mrc", "results/out.mrc", "--residual", "results/rest.mrc", "--quiet"]) == 0
+    run = tmp_path / "project" / "results" / "out_run"
+    provenance = json.loads((run / "provenance.json").read_text())
+    named = {
+        "input": "in.mrc", "output": "results/out.mrc", "residual": "results/rest.mrc", "network": "own.pt",
+    }  # fmt: skip
+    assert {name: provenance[name]["path"] for name in named} == {
+        name: str(tmp_path / "project" / path) for name, path in named.items()
+    }
+    assert provenance["settings"]["checkpoint"] == str(tmp_path / "project" / "own.pt")
+    report = json.loads((run / FINDINGS_NAME).read_text())
+    (tmp_path / "other" / "results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "other")
+    for name in ("in.mrc", "results/out.mrc"):
+        write_mrc(Path(name), np.ones((4, 4, 4), np.float32))
+    old = {**provenance, **{name: {**provenance[name], "path": path} for name, path in named.items()}}
+    for written in (provenance, old):
+        (run / "provenance.json").write_text(json.dumps(written))
+        assert main(["report", str(run)]) == 0
+        assert json.loads((run / FINDINGS_NAME).read_text()) == report
+        layers = read_run(run)
+        assert [Path(options["metadata"]["path"]).parent for _, options, _ in layers] == [
+            run.parent.parent, run.parent, run.parent,
+        ]  # fmt: skip
+        capsys.readouterr()
+        command = ["apply", str(model), "in.mrc", "results/second.mrc", "--report", str(run)]
+        assert main(command) == 2
+        assert f"holds the report of {run.parent / 'out.mrc'}" in capsys.readouterr().err
+    # The working directory is the last place (control).
+    (run.parent / "out.mrc").unlink()
+    assert locate("results/out.mrc", run).samefile("results/out.mrc")
+
+
+def test_a_result_that_is_another_one_gets_no_page(fitted, tmp_path, capsys):
+    """A file of its name that the run did not write; the one that it wrote gets one (control)."""
+    tomogram, model = fitted
+    result = tmp_path / "out.mrc"
+    assert main(["apply", str(model), str(tomogram), str(result), "--quiet"]) == 0
+    assert main(["report", str(tmp_path / "out_run")]) == 0
+    page = (tmp_path / "out_run" / PAGE_NAME).read_bytes()
+    write_mrc(result, mrcfile.read(result) * 2)
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "out_run")]) == 2
+    said = capsys.readouterr().err
+    assert f"{result}: is not what the run wrote" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "out_run" / PAGE_NAME).read_bytes() == page
+
+
 def test_the_verdict_is_one_and_the_same(run):
     """At the head of the page, in report.json, in a line; as its findings say. Without a report there is none."""
     report = json.loads((run / FINDINGS_NAME).read_text())
@@ -183,7 +243,8 @@ def _with_noise(run: Path, place: Path, spectrum: torch.Tensor, result: np.ndarr
     model = place / "model.pt"
     save_whole({**load_plain(model), "noise": {"spectrum": spectrum, "levels": False}}, model)
     provenance["network"]["path"] = str(model)
-    provenance["output"]["path"] = str(write_mrc(place / "result.mrc", result))
+    output = write_mrc(place / "result.mrc", result)
+    provenance["output"] = {"path": str(output), "sha256": checksum(output)}
     (place / "provenance.json").write_text(json.dumps(provenance))
     return place
 

@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
-from cryoshuffle.commands.lists import Item
+from cryoshuffle.commands.lists import Item, last_file
+from cryoshuffle.devices import count_gpus
 from cryoshuffle.errors import FileError, InputError, named_changes
 from cryoshuffle.files.mean import save_mean
-from cryoshuffle.files.writing import write_json
+from cryoshuffle.files.writing import write_json, write_text
 from cryoshuffle.memory import memory_bytes
 
 RECORD_NAME = "batch.json"
@@ -102,7 +103,7 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
 
 
 def check_index(folder: Path, items: Sequence[Item]) -> None:
-    """Refuse a folder whose ``index.html`` no batch wrote.
+    """Refuse a folder whose ``index.html`` or ``batch.json`` no batch wrote.
 
     Args:
         folder: of the results.
@@ -111,6 +112,7 @@ def check_index(folder: Path, items: Sequence[Item]) -> None:
     Raises:
         FileError: if it is one, or the page cannot be read.
     """
+    _check_outcomes(folder / RECORD_NAME)
     path = folder / "index.html"
     if not path.exists() or any((item.folder / RECORD_NAME).is_file() for item in items):
         return
@@ -119,6 +121,18 @@ def check_index(folder: Path, items: Sequence[Item]) -> None:
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}), choose another folder") from error
     if not is_ours:
+        raise FileError(f"{path}: exists and no batch wrote it, choose another folder")
+
+
+def _check_outcomes(path: Path) -> None:
+    """Refuse to replace a file that does not list the outcomes of a batch; the record of one run does not."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, list) or not all(isinstance(one, dict) and "status" in one for one in content):
         raise FileError(f"{path}: exists and no batch wrote it, choose another folder")
 
 
@@ -143,6 +157,15 @@ def _record(item: Item) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: cannot be read ({error}), remove it") from error
     return content
+
+
+def _is_begun(item: Item, command: Sequence[str]) -> bool:
+    """Whether a run of this command has begun and is not done."""
+    try:
+        record = _record(item)
+    except FileError:
+        return False
+    return record is not None and not record.get("done") and record.get("command") == list(command)
 
 
 def run_item(
@@ -171,16 +194,52 @@ def run_item(
         # states to go on from, and its result may be gone.
         is_begun = Path(one.output).exists() or (one.folder / FINISHED_NAME).is_file()
         again = ["--overwrite"] if overwrite else ["--resume", *(["--overwrite"] if is_begun else [])]
-        one.folder.mkdir(parents=True, exist_ok=True)
-        write_json({**_as_record(one, command), "done": False}, one.folder / RECORD_NAME)
-        with _tomogram_of(one, "--permissive" in command):
-            code, words = _run([command[0], *again, *more, *command[1:]], surroundings or {})
-        if code == 0:
-            write_json({**_as_record(one, command), "done": True}, one.folder / RECORD_NAME)
+        with _recorded(one, command) as run, _tomogram_of(one, "--permissive" in command):
+            run.code, words = _run([command[0], *again, *more, *command[1:]], surroundings or {})
+        code = run.code
     except (OSError, ValueError) as error:
         code, words = 2, str(error)
     status = {0: "done", 3: "stopped"}.get(code, "failed")
     return Outcome(one.name, status, "" if code == 0 else words, round(time.monotonic() - began, 1))
+
+
+@dataclass
+class _Recorded:
+    """A run with a record: its exit code, 2 until it has one."""
+
+    code: int = 2
+
+
+@contextlib.contextmanager
+def _recorded(item: Item, command: Sequence[str]) -> Iterator[_Recorded]:
+    """The folder of an item has a record of the run in the block, which says afterwards whether it is done.
+
+    A run that is refused before it begins leaves result and record of the run before as they were.
+    """
+    path, run, before = item.folder / RECORD_NAME, _Recorded(), _states(item)
+    record = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    item.folder.mkdir(parents=True, exist_ok=True)
+    write_json({**_as_record(item, command), "done": False}, path)
+    try:
+        yield run
+    finally:
+        if run.code == 0:
+            write_json({**_as_record(item, command), "done": True}, path)
+        elif run.code == 2 and _states(item) == before:
+            if record is not None:
+                write_text(record, path)
+            else:
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    item.folder.rmdir()
+
+
+def _states(item: Item) -> dict[Path, tuple[int, int]]:
+    """Size and time of the result and of what is in the folder of a run, but for log, record and mean of halves."""
+    folder = [path for path in item.folder.glob("*") if not path.name.startswith(".") and path.is_file()]
+    others = (item.folder / RECORD_NAME, item.folder / "run.log", Path(item.tomogram))
+    files = [*last_file(Path(item.output)), *(path for path in folder if path not in others)]
+    return {path: ((status := path.stat()).st_size, status.st_mtime_ns) for path in files}
 
 
 @contextlib.contextmanager
@@ -349,11 +408,16 @@ class _Share:
     words: tuple[str, ...] = ()
 
 
-def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
-    """What each of some runs may take."""
+def _device_of(command: Sequence[str]) -> str:
+    """The name of the device that a command asks for."""
+    return next((word.removeprefix("--device=") for word in command if word.startswith("--device=")), "auto")
+
+
+def _share_of(cluster: Cluster, runs: int, memory_gib: float | None, device: str = "auto") -> _Share:
+    """What each of some runs on a device of this name may take."""
     if not cluster.is_here:
         return _Share(words=() if memory_gib is None else (f"--memory={memory_gib:g}",))
-    cores, gpus = cluster.cores or os.cpu_count() or 1, torch.cuda.device_count()
+    cores, gpus = cluster.cores or os.cpu_count() or 1, count_gpus(device)
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, cores // cluster.workers)
@@ -364,13 +428,17 @@ def _share_of(cluster: Cluster, runs: int, memory_gib: float | None) -> _Share:
 
 
 def _run_shared(
-    item: Mapping[str, Any], command: Sequence[str], share: _Share, overwrite: bool, place: int = 0
+    item: Mapping[str, Any], command: Sequence[str], share: _Share, overwrite: bool, again: bool, place: int = 0
 ) -> dict[str, Any]:
-    """:func:`run_item` with its share of a machine, on one of its GPUs; in a thread here, or on a worker of Dask."""
+    """:func:`run_item` with its share of a machine, on one of its GPUs; in a thread here, or on a worker of Dask.
+
+    A second attempt begins anew only if the first one had not begun.
+    """
+    overwrite = overwrite and not (again and _is_begun(Item(**item), command))
     surroundings = {}
     if share.threads is not None:
         surroundings = {name: str(share.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    if share.gpus > 1 and not any(word.startswith("--device=") and word != "--device=cuda" for word in command):
+    if share.gpus > 1:
         # Of the GPUs that the batch itself may see.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(share.gpus)))
         surroundings["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place % share.gpus].strip()
@@ -388,22 +456,22 @@ def _outcomes_here(
     for place in range(share.workers):
         places.put(place)
 
-    def run(item: Item, command: Sequence[str], anew: bool) -> Outcome:
+    def run(item: Item, command: Sequence[str], again: bool) -> Outcome:
         place = places.get()
         try:
-            return Outcome(**_run_shared(asdict(item), command, share, anew, place))
+            return Outcome(**_run_shared(asdict(item), command, share, overwrite, again, place))
         finally:
             places.put(place)
 
     with ThreadPoolExecutor(share.workers) as pool:
-        attempts = {pool.submit(run, *pair, overwrite): (name, 0) for name, pair in runs.items()}
+        attempts = {pool.submit(run, *pair, False): (name, 0) for name, pair in runs.items()}
         try:
             while attempts:
                 for future in wait(attempts, return_when=FIRST_COMPLETED).done:
                     name, attempt = attempts.pop(future)
                     outcome = future.result()
                     if outcome.status == "failed" and attempt == 0:
-                        attempts[pool.submit(run, *runs[name], False)] = (name, 1)
+                        attempts[pool.submit(run, *runs[name], True)] = (name, 1)
                     else:
                         yield outcome
         except BaseException:
@@ -426,7 +494,7 @@ def _outcomes_of_dask(
     def submit(name: str, attempt: int) -> Any:
         item, command = runs[name]
         return client.submit(
-            _run_shared, asdict(item), command, share, overwrite and attempt == 0,
+            _run_shared, asdict(item), command, share, overwrite, attempt > 0,
             key=f"{name}, attempt {attempt + 1}", pure=False,
         )  # fmt: skip
 
@@ -471,7 +539,7 @@ def run_batch(
 
     Args:
         items: tomograms.
-        commands: of :func:`command_of`, one for each.
+        commands: of :func:`command_of`, one for each, with the same options.
         cluster: where.
         overwrite: begin all anew.
         memory_gib: that runs on this machine may take together; None for half of what there is.
@@ -491,7 +559,7 @@ def run_batch(
         tell(outcome, count, 0.0)
     runs = {item.name: (item, command) for item, command, do in zip(items, commands, todo, strict=True) if do}
     if runs:
-        share = _share_of(cluster, len(runs), memory_gib)
+        share = _share_of(cluster, len(runs), memory_gib, _device_of(commands[0]))
         # Closed here: where the batch is stopped its runs are, too.
         with contextlib.closing(_outcomes(cluster, runs, share, overwrite)) as coming:
             for outcome in coming:

@@ -10,13 +10,12 @@ import dataclasses
 import difflib
 import json
 import logging
-import os
 import re
 import shlex
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,7 +36,7 @@ from cryoshuffle.commands.options import (
     SimulateCommand,
 )
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
-from cryoshuffle.signals import listening
+from cryoshuffle.signals import listening, readers_may_go
 
 if TYPE_CHECKING:
     from cryoshuffle.commands.batch import Outcome
@@ -158,7 +157,7 @@ def _apply(options: ApplyCommand) -> int:
 
 def _batch(options: BatchCommand) -> int:
     from cryoshuffle.commands.batch import Cluster, check_index, command_of, is_done, run_batch
-    from cryoshuffle.commands.lists import read_list
+    from cryoshuffle.commands.lists import read_list, star_targets
     from cryoshuffle.commands.runs import check_run_dir
     from cryoshuffle.report.page import read_verdict
 
@@ -172,6 +171,7 @@ def _batch(options: BatchCommand) -> int:
         return 0
     check_run_dir(folder)
     check_index(folder, items)
+    stars = star_targets(options.inputs, folder)
     folder.mkdir(exist_ok=True)
     skipped = 0 if options.overwrite else sum(is_done(*pair) for pair in zip(items, commands, strict=True))
 
@@ -189,7 +189,7 @@ def _batch(options: BatchCommand) -> int:
 
     cluster = Cluster(options.scheduler, options.slurm, options.workers, options.cores)
     outcomes = run_batch(items, commands, cluster, options.overwrite, options.memory_gib, tell)
-    _say(options.json_lines, **_write_results(options, items, outcomes))
+    _say(options.json_lines, **_write_results(folder, items, outcomes, stars))
     bad = [outcome for outcome in outcomes if not outcome.is_done]
     for outcome in bad:
         _complain(f"cryoshuffle: {outcome.name} {outcome.status}: {outcome.words}")
@@ -206,8 +206,16 @@ def _say_plan(options: BatchCommand, items: Sequence[Item], commands: Sequence[S
         print(job_script(options.slurm))
 
 
-def _write_results(options: BatchCommand, items: Sequence[Item], outcomes: Sequence[Outcome]) -> dict[str, Path]:
+def _write_results(
+    folder: Path, items: Sequence[Item], outcomes: Sequence[Outcome], stars: Mapping[str, Path]
+) -> dict[str, Path]:
     """Write what a batch leaves besides the tomograms.
+
+    Args:
+        folder: of the results.
+        items: of the batch.
+        outcomes: one for each.
+        stars: of :func:`cryoshuffle.commands.lists.star_targets`.
 
     Returns:
         the paths by what they are.
@@ -216,15 +224,13 @@ def _write_results(options: BatchCommand, items: Sequence[Item], outcomes: Seque
     from cryoshuffle.files.writing import write_json
     from cryoshuffle.report.page import write_index
 
-    folder = Path(options.folder)
     write_json([vars(outcome) for outcome in outcomes], folder / "batch.json")
     rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
     paths = {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms")}
     results = {item.name: item.output for item, outcome in zip(items, outcomes, strict=True) if outcome.is_done}
-    for source in options.inputs:
-        if source.lower().endswith(".star"):
-            paths["star"] = folder / Path(source).name
-            write_star(source, paths["star"], results)
+    for source, target in stars.items():
+        paths["star"] = target
+        write_star(source, target, results)
     return paths
 
 
@@ -550,10 +556,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(mistake)
         return 2
     command, run = _COMMANDS[words.pop("command")]
-    _set_logging()
     # Not Python's own exception for Ctrl-C: it would end the process by a signal, without our exit code, where an
     # expression of a config runs.
-    with listening(partial(_stop, command)):
+    with readers_may_go(), listening(partial(_stop, command)):
+        _set_logging()
         try:
             code = run(command(**words))
             if sys.stdout is not None:
@@ -573,10 +579,6 @@ def _stop(command: type[Command], number: int, frame: Any) -> None:
 
 
 def _report(error: BaseException) -> int:
-    if isinstance(error, BrokenPipeError):
-        # Whoever read our lines wants no more of them, and the interpreter is not to try again at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     stop = stop_behind(error)
     if stop is not None:
         _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")

@@ -23,6 +23,7 @@ from cryoshuffle.commands.options import DenoiseCommand
 from cryoshuffle.errors import InputError, UserError
 from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.volumes import affine_of
+from cryoshuffle.signals import readers_may_go
 
 
 def __getattr__(name: str) -> Any:
@@ -54,7 +55,8 @@ def process_command_of_click() -> Any:
         OPTIONS are those of `cryoshuffle denoise`, --effort fast for instance.
         """
         try:
-            failed = denoise_project(words=options, **named)
+            with readers_may_go():
+                failed = denoise_project(words=options, **named)
         except UserError as mistake:
             raise click.ClickException(str(mistake)) from mistake
         sys.exit(2 if failed else 0)

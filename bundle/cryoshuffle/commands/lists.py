@@ -23,6 +23,8 @@ logger = logging.getLogger("cryoshuffle")
 _STAR_TOMOGRAM = "rlnTomoReconstructedTomogram"
 _STAR_HALVES = ("rlnTomoReconstructedTomogramHalf1", "rlnTomoReconstructedTomogramHalf2")
 _STAR_DENOISED = "rlnTomoReconstructedTomogramDenoised"
+# First line of what a batch writes.
+_STAR_MARK = "# Written by cryoshuffle batch."
 _LISTS = (".txt", ".lst", ".list")
 # AreTomo3 writes NAME_Vol.mrc and its halves side by side. Warp writes the halves under the same name to folders.
 _ARETOMO = "_Vol"
@@ -60,11 +62,11 @@ class Item:
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
         paths = [Path(one) for one in (self.even, self.odd) if one] if self.is_mean else [Path(self.tomogram)]
-        files = [file for path in paths for file in _last_file(path)]
+        files = [file for path in paths for file in last_file(path)]
         return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
 
 
-def _last_file(path: Path) -> list[Path]:
+def last_file(path: Path) -> list[Path]:
     """The file of a volume, of a folder the one that is written last; none where there is none."""
     known = find_format(path)
     files = [path, *(path / mark for mark in (known.marks if known else ()))]
@@ -280,6 +282,43 @@ def _beside(star: Path, name: Any) -> str:
     return str(next(iter(matches), path))
 
 
+def star_targets(sources: Sequence[str], folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Where a batch writes the star files that it was given, with the results in them.
+
+    Args:
+        sources: of :func:`read_list`.
+        folder: of the results.
+
+    Returns:
+        paths by those of the sources, for the star files among them.
+
+    Raises:
+        FileError: if one would replace a source, or a file that no batch wrote.
+        InputError: if two sources would have one path.
+    """
+    targets: dict[str, Path] = {}
+    for source in (one for one in sources if one.lower().endswith(".star")):
+        target = Path(folder) / Path(source).name
+        other = next((one for one, path in targets.items() if path == target), None)
+        if other is not None:
+            raise InputError(f"{source}: would be written to {target}, and so would {other}: make two batches of them")
+        if target.exists():
+            if any(Path(one).exists() and target.samefile(one) for one in sources):
+                raise FileError(f"{target}: is read by this batch, which would replace it: choose another folder")
+            if not _is_our_star(target):
+                raise FileError(f"{target}: exists and no batch wrote it, choose another folder")
+        targets[source] = target
+    return targets
+
+
+def _is_our_star(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().strip() == _STAR_MARK
+    except OSError:
+        return False
+
+
 def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
     """A RELION-5 ``tomograms.star`` with the results in its column for denoised tomograms; all else is as it was.
 
@@ -296,3 +335,4 @@ def write_star(source: str, target: Path, results: Mapping[str, str]) -> None:
     table[_STAR_DENOISED] = [results.get(str(tomogram), "None") for tomogram in table["rlnTomoName"]]
     with written_whole(target, ending=".star") as partial:
         _starfile().write(blocks, partial)
+        partial.write_text(f"{_STAR_MARK}\n{partial.read_text(encoding='utf-8')}", encoding="utf-8")

@@ -93,7 +93,9 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
 
 def _nearest(path: Path, folder: Path) -> Path | None:
     """A volume where the run had it, or by its name beside the folder or in it, where all were moved."""
-    places = (path, folder.parent / path.name, folder / path.name)
+    from cryoshuffle.report.provenance import locate
+
+    places = (locate(path, folder), folder.parent / path.name, folder / path.name)
     return next((place for place in places if place.exists()), None)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UserError, stop_behind
-from cryoshuffle.signals import listening
+from cryoshuffle.signals import listening, readers_may_go
 
 TOOLS = {
     "extract": "cryoCARE_extract_train_data.py",
@@ -295,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("tool", choices=list(TOOLS))
     parser.add_argument("--conf", required=True)
     known, words = parser.parse_known_args(arguments)
-    with listening(_stop):
+    with readers_may_go(), listening(_stop):
         try:
             return run_tool(known.tool, known.conf, words)
         except UserError as mistake:

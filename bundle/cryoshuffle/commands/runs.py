@@ -47,7 +47,7 @@ def with_output(options: Run) -> Run:
     Raises:
         FileError: for the name of a folder that is not there.
     """
-    from cryoshuffle.files.formats import find_format, split_suffix
+    from cryoshuffle.files.formats import find_format, split_suffix, stem_beside
 
     output, tomogram = options.output, Path(options.tomogram)
     in_folder = output != "" and Path(output).is_dir() and not split_suffix(output)[1]
@@ -55,9 +55,9 @@ def with_output(options: Run) -> Run:
         if output.endswith(("/", os.sep)) and not split_suffix(output)[1]:
             raise FileError(f"{output}: there is no such folder, make it first")
         return options
-    known = find_format(tomogram)
-    name = f"{split_suffix(tomogram)[0]}_denoised{known.result_suffix if known else '.mrc'}"
-    return dataclasses.replace(options, output=str((Path(output) if in_folder else tomogram.parent) / name))
+    known, stem = find_format(tomogram), stem_beside(tomogram)
+    name = f"{stem.name}_denoised{known.result_suffix if known else '.mrc'}"
+    return dataclasses.replace(options, output=str((Path(output) if in_folder else stem.parent) / name))
 
 
 def _settings(options: RunCommand, folder: Path) -> dict[str, Any]:
@@ -265,9 +265,11 @@ def run_fit(options: FitCommand) -> Path:
 
 def _check_report_of_another(folder: Path, options: ApplyCommand) -> None:
     """Refuse a folder whose report is that of another result."""
+    from cryoshuffle.report.provenance import locate
+
     try:
         content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        other = Path(content["output"]["path"])
+        other = locate(content["output"]["path"], folder)
     except (OSError, ValueError, LookupError, TypeError):
         return
     if not options.overwrite and other.exists() and other.resolve() != Path(options.output).resolve():

@@ -135,6 +135,23 @@ def find_format(path: str | os.PathLike[str]) -> VolumeFormat | None:
     return next((one for one in FORMATS if one.knows(path)), None)
 
 
+def stem_beside(path: str | os.PathLike[str]) -> Path:
+    """A path beside a tomogram, without suffix, for what belongs to it; outside of the volume that it is a level of.
+
+    Args:
+        path: of a tomogram, or of a level of one.
+
+    Example:
+        >>> stem_beside("session/TS_1.mrc").as_posix(), stem_beside("session/TS_1.zarr/0").as_posix()
+        ('session/TS_1', 'session/TS_1_0')
+    """
+    path, known = Path(path), find_format(path)
+    whole = path
+    if known is not None and known.is_folder:
+        whole = next(one for one in (*reversed(path.parents), path) if one.name.lower().endswith(known.suffixes))
+    return whole.parent / "_".join([split_suffix(whole)[0], *path.relative_to(whole).parts])
+
+
 def format_of(path: str | os.PathLike[str]) -> VolumeFormat:
     """The format of a tomogram to write.
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from cryoshuffle.errors import FileError, FitInterruptedError
-from cryoshuffle.files.writing import write_json, write_text
+from cryoshuffle.files.writing import checksum, write_json, write_text
 from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
 from cryoshuffle.report.error_map import COMPARISON_NAME
@@ -26,6 +26,7 @@ from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
 from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
 from cryoshuffle.report.pictures import PICTURE_NAME, picture_planes
+from cryoshuffle.report.provenance import locate
 from cryoshuffle.report.slices import ERROR_COLOURS, read_slices
 from cryoshuffle.report.survival import HEAD, SURVIVAL_NAME, survival_rows, survival_words
 from cryoshuffle.report.verdict import Finding, verdict
@@ -33,6 +34,8 @@ from cryoshuffle.scores.evaluation import fsc_curves, rows
 
 PAGE_NAME = "report.html"
 FINDINGS_NAME = "report.json"
+# That the provenance of a run names, with checksums.
+_FILES = ("input", "output", "residual", "error", "network")
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
 _ALARMS = ("place",)
@@ -272,7 +275,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
         "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
         "files": [
             [name, provenance[name]["path"], provenance[name]["sha256"]]
-            for name in ("input", "output", "residual", "error", "network")
+            for name in _FILES
             if provenance.get(name) is not None
         ],
         "machine": [[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],
@@ -289,25 +292,52 @@ def _score_values(scores: Mapping[str, Any] | None, numbers: Mapping[str, Any]) 
     return {"scores": scores, "compared": compared, "score_charts": _score_charts(scores, numbers)}
 
 
-def write_page(folder: str | os.PathLike[str], permissive: bool = False) -> Path:
+def _located(provenance: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """The same with its files where they are, see :func:`cryoshuffle.report.provenance.locate`."""
+    files = {
+        name: {**provenance[name], "path": str(locate(provenance[name]["path"], place))}
+        for name in _FILES
+        if provenance.get(name) is not None
+    }
+    settings, halves = provenance["settings"], provenance["settings"].get("halves")
+    if halves is not None:
+        settings = {**settings, "halves": [str(locate(half, place)) for half in halves]}
+    return {**provenance, **files, "settings": settings}
+
+
+def _check_result(provenance: Mapping[str, Any]) -> None:
+    """Refuse a result in one file that is another one than the run wrote."""
+    path, written = provenance["output"]["path"], provenance["output"]["sha256"]
+    if Path(path).is_file() and checksum(path) != written:
+        raise FileError(
+            f"{path}: is not what the run wrote, its SHA-256 is not {written[:12]}...: put that file back, or denoise "
+            "again"
+        )
+
+
+def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new: bool = False) -> Path:
     """Write ``report.html`` of a finished run, and ``report.json`` with verdict, findings and numbers for programs.
 
     Args:
         folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
         permissive: also take MRC files whose header breaks the standard.
+        is_new: the result was written just now, so its checksum is not looked at.
 
     Returns:
         path of the page.
 
     Raises:
-        FileError: if there is no finished run in the folder, one of its files is missing, or the page cannot be
-            written.
+        FileError: if there is no finished run in the folder, one of its files is missing, the result is another one
+            than the run wrote, or the page cannot be written.
         InputError: if a file of it cannot be used.
     """
     place = Path(folder)
     provenance = _read(place / "provenance.json")
     if provenance is None:
         raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
+    provenance = _located(provenance, place)
+    if not is_new:
+        _check_result(provenance)
     settings, noise = provenance["settings"], provenance["noise"]
     models, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
@@ -370,7 +400,7 @@ class ReportPage:
     def __call__(self, engine: Engine) -> None:
         """Write now."""
         try:
-            logger.info("report: %s", write_page(self.output_dir, self.permissive))
+            logger.info("report: %s", write_page(self.output_dir, self.permissive, is_new=True))
         except FitInterruptedError as error:
             raise FitInterruptedError(
                 f"stopped; the result is written, its report is not: cryoshuffle report {self.output_dir} makes it"

@@ -20,6 +20,21 @@ from cryoshuffle.files.locks import unlock_run
 from cryoshuffle.files.writing import checksum, write_json
 from cryoshuffle.noise.choice import BlindPlan
 
+# Settings that are paths.
+_PATHS = ("tomogram", "output", "residual", "error", "checkpoint", "halves", "empty", "mask", "warm_start")
+
+
+def locate(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path:
+    """A file that the provenance of a run names.
+
+    Args:
+        path: as it is named. A relative one, of version 0.1.0, counts from where the run was started: that is looked
+            for above the folder of the run before it is the working directory.
+        folder: of the run.
+    """
+    places = (place / path for place in Path(os.path.abspath(folder)).parents)
+    return next((place for place in places if place.exists()), Path(path))
+
 
 def checksums(paths: Sequence[str | os.PathLike[str]], mask: str | os.PathLike[str] | None = None) -> list[str]:
     """:func:`cryoshuffle.files.writing.checksum` of tomograms, and of their mask if there is one."""
@@ -92,9 +107,16 @@ class Provenance:
         residual: str | None = None,
         error: str | None = None,
     ) -> None:
-        self.beside = {"residual": residual, "error": error}
-        self.path, self.beginning, self.output = Path(path), beginning, output
-        self.settings, self.measured, self.checkpoint = dict(settings), measured, checkpoint
+        # Whoever reads them may have another working directory.
+        self.files = {
+            name: None if file is None else os.path.abspath(file)
+            for name, file in {
+                "input": beginning.tomogram, "output": output, "residual": residual, "error": error,
+                "network": checkpoint,
+            }.items()
+        }  # fmt: skip
+        self.settings = {name: _absolute(one) if name in _PATHS else one for name, one in settings.items()}
+        self.path, self.beginning, self.measured = Path(path), beginning, measured
         self.device = torch.device(device)
 
     def attach(self, engine: Engine) -> None:
@@ -110,7 +132,6 @@ class Provenance:
         began, ended = (
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds)) for seconds in (self.beginning.time, time.time())
         )
-        files = {"output": self.output, **self.beside, "network": self.checkpoint}
         window = getattr(getattr(engine, "inferer", None), "used_window", None)
         gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         write_json(
@@ -121,10 +142,9 @@ class Provenance:
                 "device": str(self.device) if gpu is None else f"{self.device}, {gpu}",
                 "began": began,
                 "ended": ended,
-                "input": {"path": str(self.beginning.tomogram), "sha256": checksum(self.beginning.tomogram)},
                 **{
-                    name: None if file is None else {"path": str(file), "sha256": checksum(file)}
-                    for name, file in files.items()
+                    name: None if file is None else {"path": file, "sha256": checksum(file)}
+                    for name, file in self.files.items()
                 },
                 "settings": {name: _plain(value) for name, value in self.settings.items()},
                 "window_zyx": None if window is None else list(window),
@@ -132,6 +152,13 @@ class Provenance:
             },
             self.path,
         )
+
+
+def _absolute(value: Any) -> Any:
+    """A path, or those of a list, from the root."""
+    if isinstance(value, (list, tuple)):
+        return [_absolute(one) for one in value]
+    return os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and str(value) else value
 
 
 def _plain(value: Any) -> Any:
