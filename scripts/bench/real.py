@@ -28,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,13 @@ def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Ten
 
 
 def make(
-    data: Path, folder: Path, binning: int, keep_gold: bool, crop: Sequence[int] | None = None, sirt_iterations: int = 0
+    data: Path,
+    folder: Path,
+    binning: int,
+    keep_gold: bool,
+    crop: Sequence[int] | None = None,
+    sirt_iterations: int = 0,
+    lying: bool = False,
 ) -> None:
     """The tomogram and its halves, as MRC files; does nothing where they are there.
 
@@ -147,6 +154,7 @@ def make(
         keep_gold: leave the beads in.
         crop: sides (Z, Y, X) of the middle that is kept, voxels; None for all.
         sirt_iterations: of a SIRT-like filter; 0 for the ramp.
+        lying: with the tilt axis along Z and the beam along Y, as IMOD writes what is not yet rotated.
     """
     if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full", *QUARTERS)):
         return
@@ -166,13 +174,14 @@ def make(
                 tuple(slice((n - side) // 2, (n + side) // 2) for n, side in zip(kept.shape, crop, strict=True))
             ]
         with mrcfile.new(folder / f"{name}.mrc", overwrite=True) as mrc:
-            mrc.set_data(kept)
+            mrc.set_data(np.ascontiguousarray(kept.transpose(1, 0, 2)) if lying else kept)
             mrc.voxel_size = binning * PIXEL_ANGSTROM
 
 
-def read(path: Path) -> np.ndarray:
-    """A volume, float32."""
-    return np.array(mrcfile.read(path), dtype=np.float32)
+def read(path: Path, lying: bool = False) -> np.ndarray:
+    """A volume, float32; one that lies (:func:`make`) is put upright."""
+    volume = np.array(mrcfile.read(path), dtype=np.float32)
+    return np.ascontiguousarray(volume.transpose(1, 0, 2)) if lying else volume
 
 
 def inner(shape: Sequence[int]) -> tuple[slice, ...]:
@@ -268,12 +277,12 @@ def denoise(source: Path, result: Path, options: Sequence[str], reuse: bool) -> 
     return run
 
 
-def smooth(source: Path, result: Path) -> np.ndarray:
-    """The same result with ``--smooth``, from the model of its run."""
+def smooth(source: Path, result: Path) -> Path:
+    """The path of the same result with ``--smooth``, from the model of its run."""
     model, out = result.with_name(f"{result.stem}_run") / "model.pt", result.with_name(f"{result.stem}_smooth.mrc")
     command = [sys.executable, "-m", "cryoshuffle", "apply", str(model), str(source), str(out), "--quiet"]
     subprocess.run([*command, "--overwrite", "--smooth", str(SMOOTH)], check=True, stdout=subprocess.DEVNULL)
-    return read(out)
+    return out
 
 
 def section(findings: Mapping[str, Any]) -> str:
@@ -340,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--fine-whole", action="store_true", help="voxels of 10 Å, all of them")
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
+    parser.add_argument("--lying", action="store_true", help="with the tilt axis along z, as before a rotation in IMOD")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--reuse", action="store_true", help="score the results in --work; run only what has none")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
@@ -351,10 +361,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"gold {'kept' if options.keep_gold else 'erased'}"
     title += "" if binning == 2 else f", {binning * PIXEL_ANGSTROM:.0f} Å"
     title += ", whole field" if options.fine_whole else ""
+    title += ", tilt axis along z" if options.lying else ""
     title += f", SIRT-like filter of {options.sirt} iterations" if options.sirt else ""
     folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
-    make(options.data, folder, binning, options.keep_gold, FINE_CROP if options.fine else None, options.sirt)
-    even, odd, full = (read(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
+    make(
+        options.data,
+        folder,
+        binning,
+        options.keep_gold,
+        FINE_CROP if options.fine else None,
+        options.sirt,
+        options.lying,
+    )
+    seen = partial(read, lying=options.lying)
+    even, odd, full = (seen(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
     _, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
 
@@ -372,15 +392,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = folder / f"{effort}_{seed}_even.mrc"
             run = denoise(folder / "even.mrc", out, words, options.reuse)
             judged = json.loads((out.with_name(f"{out.stem}_run") / "refinement.json").read_text(encoding="utf-8"))
-            result = read(out)
+            result = seen(out)
             row: dict[str, Any] = {"method": effort, "seed": int(seed), **run, **scores(result)}
             row["slopes_of_other_half"] = slopes(odd, result)
             if not options.halves_only and seed == options.seeds.split(",")[0]:
                 out = folder / f"{effort}_{seed}_full.mrc"
                 denoise(folder / "full.mrc", out, words, options.reuse)
                 row |= {
-                    "slopes": slopes(full, read(out)),
-                    "fine_share": fine_share(full, read(out), whole=binning != 2),
+                    "slopes": slopes(full, seen(out)),
+                    "fine_share": fine_share(full, seen(out), whole=binning != 2),
                 }
             if options.quarters and seed == options.seeds.split(",")[0]:
                 told = folder / f"{effort}_{seed}_told.mrc"
@@ -390,12 +410,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run = denoise(folder / "even.mrc", told, [*words, *pair], options.reuse)
                 quarters = f"{effort}, noise from quarters of the tilts"
                 rows.append(
-                    {"method": quarters, **run, **scores(read(told)), "slopes_of_other_half": slopes(odd, read(told))}
+                    {"method": quarters, **run, **scores(seen(told)), "slopes_of_other_half": slopes(odd, seen(told))}
                 )
             rows.append({**row, "weight": round(judged["weight"], 2), "trust": round(judged["trust"], 2)})
             if seed == options.seeds.split(",")[0]:
-                seen = smooth(folder / "even.mrc", folder / f"{effort}_{seed}_even.mrc")
-                rows.append({"method": f"{effort}, seen with `--smooth {SMOOTH}`", **scores(seen)})
+                smoothed = seen(smooth(folder / "even.mrc", folder / f"{effort}_{seed}_even.mrc"))
+                rows.append({"method": f"{effort}, with `--smooth {SMOOTH}`", **scores(smoothed)})
             print(json.dumps(rows[-1]), flush=True)
     _, data, pictures = documents_of(options.docs)
     path = data / "benchmarks_real.json"
@@ -405,7 +425,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if title == "gold erased" and not options.halves_only:
         shown = {"as reconstructed": full, "Gaussian": ndimage.gaussian_filter(full, (2, 1, 1.4))}
         best = folder / f"{options.efforts.split(',')[-1]}_{options.seeds.split(',')[0]}_full.mrc"
-        shown |= {"denoised": read(best), f"denoised, --smooth {SMOOTH}": smooth(folder / "full.mrc", best)}
+        shown |= {"denoised": read(best), f"denoised, --smooth {SMOOTH}": read(smooth(folder / "full.mrc", best))}
         save_panel({title: torch.from_numpy(volume) for title, volume in shown.items()}, pictures / PICTURE)
     for row in rows:
         print(f"{row['method']:28s} {row['correlation']:.4f}  {row['bands']}")
