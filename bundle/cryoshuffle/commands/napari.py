@@ -36,6 +36,7 @@ _FIND = "find it"
 _INPUT = LAYERS[0][1]["name"]
 # What a layer has from its file; the rest of it is the user's.
 _OF_THE_FILE = {"scale", "translate", "units", "contrast_limits"}
+_POSIX = os.name == "posix"
 
 
 def get_reader(path: str | Sequence[str]) -> Callable[[str], list[tuple[np.ndarray, dict[str, Any], str]]] | None:
@@ -188,7 +189,7 @@ class DenoiseProcess:
         return self._sentences[-1] if self._sentences else f"The run ended with exit code {code}."
 
 
-def split_words(text: str, posix: bool = os.name == "posix") -> list[str]:
+def split_words(text: str, posix: bool = _POSIX) -> list[str]:
     r"""Options as words, as the command line has them; quotes hold a word with spaces together.
 
     Args:
