@@ -56,6 +56,8 @@ FILTER_BINS = 16
 _NEAR = 0.1
 _SIGNAL = 0.12
 _ALTERNATIONS = 200
+# Steps of spatial frequency next to the signal that tell a filter where signal hides it.
+_EXTRAPOLATED = 4
 _FILTERED = 0.05
 _FINE = (0.3, 0.5)
 
@@ -332,7 +334,7 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
         normal: number of the tilt axis.
 
     Returns:
-        Share of the power, of the shape of ``spectrum``; 1 where there may be signal. All 1 where the finest detail has
+        Share of the power, of the shape of ``spectrum``, 1 at the origin. All 1 where the finest detail has
         kept most of it: that is what interpolation does.
     """
     logs = spectrum.movedim(normal, 0).clamp(min=1e-30).log()
@@ -353,7 +355,23 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
     passed = torch.where(known, passed - passed[known][0], torch.zeros_like(passed))
     if float(passed[-1]) > math.log(_FILTERED):
         return torch.ones_like(spectrum)
+    passed = _to_origin(passed, known)
     return interpolated(passed, 2 * FILTER_BINS * whole - 0.5).exp().movedim(0, normal)
+
+
+def _to_origin(passed: Tensor, known: Tensor) -> Tensor:
+    """The logarithm of what a filter passes where signal hides it, as a Gaussian has it, and 0 at the origin.
+
+    Args:
+        passed: by spatial frequency, the same steps up to 0.5.
+        known: where it was measured.
+    """
+    squared = ((torch.arange(len(passed), dtype=torch.float64) + 0.5) / (2 * len(passed))).square()
+    first = int(known.nonzero()[0])
+    near = slice(first, first + _EXTRAPOLATED)
+    apart = squared[near] - squared[near].mean()
+    bend = min(0.0, float((apart * passed[near]).sum() / apart.square().sum()))
+    return torch.where(squared < squared[first], bend * squared, passed - passed[first] + bend * squared[first])
 
 
 def _without_overlapping_signal(
