@@ -204,6 +204,11 @@ def test_a_run_is_read_from_any_folder(fitted, tmp_path, monkeypatch, capsys):
         command = ["apply", str(model), "in.mrc", "results/second.mrc", "--report", str(run)]
         assert main(command) == 2
         assert f"holds the report of {run.parent / 'out.mrc'}" in capsys.readouterr().err
+    moved = (tmp_path / "project").rename(tmp_path / "moved") / "results" / "out_run"
+    assert main(["report", str(moved)]) == 0
+    numbers = json.loads((moved / FINDINGS_NAME).read_text())["numbers"]
+    assert numbers == report["numbers"]
+    run = (tmp_path / "moved").rename(tmp_path / "project") / "results" / "out_run"
     # The working directory is the last place (control).
     (run.parent / "out.mrc").unlink()
     assert locate("results/out.mrc", run).samefile("results/out.mrc")

@@ -96,8 +96,8 @@ def _nearest(path: Path, folder: Path) -> Path | None:
     """A volume where the run had it, or by its name beside the folder or in it, where all were moved."""
     from cryoshuffle.report.provenance import locate
 
-    places = (locate(path, folder), folder.parent / path.name, folder / path.name)
-    return next((place for place in places if place.exists()), None)
+    place = locate(path, folder)
+    return place if place.exists() else None
 
 
 def _layer(path: Path, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any], str]:

@@ -30,10 +30,12 @@ def locate(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path
     Args:
         path: as it is named. A relative one, of version 0.1.0, counts from where the run was started: that is looked
             for above the folder of the run before it is the working directory.
-        folder: of the run.
+        folder: of the run. What was moved with it is in it, or in a folder above it, up to the third.
     """
-    places = (place / path for place in Path(os.path.abspath(folder)).parents)
-    return next((place for place in places if place.exists()), Path(path))
+    place, name = Path(os.path.abspath(folder)), Path(path).name
+    # What is named from the root stays so.
+    places = [above / path for above in place.parents] + [near / name for near in (place, *place.parents[:3])]
+    return next((one for one in places if one.exists()), Path(path))
 
 
 def checksums(paths: Sequence[str | os.PathLike[str]], mask: str | os.PathLike[str] | None = None) -> list[str]:
