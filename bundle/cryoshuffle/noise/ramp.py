@@ -105,11 +105,8 @@ def tilt_axis_of_wedge(power: Tensor) -> str:
     Args:
         power: spectrum of a tomogram, ``(Z, Y, X)``, zero frequency first.
     """
-    shares = {
-        axis: min(pair) / max(*pair, 1e-30)
-        for number, axis in enumerate(AXES)
-        if (pair := _around_axes(power.mean(dim=number)))
-    }
+    pairs = {axis: _around_axes(power.mean(dim=number)) for number, axis in enumerate(AXES)}
+    shares = {axis: min(pair) / max(*pair, 1e-30) for axis, pair in pairs.items()}
     best, second = sorted(AXES, key=lambda axis: shares[axis])[:2]
     return best if shares[best] < _WEDGE_TELLS[0] and shares[second] > _WEDGE_TELLS[1] else ""
 
