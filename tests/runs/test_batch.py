@@ -27,9 +27,9 @@ from monai.data import MetaTensor
 from phantoms import small_tomogram
 
 from cryoshuffle.commands import batch as batch_module
-from cryoshuffle.commands.batch import share_machine
+from cryoshuffle.commands.batch import _recorded, command_of, is_done, share_machine
 from cryoshuffle.commands.cli import main
-from cryoshuffle.commands.lists import find_halves, read_list, write_star
+from cryoshuffle.commands.lists import Item, find_halves, read_list, write_star
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.volumes import DENOISED
@@ -475,6 +475,27 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert "say --overwrite" in complained
     assert re.search("was run with .*, now with --seed", complained)
     assert "--quiet" not in complained
+
+
+def test_another_network_under_its_name_makes_another_run(tmp_path):
+    """One that is fitted anew is told of; the same one is not, nor what an older version did not record (control)."""
+    network = tmp_path / "net.pt"
+    network.write_bytes(b"one")
+    tomogram = small_tomogram(tmp_path / "a.mrc")
+    item = Item("a", str(tomogram), str(tmp_path / "out" / "a.mrc"))
+    for command in (command_of(item, [], str(network)), command_of(item, [f"--warm-start={network}"])):
+        with _recorded(item, command) as run:
+            Path(item.output).write_bytes(b"a result")
+            run.code = 0
+        assert is_done(item, command)
+        network.write_bytes(network.read_bytes() + b"more")
+        with pytest.raises(InputError, match=r"network was \[\d+, \d+\] and is"):
+            is_done(item, command)
+        path = item.folder / "batch.json"
+        record = json.loads(path.read_text())
+        del record["network"]
+        path.write_text(json.dumps(record))
+        assert is_done(item, command)
 
 
 def _copy(batch: Path, folder: Path) -> Path:

@@ -93,7 +93,8 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
             raise FileError(f"{output}: exists already and no batch wrote it, choose another folder")
         return False
     now = _as_record(item, command)
-    before = {key: record.get(key) for key in now}
+    # Older versions recorded no networks.
+    before = {key: record.get(key, now[key] if key == "network" else None) for key in now}
     # Other words alone are told; a command line of two screens would hide them.
     words = _other_words(before.pop("command") or [], now.pop("command"))
     changes = ", ".join(part for part in (words, named_changes(before, now)) if part)
@@ -145,7 +146,14 @@ def _other_words(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _as_record(item: Item, command: Sequence[str]) -> dict[str, Any]:
-    return {"command": list(command), **item.state()}
+    return {"command": list(command), **item.state(), "network": _network_state(command)}
+
+
+def _network_state(command: Sequence[str]) -> list[int] | None:
+    """What tells the network that a command applies or begins with from another one under its name; None for none."""
+    named = [word.partition("=")[2] for word in command if word.startswith("--warm-start=")]
+    path = Path(command[-3] if command[0] == "apply" else named[-1] if named else "")
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.is_file() else None
 
 
 def _record(item: Item) -> dict[str, Any] | None:
