@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from phantoms import turned_about_z, write_mrc
 from torch import Tensor
 
 from cryoshuffle import starting_network
+from cryoshuffle.commands.options import smoothing
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.comparison import FilterComparison, Weight, compare_with_filter
@@ -621,9 +623,12 @@ def test_smooth_is_a_gaussian_over_the_result_and_not_over_the_input_in_it():
     assert not torch.allclose(run(smooth=0.6)[0, 0], expected, atol=1e-2)
     assert torch.allclose(run(smooth=0.8, detail=0.25), 0.75 * run(smooth=0.8) + 0.25 * volume, atol=1e-5)
     assert torch.allclose(smoothed(torch.full((1, 1, 9, 9, 9), 5.0), 1.5), torch.tensor(5.0))
+    HaloWindowInferer(8, smooth=smoothing("4"))
     for width in (-0.1, 4.1):
         with pytest.raises(SettingError, match=rf"smooth is {width}"):
             HaloWindowInferer(8, smooth=width)
+        with pytest.raises(argparse.ArgumentTypeError, match="from 0 to 4"):
+            smoothing(str(width))
 
 
 def test_the_blend_goes_from_filter_to_network_whatever_the_window():

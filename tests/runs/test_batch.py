@@ -235,6 +235,16 @@ def _wait_for_file(path: Path) -> None:
         time.sleep(0.1)
 
 
+def _scheduler_words(place: str, threads: int, stack: contextlib.ExitStack) -> list[str]:
+    """Options for a batch in threads here, none, or on a Dask cluster that lives as long as the stack."""
+    if place != "dask":
+        return []
+    local = distributed.LocalCluster(
+        1, processes=False, threads_per_worker=threads, protocol="tcp", host="127.0.0.1", dashboard_address=None
+    )
+    return ["--scheduler", stack.enter_context(local).scheduler_address]
+
+
 def _batch_words(folder: Path) -> list[str]:
     return ["batch", str(folder / "data"), str(folder / "out"), "--workers", "2", *WORDS, "--steps", "4"]
 
@@ -297,12 +307,7 @@ def test_one_that_fails_is_tried_again_and_the_others_go_on(tmp_path, monkeypatc
     monkeypatch.setattr(batch_module, "_run", run)
     monkeypatch.setattr("cryoshuffle.report.page.read_verdict", lambda folder: f"look. See {folder}. Look.")
     with contextlib.ExitStack() as stack:
-        words = _batch_words(tmp_path)
-        if place == "dask":
-            local = distributed.LocalCluster(
-                1, processes=False, threads_per_worker=2, protocol="tcp", host="127.0.0.1", dashboard_address=None
-            )
-            words += ["--scheduler", stack.enter_context(local).scheduler_address]
+        words = _batch_words(tmp_path) + _scheduler_words(place, 2, stack)
         assert main(words) == 2
     said = capsys.readouterr()
     assert sorted(tried) == ["a", "a", "b"]
@@ -539,12 +544,7 @@ def test_a_record_stands_until_another_run_begins(tmp_path, monkeypatch, begins,
         return 2, "no"
 
     with contextlib.ExitStack() as stack:
-        words = _batch_words(tmp_path)
-        if place == "dask":
-            local = distributed.LocalCluster(
-                1, processes=False, threads_per_worker=1, protocol="tcp", host="127.0.0.1", dashboard_address=None
-            )
-            words += ["--scheduler", stack.enter_context(local).scheduler_address]
+        words = _batch_words(tmp_path) + _scheduler_words(place, 1, stack)
         monkeypatch.setattr(batch_module, "_run", run)
         assert main(words) == 0
         first = json.loads((folder / "a_run" / "batch.json").read_text())

@@ -196,7 +196,6 @@ class BlindPlan:
         return {
             "blind": self.blind_set.shape,
             "axis": self.blind_set.axis,
-            "beam": AXES[self.order[0]],
             "half_widths": list(self.blind_set._radius),
             "whitening": self.whitening,
             "reason": self.choice.reason,
@@ -289,8 +288,8 @@ def choose_blind_set(
         estimate = noise_from_empty(volume, load_mask(empty, folder, first))
     else:
         estimates: list[NoiseEstimate] = []
-        # The first one last, which tells the beam.
-        for path in reversed(tomograms):
+        # Tomograms of one kind lie one way: the last one tells the beam.
+        for path in tomograms:
             volume = read(str(path), largest=LARGEST, mask=mask)
             estimates.append(noise_from_volume(volume))
             if estimates[-1].filtered and is_ours(path):

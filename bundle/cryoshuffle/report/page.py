@@ -41,9 +41,9 @@ _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 _ALARMS = ("place",)
 # What it heard of before the page was written.
 _SAID = ("noise", "excess", "time")
-# Share of the residual in the result from which on there is too little of it left to tell its power.
 # Settings of a run that its other looks have too.
 _KEPT = ("mirrors", "fill_nan")
+# Share of the residual in the result from which on there is too little of it left to tell its power.
 _MOSTLY_GIVEN_BACK = 0.5
 _THUMBNAIL = 96
 _TEMPLATES = Environment(
