@@ -23,7 +23,7 @@ from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import load_mask
 from cryoshuffle.files.volumes import DENOISED, own_label
 from cryoshuffle.lattice import AXES, BlindSet
-from cryoshuffle.noise.choice import choose_blind, choose_blind_set, find_tilt_axis
+from cryoshuffle.noise.choice import BlindChoice, BlindPlan, choose_blind, choose_blind_set, find_tilt_axis
 from cryoshuffle.noise.estimate import (
     NoiseEstimate,
     average,
@@ -168,6 +168,20 @@ def test_the_missing_wedge_tells_the_tilt_axis(case, axis):
     volume = simulate(case, (64, 96, 96), 0.1, seed=0).tomogram.permute(order)
     for seen in (volume, gaussian(volume, 1.0)):
         assert noise_from_volume(seen).wedge == axis
+
+
+def test_a_tilt_axis_that_the_missing_wedge_contradicts_is_told(tmp_path, capsys):
+    """In the plan, its report and by the command; the right axis, white noise and an older file's have none."""
+    path = str(write_mrc(tmp_path / "in.mrc", simulate("aligned", (64, 96, 96), 0.1, seed=0).tomogram.numpy()))
+    words = "the tilt axis is taken to be x, but the missing wedge lies along y"
+    wrong, right = (choose_blind_set([path], "auto", axis) for axis in ("x", None))
+    assert (wrong.contradiction, right.contradiction) == (words, "")
+    assert (wrong.report()["contradiction"], right.report()["contradiction"]) == (words, "")
+    assert choose_blind_set([path], "cross").contradiction == ""
+    assert BlindPlan(BlindChoice(BlindSet("voxel"), None, "white", clean=True), wrong.estimate).contradiction == ""
+    for axis, is_told in (("x", True), ("y", False)):
+        assert main(["noise", path, "--tilt-axis", axis]) == 0
+        assert (f"but:        {words}" in capsys.readouterr().out) == is_told
 
 
 def test_without_a_missing_wedge_none_is_told():

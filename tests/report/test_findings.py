@@ -21,6 +21,7 @@ PAINTED = {
 REMOVED = {"ratios": [1.0, 1.0, 0.95, 1.1], "errors": [0.003, 0.005, 0.01, 0.03]}
 POWER = {"ratios": [1.0, 0.95, 0.8, 0.5], "errors": [0.002, 0.004, 0.008, 0.02]}
 EVEN = {"ratios": [0.95, 1.0, 1.05], "errors": [0.01] * 3, "places": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
+CONTRADICTED = {"wedge": "y", "contradiction": "the tilt axis is taken to be x, but the missing wedge lies along y"}
 NOISE = {"clean": True, "reason": "measured", "autocorrelation": {"z": [0.0] * 4, "x": [0.3, 0.1, 0.0, 0.0]}}
 MAP = {"ratio": 1.0, "error": 0.02, "ratios": [0.95, 1.0, 1.1], "errors": [0.05] * 3}
 HALVES = {"frequency": [0.1, 0.2], "fsc": [0.9, 0.1], "crossing": 0.15, "resolution_angstrom": 60.0}
@@ -44,6 +45,16 @@ def test_a_wrong_tilt_axis_is_named():
     assert found.advice.startswith("Along y the noise is cleaner")
     (found,) = findings({**noise, "axis": "y"}, None, {})
     assert "cleaner" not in found.advice
+
+
+def test_a_missing_wedge_along_another_axis_is_to_be_looked_at():
+    """With the axis to try; not where there is none, nor in files of older versions (controls)."""
+    noise, words = {**NOISE, **CONTRADICTED}, CONTRADICTED["contradiction"]
+    (found,) = (one for one in findings(noise, None, {}) if one.subject == "wedge")
+    assert (found.level, found.words) == ("look", f"T{words[1:]}.")
+    assert "--tilt-axis y" in found.advice
+    for none in ({**noise, "contradiction": ""}, NOISE):
+        assert not [one for one in findings(none, None, {}) if one.subject == "wedge"]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +446,7 @@ def test_every_finding_weighs_something_and_says_what_to_do():
     }
     refinement = {"trust": 0.2, "weight": 1.7, "excessive": True, "levels": False}
     history = [{"stage": "refining", "step": 1, "steps": 2, "out_of_time": True}]
-    noise = {"clean": False, "reason": "measured", "autocorrelation": {"y": [0.0] * 4}}
+    noise = {"clean": False, "reason": "measured", "autocorrelation": {"y": [0.0] * 4}, **CONTRADICTED}
     listed = findings(noise, refinement, wrong, history)
     assert sorted(one.subject for one in listed) == sorted(SUBJECTS)
     assert all(one.level != "ok" and one.advice for one in listed)

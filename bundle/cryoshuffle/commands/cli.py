@@ -253,6 +253,8 @@ def _noise(options: NoiseCommand) -> int:
         chosen = "voxel" if blind.shape == "voxel" else f"plane --tilt-axis {blind.axis} --radius {blind.half_width}"
     print(f"choice:     --blind {chosen}")
     print(f"reason:     {plan.choice.reason}")
+    if plan.contradiction:
+        print(f"but:        {plan.contradiction}, so make sure of it")
     if paths:
         paths["table"].parent.mkdir(exist_ok=True)
         save_noise_plot(estimate.autocorrelation, paths["picture"])

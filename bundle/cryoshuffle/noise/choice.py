@@ -190,6 +190,14 @@ class BlindPlan:
         """To apply before the network, as plain values; None for none."""
         return None if self.choice.whitening is None else self.choice.whitening.config()
 
+    @property
+    def contradiction(self) -> str:
+        """That the missing wedge names another tilt axis than the one in use, in words; empty if it does not."""
+        normal, wedge = self.blind_set.tilt_axis, "" if self.estimate is None else self.estimate.wedge
+        if normal is None or wedge in ("", AXES[normal]):
+            return ""
+        return f"the tilt axis is taken to be {AXES[normal]}, but the missing wedge lies along {wedge}"
+
     def report(self) -> dict[str, Any]:
         """Everything as plain values, for a JSON file."""
         estimate = self.estimate
@@ -203,6 +211,8 @@ class BlindPlan:
             "filtered": None if estimate is None else estimate.filtered,
             "oblique": None if estimate is None else dict(estimate.oblique),
             "skew": None if estimate is None else dict(estimate.skew),
+            "wedge": None if estimate is None else estimate.wedge,
+            "contradiction": self.contradiction,
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
             "uncertainty": None if estimate is None else {a: list(v) for a, v in estimate.uncertainty.items()},

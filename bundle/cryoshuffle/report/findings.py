@@ -229,7 +229,7 @@ def findings(
     """
     listed, checked = [], checks(noise, numbers)
     if noise is not None:
-        listed.append(_noise_finding(noise))
+        listed += [_noise_finding(noise), *_wedge_finding(noise)]
     listed += _time_findings(history, refinement)
     if refinement is not None:
         listed += _share_findings(refinement)
@@ -293,6 +293,15 @@ def _noise_finding(noise: Mapping[str, Any]) -> Finding:
     if cleanest is not None and noise.get("axis") in known and known[cleanest] < _CLEANER * known[noise["axis"]]:
         advice = f"Along {cleanest} the noise is cleaner: leave out --tilt-axis, or make sure of it. {advice}"
     return Finding("bad", words, "noise", advice)
+
+
+def _wedge_finding(noise: Mapping[str, Any]) -> list[Finding]:
+    """The missing wedge, where it names another tilt axis; older files say nothing of it."""
+    words = noise.get("contradiction")
+    if not words:
+        return []
+    advice = f"With the wrong axis noise is learnt: make sure of it, and denoise with --tilt-axis {noise['wedge']} too."
+    return [Finding("look", f"{words[0].upper()}{words[1:]}.", "wedge", advice)]
 
 
 def _time_findings(history: Sequence[Mapping[str, Any]], refinement: Mapping[str, Any] | None) -> list[Finding]:

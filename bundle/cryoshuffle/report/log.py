@@ -118,6 +118,8 @@ class NoiseReport:
         logger.info("blind set: %s", choice.reason)
         if not choice.clean:
             logger.warning("the noise is not clean along any way to look: %s", choice.reason)
+        if self.measured.contradiction:
+            logger.warning("%s: make sure of it, and give --tilt-axis", self.measured.contradiction)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.measured.report(), self.path)
         for note in self.notes:

@@ -14,6 +14,7 @@ SUBJECTS = (
     "painted",
     "against",
     "noise",
+    "wedge",
     "power",
     "excess",
     "place",
