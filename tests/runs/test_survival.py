@@ -14,7 +14,7 @@ import torch
 from phantoms import small_tomogram
 
 from cryoshuffle.commands.cli import main
-from cryoshuffle.report.survival import HEAD, even_voxel_size, survival_rows, survival_table
+from cryoshuffle.report.survival import HEAD, even_voxel_size, survival_of_files, survival_rows, survival_table
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +65,16 @@ def test_evaluate_prints_the_same_table(run, tmp_path, capsys):
     assert tables[0] == tables[1] == json.loads((run / "out_run" / "survival.json").read_text())
     assert main(["evaluate", str(run / "out.mrc"), "--survival", str(run / "out_run")]) == 2
     assert "name it with --noisy" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_tells_what_was_mixed_into_its_result(run, tmp_path):
+    """Of a fit, and where the network lies elsewhere; the network alone has another table."""
+    source, mixed = str(run / "in.mrc"), ["--detail", "0.3", "--smooth", "0.8", "--quiet"]
+    assert main(["denoise", source, str(tmp_path / "one.mrc"), "--effort", "fast", *mixed]) == 0
+    table, model = json.loads((tmp_path / "one_run" / "survival.json").read_text()), tmp_path / "one_run" / "model.pt"
+    assert main(["apply", str(model), source, str(tmp_path / "two.mrc"), *mixed]) == 0
+    for named, is_same in ((tmp_path / "one_run", True), (tmp_path / "two_run", True), (model, False)):
+        assert (survival_of_files(str(named), source) == table) == is_same
 
 
 def test_what_cannot_be_measured_is_said_in_a_sentence(run, tmp_path, capsys):

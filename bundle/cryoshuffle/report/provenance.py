@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import platform
 import time
@@ -20,6 +21,7 @@ from cryoshuffle.files.locks import unlock_run
 from cryoshuffle.files.writing import checksum, write_json
 from cryoshuffle.noise.choice import BlindPlan
 
+PROVENANCE_NAME = "provenance.json"
 # Settings that are paths.
 _PATHS = ("tomogram", "output", "residual", "error", "checkpoint", "halves", "empty", "mask", "warm_start")
 
@@ -36,6 +38,21 @@ def locate(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Path
     # What is named from the root stays so.
     places = [above / path for above in place.parents] + [near / name for near in (place, *place.parents[:3])]
     return next((one for one in places if one.exists()), Path(path))
+
+
+def recorded_run(folder: str | os.PathLike[str]) -> tuple[Path, Mapping[str, Any]]:
+    """The network of a run and its settings, as its provenance has them.
+
+    Args:
+        folder: of the run. Without provenance the network is its ``model.pt``, and there are no settings.
+    """
+    own = Path(folder) / "model.pt"
+    try:
+        content = json.loads((Path(folder) / PROVENANCE_NAME).read_text(encoding="utf-8"))
+        network, settings = locate(content["network"]["path"], folder), dict(content["settings"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return own, {}
+    return own if own.exists() else network, settings
 
 
 def checksums(paths: Sequence[str | os.PathLike[str]], mask: str | os.PathLike[str] | None = None) -> list[str]:

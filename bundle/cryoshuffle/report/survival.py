@@ -20,6 +20,7 @@ from cryoshuffle.files.writing import checksum, write_json
 from cryoshuffle.inference.checkpoints import load_network, load_plain, read_model_settings, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
+from cryoshuffle.report.provenance import recorded_run
 
 logger = logging.getLogger("cryoshuffle")
 SURVIVAL_NAME = "survival.json"
@@ -40,7 +41,7 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
     """:class:`cryoshuffle.inference.survival.Survival` of a model and a tomogram in files.
 
     Args:
-        model: path of the model, or of the folder of its run.
+        model: path of the model, or of the folder of a run, whose ``detail`` and ``smooth`` then count too.
         noisy: path of the tomogram.
         permissive: also take MRC files whose header breaks the standard.
         device: that computes.
@@ -49,7 +50,7 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
         FileError: for a file that is missing or cannot be read.
         InputError: for a model that keeps no noise, or a tomogram that is too small.
     """
-    path = Path(model) / "model.pt" if Path(model).is_dir() else Path(model)
+    path, recorded = recorded_run(model) if Path(model).is_dir() else (Path(model), {})
     noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
     network = load_network(path).to(device)
     fitted_to = load_plain(path).get("settings", {}).get("content", [])
@@ -57,7 +58,8 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
         logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
-    inferer = HaloWindowInferer(blend=settings.blend, device=device)
+    mixed = {name: float(recorded.get(name) or 0.0) for name in ("detail", "smooth")}
+    inferer = HaloWindowInferer(blend=settings.blend, device=device, **mixed)
     return Survival(noise, inferer)(volume, network, even_voxel_size(image.meta.get("voxel_size_zyx")))
 
 
