@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -225,6 +226,13 @@ def _wait_for(log: Path, words: str) -> None:
     ends = time.monotonic() + 120
     while not (log.is_file() and words in log.read_text()):
         assert time.monotonic() < ends, f"{log} does not say '{words}'"
+        time.sleep(0.1)
+
+
+def _wait_until(is_so: Callable[[], object]) -> None:
+    ends = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < ends, "it never is"
         time.sleep(0.1)
 
 
@@ -569,6 +577,35 @@ def test_a_run_that_is_refused_leaves_no_record_where_there_was_none(tmp_path, m
     assert _statuses(tmp_path) == {"a": "stopped"}
     assert main(_batch_words(tmp_path)) == 2
     assert _statuses(tmp_path) == {"a": "stopped"}
+
+
+def test_a_batch_on_dask_that_is_stopped_stops_its_runs(tmp_path, monkeypatch):
+    """The one that runs is asked and its end waited for, the others never begin; another batch's run goes on."""
+    _data(tmp_path, "ab")
+    sleeper = [sys.executable, "-c", "import sys; sys.exit(3 if sys.stdin.read() == '' else 0)"]
+    other = subprocess.Popen([*sleeper, "other.mrc"], stdin=subprocess.PIPE)
+    began: list[str] = []
+
+    def run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, str]:
+        began.append(command[-1])
+        with subprocess.Popen([*sleeper, command[-1]], stdin=subprocess.PIPE) as process:
+            batch_module._running.add(process)
+            process.wait()
+        batch_module._running.discard(process)
+        return process.returncode, "stopped"
+
+    monkeypatch.setattr(batch_module, "_run", run)
+    batch_module._running.add(other)
+    # Ctrl-C while the batch waits for the first outcome.
+    threading.Thread(target=lambda: (_wait_until(lambda: began), os.kill(os.getpid(), signal.SIGINT))).start()
+    with contextlib.ExitStack() as stack:
+        words = _scheduler_words("dask", 1, stack)
+        assert main([*_batch_words(tmp_path), *words]) == 3
+        assert batch_module._running == {other}
+    assert len(began) == 1
+    assert other.poll() is None
+    batch_module._running.discard(other)
+    other.communicate()
 
 
 @pytest.mark.nightly

@@ -15,11 +15,11 @@ import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -288,6 +288,15 @@ def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, 
         time.sleep(1)
 
 
+def _ask_to_stop(outputs: Collection[str] | None = None) -> int:
+    """Ask runs of this process to stop: all, or those with one of some results. How many there were."""
+    asked = [one for one in [*_running] if outputs is None or cast("list[str]", one.args)[-1] in outputs]
+    for process in asked:
+        if process.stdin is not None:
+            process.stdin.close()
+    return len(asked)
+
+
 def share_machine(count: int, gpus: int, cores: int) -> tuple[int, int]:
     """How many runs at once on this machine, and threads for each: one a GPU, else about four cores each.
 
@@ -486,9 +495,7 @@ def _outcomes_here(
             pool.shutdown(wait=False, cancel_futures=True)
             # One may just have been started, so they are asked until all are done.
             while not all(future.done() for future in attempts):
-                for process in [*_running]:
-                    if process.stdin is not None:
-                        process.stdin.close()
+                _ask_to_stop()
                 time.sleep(0.1)
             raise
 
@@ -496,7 +503,10 @@ def _outcomes_here(
 def _outcomes_of_dask(
     client: Any, runs: Mapping[str, tuple[Item, Sequence[str]]], share: _Share, overwrite: bool
 ) -> Generator[Outcome]:
-    """The outcomes of runs on the workers of a client, as they come; what failed is tried once more first."""
+    """The outcomes of runs on the workers of a client, as they come; what failed is tried once more first.
+
+    Where the batch is stopped, what has not begun is taken back, and its runs are asked to stop, and waited for.
+    """
     distributed = _dask()
 
     def submit(name: str, attempt: int) -> Any:
@@ -508,18 +518,27 @@ def _outcomes_of_dask(
 
     names = {submit(name, 0): (name, 0) for name in runs}
     coming = distributed.as_completed(list(names))
-    for future in coming:
-        name, attempt = names.pop(future)
-        try:
-            outcome = Outcome(**future.result())
-        except (distributed.scheduler.KilledWorker, distributed.CancelledError) as error:
-            outcome = Outcome(name, "failed", f"its worker died again and again ({type(error).__name__})")
-        if outcome.status == "failed" and attempt == 0:
-            again = submit(name, 1)
-            names[again] = (name, 1)
-            coming.add(again)
-        else:
-            yield outcome
+    try:
+        for future in coming:
+            name, attempt = names.pop(future)
+            try:
+                outcome = Outcome(**future.result())
+            except (distributed.scheduler.KilledWorker, distributed.CancelledError) as error:
+                outcome = Outcome(name, "failed", f"its worker died again and again ({type(error).__name__})")
+            if outcome.status == "failed" and attempt == 0:
+                again = submit(name, 1)
+                names[again] = (name, 1)
+                coming.add(again)
+            else:
+                yield outcome
+    except BaseException:
+        client.cancel(list(names))
+        outputs, ends = {item.output for item, _ in runs.values()}, time.monotonic() + _LET_GO_S
+        # The workers go on by themselves. One run may just have been started, so they are asked until none is left.
+        with contextlib.suppress(OSError, RuntimeError):
+            while any(client.run(_ask_to_stop, outputs).values()) and time.monotonic() < ends:
+                time.sleep(0.1)
+        raise
 
 
 def _outcomes(

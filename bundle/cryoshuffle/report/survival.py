@@ -58,8 +58,8 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
         logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
-    mixed = {name: float(recorded.get(name) or 0.0) for name in ("detail", "smooth")}
-    inferer = HaloWindowInferer(blend=settings.blend, device=device, **mixed)
+    detail, smooth = (float(recorded.get(name) or 0.0) for name in ("detail", "smooth"))
+    inferer = HaloWindowInferer(blend=settings.blend, device=device, detail=detail, smooth=smooth)
     return Survival(noise, inferer)(volume, network, even_voxel_size(image.meta.get("voxel_size_zyx")))
 
 
