@@ -43,7 +43,7 @@ from cryoshuffle.noise.linear_filter import (
     smoothed,
     wiener_kernel,
 )
-from cryoshuffle.noise.spectrum import GRID, noise_spectrum, smooth_cross_spectrum, smooth_spectrum
+from cryoshuffle.noise.spectrum import ENOUGH, GRID, noise_spectrum, smooth_cross_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import on_one_scale
 from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.tilt_series import simulate
@@ -574,6 +574,22 @@ def test_the_middle_of_the_middle_is_the_middle():
         assert torch.equal(central_crop(central_crop(image, LARGEST), side), central_crop(image, side))
         shifted.append(not torch.equal(central_crop(central_crop(image, LARGEST), 151), central_crop(image, 151)))
     assert any(shifted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "side"),
+    [
+        ((96, 314, 326), 128), ((192, 628, 652), 192), ((60, 200, 200), 130), ((48, 192, 400), 146),
+        ((400, 40, 384), 160), ((27, 700, 700), 192), ((30, 40, 50), 192),
+    ],
+)  # fmt: skip
+def test_the_middle_of_a_flat_volume_is_wider(shape, side):
+    """Until it has the voxels that tell spectra from chance, as far as halves are read; of a thick one it is not."""
+    image = torch.empty(1, *shape, device="meta")
+    assert _side_of_middle(image) == side
+    middle = math.prod(min(side, n) for n in shape)
+    assert middle >= ENOUGH or side == 192
+    assert side in {128, 192} or math.prod(min(side - 2, n) for n in shape) < ENOUGH
 
 
 def test_halves_of_unequal_noise_leave_no_signal_in_their_difference():

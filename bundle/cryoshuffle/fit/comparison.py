@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ EXCESSIVE = 1 / 3
 # Weights that are no excess yet, and a whole one. A network that is too timid has more than 1 too: simulated molecules
 # have up to 1.15, simulated cells 1.4; the real cell had 1.7 with noise that was wrong.
 EXCESS = (1.5, 1.7)
-_BLOCK = 4
+# Sides of blocks of voxels that tell chance, the largest of which there are enough: coarse detail is alike over many.
+_BLOCKS, _ENOUGH_BLOCKS = (16, 8, 4), 64
 _SIDE = 96
 # Voxels around what is compared by band, for the coarsest Gaussian to see.
 _MARGIN = 16
@@ -250,9 +252,8 @@ class _Comparison:
         """Add one place: network less filter, and target less filter, for each field of noise."""
         product = torch.stack([(a.double() * b) for a, b in zip(apart, residuals, strict=True)]).sum(dim=0)
         square = torch.stack([a.double().square() for a in apart]).sum(dim=0)
-        side = [min(_BLOCK, n) for n in product.shape]
-        self._products.append(F.avg_pool3d(product[None], side).flatten())
-        self._squares.append(F.avg_pool3d(square[None], side).flatten())
+        self._products.append(_block_sums(product))
+        self._squares.append(_block_sums(square))
 
     def weight(self) -> Weight:
         """Slope of a line through the origin, and its standard error from the scatter of the blocks."""
@@ -262,6 +263,13 @@ class _Comparison:
             return Weight(0.0, 0.0)
         slope = float(products.sum()) / total
         return Weight(slope, float((products - slope * squares).std()) * len(products) ** 0.5 / total)
+
+
+def _block_sums(values: Tensor) -> Tensor:
+    """Sums over blocks of voxels; those at the end of an axis are smaller."""
+    side = next((s for s in _BLOCKS if math.prod(n // s for n in values.shape) >= _ENOUGH_BLOCKS), _BLOCKS[-1])
+    blocks = [min(side, n) for n in values.shape]
+    return F.avg_pool3d(values[None], blocks, ceil_mode=True, divisor_override=1).flatten()
 
 
 def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[tuple[Tensor, tuple[slice, ...]]]:

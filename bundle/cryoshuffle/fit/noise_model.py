@@ -187,7 +187,9 @@ def measure_noise_model(
     skew = sum(skews) / max(1, len(skews))
     # A fit to fewer voxels learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
     large = sum(image.numel() for image in images) >= ENOUGH
-    error = min(_LARGEST_ERROR, (_WEAK_NOISE_ERROR if large else _SPECTRUM_ERROR) + _SKEW_ERROR * skew)
+    middles = [noise.middle for noise in noises]
+    known = _WEAK_NOISE_ERROR if sum(middle.numel() for middle in middles) >= ENOUGH else _SPECTRUM_ERROR
+    error = min(_LARGEST_ERROR, known + _SKEW_ERROR * skew)
     doubt = "" if skew <= SKEW or large else LEANS
     clear = None
     if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
@@ -195,7 +197,6 @@ def measure_noise_model(
         # Without a starting network there is none to weigh.
         if start is not None and blind_set.tilt_axis is not None:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
-    middles = [noise.middle for noise in noises]
     order = (0, 1, 2) if blind_set.tilt_axis is None else beam_first(middles[0], blind_set.tilt_axis)
     linear = choose_linear(middles, spectrum, error, shape_for(blind_set, order))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
@@ -205,12 +206,14 @@ def _side_of_middle(image: Tensor) -> int:
     """Side of the middle of a volume ``(1, Z, Y, X)`` that tells noise and filter, voxels.
 
     Small voxels hold little signal each, so it takes many to tell it from the scatter of the noise. What is far from
-    the middle of the field of view is often ice, and says too little of the signal.
+    the middle of the field of view is often ice, and says too little of the signal. Of a flat volume more of the field
+    is needed for as many voxels.
     """
     field = sorted(image.shape[1:])[1]
     # Even, so that the middle of the middle of a volume, as halves are read, is the middle of the volume.
-    side = int(_SHARE_OF_FIELD * field) // 2 * 2
-    return min(max(side, _SIDE), _LARGEST_SIDE)
+    side = min(max(int(_SHARE_OF_FIELD * field) // 2 * 2, _SIDE), _LARGEST_SIDE)
+    enough = (s for s in range(side, _LARGEST_SIDE, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= ENOUGH)
+    return next(enough, _LARGEST_SIDE)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:
