@@ -53,7 +53,8 @@ def fit(
         monkeypatch.setattr(RefinedFit, f"_{stage}_stage", lambda self, *given, run=run: run)
     whole = RefinedFit(
         trainer=SimpleNamespace(run=lambda: ran.append("blind")),
-        budget=SimpleNamespace(steps_within=lambda minutes: 20 * minutes),
+        # The clock runs while noise is measured, and no step is done.
+        budget=SimpleNamespace(steps_within=lambda minutes: (20 if ran == ["blind"] else 2) * minutes),
         plan=StepPlan(300, minutes, start),
         common=SimpleNamespace(seed=0),
         volumes=[{"image": torch.zeros(1, 4, 4, 4)}],

@@ -23,6 +23,7 @@ from cryoshuffle.files.intensity import StandardiseIntensity
 from cryoshuffle.files.masks import load_mask
 from cryoshuffle.files.volumes import DENOISED, own_label
 from cryoshuffle.lattice import AXES, BlindSet
+from cryoshuffle.noise import estimate as estimate_module
 from cryoshuffle.noise.choice import BlindChoice, BlindPlan, choose_blind, choose_blind_set, find_tilt_axis
 from cryoshuffle.noise.estimate import (
     NoiseEstimate,
@@ -240,11 +241,49 @@ def test_the_uncertainty_is_the_scatter_between_volumes():
         assert 1 / 1.6 < told / scatter < 1.6
 
 
+def test_an_empty_region_on_both_sides_is_measured(monkeypatch):
+    """Of a large volume the part that holds most of it; what lies between the two holds none (control)."""
+    monkeypatch.setattr(estimate_module, "LARGEST", 24)
+    volume, empty = torch.randn(60, 24, 24), torch.zeros(60, 24, 24, dtype=torch.bool)
+    for marked, start in ((slice(0, 14), 0), (slice(46, 60), 36), (slice(20, 40), 18)):
+        empty[:] = False
+        empty[marked] = True
+        assert estimate_module._fullest(empty.flatten(1).sum(dim=1), 24) == start
+    empty[:] = False
+    empty[:14], empty[46:] = True, True
+    assert noise_from_empty(volume, empty).source == "empty region"
+    assert int(empty[18:42].sum()) == 0
+
+
 def test_several_tomograms_are_averaged():
-    """The mean of the estimates, axis by axis."""
+    """The mean of the estimates, axis by axis, whose scatter is what its errors say; means of errors would not be."""
     a = NoiseEstimate({x: [0.2] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
     b = NoiseEstimate({x: [0.4] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
     assert np.allclose(average([a, b]).autocorrelation["z"], 0.3)
+    random = torch.Generator().manual_seed(0)
+    each = [noise_from_volume(torch.randn(32, 32, 32, generator=random)) for _ in range(64)]
+    means = [average(each[n : n + 8]) for n in range(0, 64, 8)]
+    scatter = np.std([mean.autocorrelation["z"] for mean in means], ddof=1)
+    assert 0.5 < np.mean([mean.uncertainty["z"] for mean in means]) / scatter < 1.6
+    assert np.mean([one.uncertainty["z"] for one in each]) / scatter > 1.8
+
+
+def test_halves_and_a_mask_take_filter_and_wedge_from_the_tomogram(tmp_path):
+    """Filtered, halves and empty region are as little measured as the tomogram alone; the noise stays theirs."""
+    made = simulate("wbp", (56, 60, 60), snr=0.1, seed=3)
+    mask = str(write_mrc(tmp_path / "mask.mrc", np.ones(made.tomogram.shape, np.int8)))
+    for width in (0.8, 1.2):
+        volumes = {name: gaussian(getattr(made, name), width) for name in ("tomogram", "even", "odd")}
+        files = {n: str(write_mrc(tmp_path / f"{n}_{width}.mrc", volume.numpy())) for n, volume in volumes.items()}
+        for more in ({"halves": [files["even"], files["odd"]]}, {"empty": mask}, {}):
+            if width > 1:
+                with pytest.raises(InputError, match="too little to tell the noise by"):
+                    choose_blind_set([files["tomogram"]], **more)
+                continue
+            plan = choose_blind_set([files["tomogram"]], **more)
+            assert (plan.blind_set.axis, plan.choice.clean, plan.estimate.filtered) == ("y", False, True)
+            assert (plan.estimate.source == "one volume") == (not more)
+            assert plan.estimate.wedge == "y"
 
 
 def test_an_empty_region_tells_the_noise_along_all_axes(tmp_path):

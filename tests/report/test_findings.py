@@ -47,6 +47,16 @@ def test_a_wrong_tilt_axis_is_named():
     assert "cleaner" not in found.advice
 
 
+def test_a_blind_spot_that_was_not_measured_is_not_said_to_fit():
+    """Then a good result says that it was not checked."""
+    unknown = {**NOISE, "clean": None, "reason": "as asked for"}
+    assert not [one for one in findings(unknown, None, {}) if one.subject == "noise"]
+    assert (
+        "Not checked: the blind spot" in verdict(findings(unknown, None, {"power": {**POWER, "regions": EVEN}})).words
+    )
+    assert "the blind spot" not in verdict(findings(NOISE, None, {"power": {**POWER, "regions": EVEN}})).advice
+
+
 def test_a_missing_wedge_along_another_axis_is_to_be_looked_at():
     """With the axis to try; not where there is none, nor in files of older versions (controls)."""
     noise, words = {**NOISE, **CONTRADICTED}, CONTRADICTED["contradiction"]

@@ -401,6 +401,8 @@ class RefinedFit:
         model is not reliable, so that a fit would learn its errors.
         """
         self.trainer.run()
+        # At the pace of its steps, before the noise is measured.
+        distils = self.plan.distils(self.budget.steps_within)
         seed_everything(self.common.seed, 0)
         self._plain_volumes = without_whitening(self.volumes, self.whitening)
         start = self.plan.start
@@ -414,7 +416,6 @@ class RefinedFit:
                 "--cold-start",
                 noise.doubt,
             )
-        distils = self.plan.distils(self.budget.steps_within)
         if not distils and self.plan.distils(lambda minutes: math.inf) and is_first_process():
             logger.warning(
                 "the third stage, distilling, is left out: --minutes allow less than %d steps of the second, more "

@@ -49,13 +49,14 @@ class BlindChoice:
         blind_set: to hide.
         whitening: to apply before the network and to undo behind it; None for none.
         reason: in one sentence.
-        clean: whether what a prediction sees is next to independent of the noise it must not learn.
+        clean: whether what a prediction sees is next to independent of the noise it must not learn; None where that
+            was not measured.
     """
 
     blind_set: BlindSet
     whitening: Whitening | None
     reason: str
-    clean: bool
+    clean: bool | None
 
 
 def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> BlindChoice:
@@ -219,13 +220,31 @@ class BlindPlan:
         }
 
 
-def _refuse_without_detail(path: str, volume: Tensor, tilt_axis: str) -> None:
-    """Refuse a volume of whose finest detail a filter has left so little that its noise is not to be told.
+def _beside_volume(measured: NoiseEstimate, volume: Tensor, path: str, tilt_axis: str | None) -> NoiseEstimate:
+    """Noise of halves or of a part, with what only the whole volume tells: filter and missing wedge."""
+    whole = noise_from_volume(central_crop(volume, LARGEST))
+    _refuse_filtered(path, volume, whole, tilt_axis)
+    return replace(measured, filtered=whole.filtered, wedge=whole.wedge)
+
+
+def _refuse_filtered(path: str, volume: Tensor, estimate: NoiseEstimate, tilt_axis: str | None) -> None:
+    """Refuse a result of ours, and a volume of whose finest detail a filter has left too little to tell its noise.
 
     Raises:
         InputError: if it is one.
     """
-    passed = filter_power(smooth_spectrum(volume), AXES.index(tilt_axis))
+    if not estimate.filtered:
+        return
+    if is_ours(path):
+        raise InputError(
+            f"{path}: was denoised by cryoshuffle before, so hardly any noise is left to measure: name the tomogram "
+            "that it was made from"
+        )
+    axis = tilt_axis or estimate.wedge
+    if not axis:
+        return
+    volume = central_crop(volume, LARGEST)
+    passed = filter_power(smooth_spectrum(volume), AXES.index(axis))
     if float(passed.min()) < LEAST_PASSED:
         raise InputError(
             f"{path}: has been low-pass filtered, and of its finest detail {float(passed.min()):.0e} of the power is "
@@ -275,14 +294,14 @@ def choose_blind_set(
     if blind not in ("auto", "plane") or (blind == "plane" and tilt_axis is not None):
         default = 0 if blind in ("plane", "voxel") else 1
         blind_set = BlindSet(blind, tilt_axis or "y", default if radius is None else radius)
-        asked = BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=True), None)
+        asked = BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=None), None)
         if blind_set.tilt_axis is None or not tomograms or not Path(tomograms[0]).exists():
             return asked
         return _with_order(asked, read(str(tomograms[0]), largest=LARGEST, mask=mask))
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
     if absent is not None and len(tomograms) == 1 and not Path(tomograms[0]).exists():
-        return BlindPlan(BlindChoice(absent, None, "there is no tomogram", clean=True), None)
+        return BlindPlan(BlindChoice(absent, None, "there is no tomogram", clean=None), None)
     if halves is not None and len(tomograms) > 1:
         raise InputError(f"halves go with one tomogram, not with {len(tomograms)}: fit them one by one")
     if empty is not None and (halves is not None or len(tomograms) > 1):
@@ -290,25 +309,20 @@ def choose_blind_set(
     first = str(tomograms[0])
     if halves is not None:
         volume = read(first, largest=LARGEST, mask=mask)
-        estimate = noise_from_halves(
+        measured = noise_from_halves(
             *on_one_scale(volume, *load_halves(halves, permissive, mask, first, fill_nan, folder))
         )
+        estimate = _beside_volume(measured, volume, first, tilt_axis)
     elif empty is not None:
         volume = read(first)
-        estimate = noise_from_empty(volume, load_mask(empty, folder, first))
+        estimate = _beside_volume(noise_from_empty(volume, load_mask(empty, folder, first)), volume, first, tilt_axis)
     else:
         estimates: list[NoiseEstimate] = []
         # Tomograms of one kind lie one way: the last one tells the beam.
         for path in tomograms:
             volume = read(str(path), largest=LARGEST, mask=mask)
             estimates.append(noise_from_volume(volume))
-            if estimates[-1].filtered and is_ours(path):
-                raise InputError(
-                    f"{path}: was denoised by cryoshuffle before, so hardly any noise is left to measure: name the "
-                    "tomogram that it was made from"
-                )
-            if estimates[-1].filtered and (axis := tilt_axis or estimates[-1].wedge):
-                _refuse_without_detail(path, volume, axis)
+            _refuse_filtered(str(path), volume, estimates[-1], tilt_axis)
         estimate = average(estimates)
     if blind == "auto" and radius is None:
         plan = BlindPlan(choose_blind(estimate, tilt_axis), estimate)
@@ -329,7 +343,7 @@ def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int 
     axis = tilt_axis or ("y" if white else choose_blind(estimate).blind_set.axis)
     blind_set = BlindSet("plane", axis, radius)
     if blind_set.half_width >= LAGS:
-        return BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=True)
+        return BlindChoice(blind_set, None, "as asked for, beyond what is measured", clean=None)
     leftover = estimate.leftover(axis, blind_set.half_width)
     reason = f"plane across {axis}, as asked for; it leaves a correlation of {leftover:.3f}"
     return BlindChoice(blind_set, None, reason, clean=leftover <= CLEAN)

@@ -331,12 +331,10 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
     """
     if volume.shape != empty.shape:
         raise InputError(f"the mask of shape {tuple(empty.shape)} is not of a tomogram of {tuple(volume.shape)} voxels")
-    # A box around the middle of what is marked is enough.
+    # A box that holds as much of what is marked as any is enough.
     for axis, side in enumerate(volume.shape):
         if side > LARGEST:
-            marked = torch.nonzero(empty.movedim(axis, 0).flatten(1).any(dim=1)).flatten()
-            middle = int(marked.double().mean()) if len(marked) else 0
-            start = min(max(0, middle - LARGEST // 2), side - LARGEST)
+            start = _fullest(empty.movedim(axis, 0).flatten(1).sum(dim=1, dtype=torch.int64), LARGEST)
             volume, empty = (v.narrow(axis, start, LARGEST) for v in (volume, empty))
     count = int(empty.sum())
     if count < _LEAST_EMPTY:
@@ -380,6 +378,13 @@ def noise_from_empty(volume: Tensor, empty: Tensor) -> NoiseEstimate:
     )
 
 
+def _fullest(counts: Tensor, length: int) -> int:
+    """Where the part of a line that has most begins; of several that have as much the one nearest the middle."""
+    sums = F.pad(counts.cumsum(dim=0), (1, 0))
+    starts = torch.nonzero(torch.eq(parts := sums[length:] - sums[:-length], parts.max())).flatten()
+    return int(starts[(2 * starts + length - len(counts)).abs().argmin()])
+
+
 def correlation_score(autocorrelation: Sequence[float]) -> float:
     """How bad an axis is as the normal of a blind plane: what stays visible, with a price for each plane hidden."""
     rest = [max(abs(r) for r in autocorrelation[radius:]) for radius in range(3)]
@@ -387,14 +392,18 @@ def correlation_score(autocorrelation: Sequence[float]) -> float:
 
 
 def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
-    """The mean of estimates of several tomograms of one kind."""
+    """The mean of estimates of several tomograms of one kind, whose errors are independent."""
+    n = len(estimates)
 
-    def mean(tables: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-        return {axis: np.mean([table[axis] for table in tables], axis=0).tolist() for axis in AXES}
+    def along(axis: str, tables: Sequence[Mapping[str, Sequence[float]]]) -> np.ndarray:
+        return np.array([table[axis] for table in tables])
 
     return NoiseEstimate(
-        mean([e.autocorrelation for e in estimates]),
-        mean([e.uncertainty for e in estimates]),
+        {axis: along(axis, [e.autocorrelation for e in estimates]).mean(axis=0).tolist() for axis in AXES},
+        {
+            axis: (np.square(along(axis, [e.uncertainty for e in estimates])).sum(axis=0) ** 0.5 / n).tolist()
+            for axis in AXES
+        },
         estimates[0].source,
         {axis: float(np.mean([e.oblique[axis] for e in estimates])) for axis in AXES if estimates[0].oblique},
         any(e.filtered for e in estimates),

@@ -229,7 +229,7 @@ def findings(
     """
     listed, checked = [], checks(noise, numbers)
     if noise is not None:
-        listed += [_noise_finding(noise), *_wedge_finding(noise)]
+        listed += [*_noise_finding(noise), *_wedge_finding(noise)]
     listed += _time_findings(history, refinement)
     if refinement is not None:
         listed += _share_findings(refinement)
@@ -282,17 +282,19 @@ def _kept_nothing_or_all(kept: Mapping[str, float] | None, measured_here: bool) 
     return []
 
 
-def _noise_finding(noise: Mapping[str, Any]) -> Finding:
-    """Whether a blind spot fits the noise."""
+def _noise_finding(noise: Mapping[str, Any]) -> list[Finding]:
+    """Whether a blind spot fits the noise; nothing where that was not measured."""
+    if noise["clean"] is None:
+        return []
     if noise["clean"]:
-        return Finding("ok", f"The blind spot fits the noise: {noise['reason']}.", "noise")
+        return [Finding("ok", f"The blind spot fits the noise: {noise['reason']}.", "noise")]
     words = f"The blind spot does not fit the noise, part of which may be learnt: {noise['reason']}."
     advice = "Trust no detail that a Gaussian of the tomogram does not show too."
     known = {axis: max(map(abs, lags)) for axis, lags in (noise.get("autocorrelation") or {}).items()}
     cleanest = min(known, key=known.__getitem__, default=None)
     if cleanest is not None and noise.get("axis") in known and known[cleanest] < _CLEANER * known[noise["axis"]]:
         advice = f"Along {cleanest} the noise is cleaner: leave out --tilt-axis, or make sure of it. {advice}"
-    return Finding("bad", words, "noise", advice)
+    return [Finding("bad", words, "noise", advice)]
 
 
 def _wedge_finding(noise: Mapping[str, Any]) -> list[Finding]:

@@ -116,7 +116,7 @@ class NoiseReport:
         if estimate is not None:
             logger.info("noise autocorrelation from %s:\n%s", estimate.source, estimate.table())
         logger.info("blind set: %s", choice.reason)
-        if not choice.clean:
+        if choice.clean is False:
             logger.warning("the noise is not clean along any way to look: %s", choice.reason)
         if self.measured.contradiction:
             logger.warning("%s: make sure of it, and give --tilt-axis", self.measured.contradiction)
