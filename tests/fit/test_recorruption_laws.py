@@ -590,6 +590,9 @@ def test_the_middle_of_a_flat_volume_is_wider(shape, side):
     middle = math.prod(min(side, n) for n in shape)
     assert middle >= ENOUGH or side == 192
     assert side in {128, 192} or math.prod(min(side - 2, n) for n in shape) < ENOUGH
+    without_halves = _side_of_middle(image, 320)
+    assert without_halves == side or shape in {(27, 700, 700), (30, 40, 50)}
+    assert math.prod(min(without_halves, n) for n in shape) >= ENOUGH or math.prod(shape) < ENOUGH
 
 
 def test_halves_of_unequal_noise_leave_no_signal_in_their_difference():

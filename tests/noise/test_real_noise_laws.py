@@ -369,6 +369,27 @@ def test_a_bead_of_gold_is_no_noise():
     assert float((noise_level(noise, spectrum) / before).mean()) < 1.02
 
 
+@pytest.mark.parametrize("side", [56, 57, 60, 63])
+def test_a_step_of_the_noise_is_where_it_is(side):
+    """Along each axis of the plane, however the side is divided into blocks; a plane that is left over counts as one,
+    not as a block."""
+    noise = torch.randn(48, 96, side, generator=torch.Generator().manual_seed(0))
+    noise[:, :, side - 20 :] *= 1.5
+    for volume, axis in ((noise, 2), (noise.transpose(1, 2), 1)):
+        level = noise_level(volume, torch.ones(GRID, GRID, GRID))
+        assert level.shape == volume.shape
+        line = level[0].mean(dim=2 - axis)
+        crossing = int((line > (line.max() + line.min()) / 2).nonzero()[0])
+        assert abs(crossing - (side - 20)) <= 1
+
+
+def test_a_plane_that_is_left_over_counts_as_one():
+    """Not as the block of planes that it begins."""
+    noise = torch.randn(41, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise[40] *= 4
+    assert float(noise_level(noise, torch.ones(GRID, GRID, GRID)).mean()) < 1.25
+
+
 @pytest.mark.parametrize(("levels", "uncorrelated"), [(True, True), (False, False)])
 def test_recorruption_at_the_level_of_each_place_leaves_no_noise_in_common(levels, uncorrelated):
     """Noise of input and target is uncorrelated on either side; with one level for all it is not (control)."""

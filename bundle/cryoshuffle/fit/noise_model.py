@@ -35,7 +35,7 @@ from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
 
 # Least and largest side of the middle that tells the noise, voxels, and its share of the field of view: the best one
-# for the real cell in voxels of 10 and of 20 Å.
+# for the real cell in voxels of 10 and of 20 Å. Of a flat volume it is larger.
 _SIDE, _LARGEST_SIDE = 128, LARGEST
 _SHARE_OF_FIELD = 0.4
 _AROUND = 320
@@ -181,7 +181,9 @@ def measure_noise_model(
         with eval_mode(core):
             return _measure_volume(image, predict, explain, whitening, blind_set, halves, side)
 
-    noises = [measure(image, both, _side_of_middle(image)) for image in images]
+    # Of halves no more than that is read.
+    most = _AROUND if both is None else _LARGEST_SIDE
+    noises = [measure(image, both, _side_of_middle(image, most)) for image in images]
     spectrum = _mean_spectrum(noises)
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
@@ -202,18 +204,18 @@ def measure_noise_model(
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
 
 
-def _side_of_middle(image: Tensor) -> int:
+def _side_of_middle(image: Tensor, most: int = _LARGEST_SIDE) -> int:
     """Side of the middle of a volume ``(1, Z, Y, X)`` that tells noise and filter, voxels.
 
     Small voxels hold little signal each, so it takes many to tell it from the scatter of the noise. What is far from
     the middle of the field of view is often ice, and says too little of the signal. Of a flat volume more of the field
-    is needed for as many voxels.
+    is needed for as many voxels, up to a side of ``most``.
     """
     field = sorted(image.shape[1:])[1]
     # Even, so that the middle of the middle of a volume, as halves are read, is the middle of the volume.
     side = min(max(int(_SHARE_OF_FIELD * field) // 2 * 2, _SIDE), _LARGEST_SIDE)
-    enough = (s for s in range(side, _LARGEST_SIDE, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= ENOUGH)
-    return next(enough, _LARGEST_SIDE)
+    enough = (s for s in range(side, most, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= ENOUGH)
+    return next(enough, most)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:

@@ -128,12 +128,21 @@ def noise_level(volume: Tensor, spectrum: Tensor) -> Tensor:
     expected = fine_power_of_noise(spectrum)
     power = bounded_fine_power(volume, expected)
     blocks = [min(_LEVEL_BLOCK, n) for n in power.shape]
-    coarse = F.avg_pool3d(power[None, None], blocks, ceil_mode=True, count_include_pad=False)
-    coarse = F.avg_pool3d(F.pad(coarse, (1,) * 6, mode="replicate"), 3, stride=1)
-    level = (coarse.mean(dim=2, keepdim=True) / expected).sqrt().clamp(0.5, 2)
+    # What is missing of the last block along an axis counts for nothing.
+    missing = [short for n, block in zip(power.shape, blocks, strict=True) for short in (-n % block, 0)][::-1]
+
+    def over_blocks(values: Tensor) -> Tensor:
+        means = F.avg_pool3d(F.pad(values[None, None], missing), blocks)
+        return F.avg_pool3d(F.pad(means, (1,) * 6, mode="replicate"), 3, stride=1).mean(dim=2, keepdim=True)
+
+    coarse = over_blocks(power) / over_blocks(torch.ones_like(power))
+    level = (coarse / expected).sqrt().clamp(0.5, 2)
     apart = level - 1
     level = 1 + apart * ((apart.abs() - _ALIKE[0]) / (_ALIKE[1] - _ALIKE[0])).clamp(0, 1)
-    return F.interpolate(level, size=volume.shape, mode="trilinear", align_corners=False)[0, 0].to(volume)
+    z, y, x = volume.shape
+    # As wide as whole blocks are, so that each value is over its own.
+    level = F.interpolate(level, scale_factor=[1.0, *map(float, blocks[1:])], mode="trilinear", align_corners=False)
+    return level[0, 0, :, :y, :x].expand(z, y, x).contiguous().to(volume)
 
 
 def level_plane(volume: Tensor, spectrum: Tensor) -> Tensor:
