@@ -68,6 +68,9 @@ def test_the_noise_is_the_same_whichever_way_the_volume_lies(order):
     lying, left = (volume.permute([order.index(axis) for axis in range(3)]) for volume in (tomogram, residual))
     assert beam_first(lying, 0) == order
     assert torch.allclose(noise_spectrum(lying, left, BlindSet("plane", "z")).permute(order), usual, rtol=1e-3)
+    told = noise_spectrum(lying, left, BlindSet("plane", "z"), order=order)
+    assert torch.equal(told, noise_spectrum(lying, left, BlindSet("plane", "z")))
+    assert not torch.allclose(told, noise_spectrum(lying, left, BlindSet("plane", "z"), order=(0, 1, 2)), rtol=0.1)
     wrong = noise_spectrum(lying, left, BlindSet("plane", "y")).permute(order)
     assert float((wrong / usual).log().abs().mean()) > 0.15
 

@@ -29,7 +29,6 @@ from cryoshuffle.noise.estimate import (
 )
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
-from cryoshuffle.noise.ramp import beam_first
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
@@ -131,6 +130,7 @@ def measure_noise_model(
     tomogram: str | None = None,
     fill_nan: bool = False,
     folder: str | None = None,
+    order: Sequence[int] = (0, 1, 2),
 ) -> NoiseModel:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -152,6 +152,7 @@ def measure_noise_model(
         tomogram: path of the volume, which tells which way the axes of the halves run; None where they have its own.
         fill_nan: put the mean of the others where voxels of the halves are not finite.
         folder: where halves too large for memory are kept while they are read; None for memory.
+        order: of the axes of the volumes, as of :func:`cryoshuffle.noise.ramp.beam_first`.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -179,7 +180,7 @@ def measure_noise_model(
 
     def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int) -> _VolumeNoise:
         with eval_mode(core):
-            return _measure_volume(image, predict, explain, whitening, blind_set, halves, side)
+            return _measure_volume(image, predict, explain, whitening, blind_set, order, halves, side)
 
     # Of halves no more than that is read.
     most = _AROUND if both is None else _LARGEST_SIDE
@@ -199,7 +200,6 @@ def measure_noise_model(
         # Without a starting network there is none to weigh.
         if start is not None and blind_set.tilt_axis is not None:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
-    order = (0, 1, 2) if blind_set.tilt_axis is None else beam_first(middles[0], blind_set.tilt_axis)
     linear = choose_linear(middles, spectrum, error, shape_for(blind_set, order))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
 
@@ -282,6 +282,7 @@ def _measure_volume(
     explain: Callable[[Tensor], Tensor | None],
     whitening: Mapping[str, Any] | None,
     blind_set: BlindSet,
+    order: Sequence[int],
     halves: tuple[Tensor, Tensor] | None,
     side: int,
 ) -> _VolumeNoise:
@@ -293,6 +294,7 @@ def _measure_volume(
         explain: what a network that sees everything makes of ``(Z, Y, X)`` without whitening; None where there is none.
         whitening: of the volume.
         blind_set: of the blind network.
+        order: of the axes, the beam first.
         halves: even and odd, whose difference is the noise; None for none.
         side: of the middle, voxels.
     """
@@ -309,7 +311,7 @@ def _measure_volume(
     denoised = explain(before)
     around = undo_whitening(central_crop(image, _AROUND), whitening)[0]
     around, outliers = without_outliers(around)
-    spectrum = noise_spectrum(before, before - after, blind_set, denoised, around)
+    spectrum = noise_spectrum(before, before - after, blind_set, denoised, around, order)
     skew = None
     if of_halves is not None:
         # Halves of tilts differ in signal too, where their planes lie apart.

@@ -190,6 +190,7 @@ def noise_spectrum(
     blind_set: BlindSet,
     denoised: Tensor | None = None,
     around: Tensor | None = None,
+    order: Sequence[int] | None = None,
 ) -> Tensor:
     """Power spectrum of the noise of a tomogram.
 
@@ -211,6 +212,8 @@ def noise_spectrum(
         blind_set: of the prediction.
         denoised: the tomogram as a network that sees everything has it, without a fit to it; None without such.
         around: more of the tomogram than the volume, for what takes many voxels to tell; None for no more.
+        order: of the axes in which the beam comes first; None for that of
+            :func:`cryoshuffle.noise.ramp.beam_first`.
 
     Returns:
         Power on a grid of :data:`GRID` along (Z, Y, X), as of :func:`smooth_spectrum`.
@@ -219,11 +222,13 @@ def noise_spectrum(
         InputError: if the volume is too small.
     """
     normal = blind_set.tilt_axis
-    order = (0, 1, 2) if normal is None else beam_first(volume, normal)
-    if order != (0, 1, 2):
+    if order is None:
+        order = (0, 1, 2) if normal is None else beam_first(volume, normal)
+    if tuple(order) != (0, 1, 2):
         # What follows takes the beam for Z.
-        seen, more = (None if one is None else one.permute(order) for one in (denoised, around))
-        facing = noise_spectrum(volume.permute(order), residual.permute(order), BlindSet("plane", "y"), seen, more)
+        seen, more = (None if one is None else one.permute(*order) for one in (denoised, around))
+        left, upright = residual.permute(*order), (0, 1, 2)
+        facing = noise_spectrum(volume.permute(*order), left, BlindSet("plane", "y"), seen, more, upright)
         return facing.permute([order.index(axis) for axis in range(3)]).contiguous()
     if blind_set.shape == "voxel":
         frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
