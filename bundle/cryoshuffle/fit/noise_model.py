@@ -29,6 +29,7 @@ from cryoshuffle.noise.estimate import (
 )
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
+from cryoshuffle.noise.ramp import beam_first
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
 from cryoshuffle.noise.whitening import undo_whitening
@@ -130,7 +131,7 @@ def measure_noise_model(
     tomogram: str | None = None,
     fill_nan: bool = False,
     folder: str | None = None,
-    order: Sequence[int] = (0, 1, 2),
+    order: Sequence[int] | None = None,
 ) -> NoiseModel:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -152,7 +153,8 @@ def measure_noise_model(
         tomogram: path of the volume, which tells which way the axes of the halves run; None where they have its own.
         fill_nan: put the mean of the others where voxels of the halves are not finite.
         folder: where halves too large for memory are kept while they are read; None for memory.
-        order: of the axes of the volumes, as of :func:`cryoshuffle.noise.ramp.beam_first`.
+        order: of the axes of the volumes, the beam first; None for that of
+            :func:`cryoshuffle.noise.ramp.beam_first`.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -177,10 +179,14 @@ def measure_noise_model(
         return inferer(volume[None, None].to(device), adapted)[0, 0].cpu()
 
     images = images_of(volumes)
+    if order is None:
+        normal = blind_set.tilt_axis
+        order = (0, 1, 2) if normal is None else beam_first(central_crop(images[0][0], LARGEST), normal)
+    known_order = order
 
     def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int) -> _VolumeNoise:
         with eval_mode(core):
-            return _measure_volume(image, predict, explain, whitening, blind_set, order, halves, side)
+            return _measure_volume(image, predict, explain, whitening, blind_set, known_order, halves, side)
 
     # Of halves no more than that is read.
     most = _AROUND if both is None else _LARGEST_SIDE
