@@ -446,7 +446,7 @@ def compare_with_filter(
         output_dir: of the run; gets ``refinement.json``.
         start: checkpoint that the fit began with; None for random weights.
         fit_share: of the fit in the model, 0 to 1 (:func:`cryoshuffle.fit.starting.interpolate_weights`).
-        order: of the axes of the volumes, as of :func:`cryoshuffle.noise.ramp.beam_first`.
+        order: of the axes of the volumes, as of :func:`cryoshuffle.noise.wedge.beam_first`.
         strength: of the recorruption.
         draws: fields of noise, averaged.
         device: that computes.

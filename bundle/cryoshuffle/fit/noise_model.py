@@ -29,9 +29,9 @@ from cryoshuffle.noise.estimate import (
 )
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
-from cryoshuffle.noise.ramp import beam_first
-from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum
+from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum, turned_noise_spectrum
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
+from cryoshuffle.noise.wedge import UPRIGHT, Turn, beam_first
 from cryoshuffle.noise.whitening import undo_whitening
 
 # Least and largest side of the middle that tells the noise, voxels, and its share of the field of view: the best one
@@ -132,6 +132,7 @@ def measure_noise_model(
     fill_nan: bool = False,
     folder: str | None = None,
     order: Sequence[int] | None = None,
+    turn: Turn = UPRIGHT,
 ) -> NoiseModel:
     """Measure the noise with a fitted blind network, and choose the linear filter that the next one has to beat.
 
@@ -154,7 +155,8 @@ def measure_noise_model(
         fill_nan: put the mean of the others where voxels of the halves are not finite.
         folder: where halves too large for memory are kept while they are read; None for memory.
         order: of the axes of the volumes, the beam first; None for that of
-            :func:`cryoshuffle.noise.ramp.beam_first`.
+            :func:`cryoshuffle.noise.wedge.beam_first`.
+        turn: that stands the volumes upright.
 
     Raises:
         SettingError: if the network is no blind-spot network.
@@ -186,7 +188,7 @@ def measure_noise_model(
 
     def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int) -> _VolumeNoise:
         with eval_mode(core):
-            return _measure_volume(image, predict, explain, whitening, blind_set, known_order, halves, side)
+            return _measure_volume(image, predict, explain, whitening, blind_set, known_order, turn, halves, side)
 
     # Of halves no more than that is read.
     most = _AROUND if both is None else _LARGEST_SIDE
@@ -203,8 +205,8 @@ def measure_noise_model(
     clear = None
     if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
         doubt, error = RAYS, _RAYS_ERROR
-        # Without a starting network there is none to weigh.
-        if start is not None and blind_set.tilt_axis is not None:
+        # Without a starting network there is none to weigh; rays lie in planes across the tilt axis.
+        if start is not None and blind_set.tilt_axis is not None and not turn.degrees:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
     linear = choose_linear(middles, spectrum, error, shape_for(blind_set, order))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
@@ -289,6 +291,7 @@ def _measure_volume(
     whitening: Mapping[str, Any] | None,
     blind_set: BlindSet,
     order: Sequence[int],
+    turn: Turn,
     halves: tuple[Tensor, Tensor] | None,
     side: int,
 ) -> _VolumeNoise:
@@ -301,27 +304,31 @@ def _measure_volume(
         whitening: of the volume.
         blind_set: of the blind network.
         order: of the axes, the beam first.
+        turn: that stands the volume upright.
         halves: even and odd, whose difference is the noise; None for none.
         side: of the middle, voxels.
     """
-    crop = central_crop(image, side)
+    crop = central_crop(image, turn.widen(side))
     whole, after = (undo_whitening(volume, whitening)[0] for volume in (crop, predict(crop)))
     before, _ = without_outliers(whole)
-    of_halves = None
+    middle, of_halves = central_crop(before, side), None
     if halves is not None:
         # Beads are in the halves as they are in the whole.
-        even, odd = on_one_scale(whole, *(central_crop(half, side) for half in halves))
+        even, odd = on_one_scale(central_crop(whole, side), *(central_crop(half, side) for half in halves))
         of_halves = smooth_spectrum(without_outliers(even - odd)[0])
-        if blind_set.tilt_axis is None or before.numel() < ENOUGH:
-            return _VolumeNoise(before, of_halves)
+        if blind_set.tilt_axis is None or middle.numel() < ENOUGH:
+            return _VolumeNoise(middle, of_halves)
     denoised = explain(before)
-    around = undo_whitening(central_crop(image, _AROUND), whitening)[0]
+    around = undo_whitening(central_crop(image, turn.widen(_AROUND)), whitening)[0]
     around, outliers = without_outliers(around)
-    spectrum = noise_spectrum(before, before - after, blind_set, denoised, around, order)
+    if turn.degrees:
+        spectrum = turned_noise_spectrum(before, turn, blind_set, denoised, around, order)
+    else:
+        spectrum = noise_spectrum(before, before - after, blind_set, denoised, around, order)
     skew = None
     if of_halves is not None:
         # Halves of tilts differ in signal too, where their planes lie apart.
         spectrum = torch.where(spectrum < _LESS * of_halves, spectrum, of_halves)
     elif blind_set.tilt_axis is not None:
-        skew = noise_from_volume(before).skew[blind_set.axis]
-    return _VolumeNoise(before, spectrum, skew, outliers, around.numel())
+        skew = noise_from_volume(turn.upright(before)).skew[blind_set.axis]
+    return _VolumeNoise(middle, spectrum, skew, outliers, around.numel())

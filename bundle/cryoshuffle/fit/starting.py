@@ -35,7 +35,7 @@ def begin_with(
         network: one that hides nothing, with random weights.
         start: checkpoint of a network of the same form; None keeps the random weights.
         device: it goes to.
-        order: of the axes of the volume in which the beam comes first, as of :func:`cryoshuffle.noise.ramp.beam_first`.
+        order: of the axes of the volume, the beam first, as of :func:`cryoshuffle.noise.wedge.beam_first`.
 
     Raises:
         FileError: if the checkpoint cannot be read.
@@ -67,7 +67,7 @@ def _in_order(network: nn.Module, content: Mapping[str, Any], order: Sequence[in
     Args:
         network: that the weights belong to.
         content: of the checkpoint.
-        order: as of :func:`cryoshuffle.noise.ramp.beam_first`.
+        order: as of :func:`cryoshuffle.noise.wedge.beam_first`.
 
     Raises:
         SettingError: if the network cannot be turned.

@@ -30,10 +30,11 @@ from cryoshuffle.noise.estimate import (
     noise_from_empty,
     noise_from_halves,
     noise_from_volume,
+    wedge_of,
 )
-from cryoshuffle.noise.ramp import beam_first
 from cryoshuffle.noise.spectrum import filter_power, smooth_spectrum
 from cryoshuffle.noise.volumes import load_halves, load_volume, on_one_scale
+from cryoshuffle.noise.wedge import UPRIGHT, Turn, beam_first
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -81,7 +82,7 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         ('plane', 'y', None, True)
     """
     if estimate.filtered:
-        axis = tilt_axis or estimate.wedge
+        axis = tilt_axis or estimate.wedge_axis
         if not axis:
             raise SettingError(
                 "the volume has been low-pass filtered, so its noise does not tell the tilt axis, and no missing wedge "
@@ -98,6 +99,14 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
         return BlindChoice(
             BlindSet("voxel"), None, f"the noise is white: correlated by {largest:.3f} at most", clean=True
         )
+    wedge = estimate.wedge
+    if wedge is not None and wedge.is_turned and tilt_axis in (None, wedge.axis):
+        reason = (
+            f"plane across {wedge.axis}; by the missing wedge the tilt axis is {abs(wedge.turned_deg):.0f} degrees off "
+            "it, so what this blind spot leaves of the noise is not known, and noise is measured in a part that is "
+            "turned upright"
+        )
+        return BlindChoice(BlindSet("plane", wedge.axis, 1), None, reason, clean=None)
     axis = tilt_axis or find_tilt_axis(estimate)
     quietest = min(AXES, key=lambda a: correlation_score(estimate.autocorrelation[a]))
     seen = estimate.leftover(axis, 0)
@@ -157,8 +166,8 @@ def find_tilt_axis(estimate: NoiseEstimate) -> str:
         seen = [estimate.leftover(axis, 0) for axis in ranked[:2]]
         if abs(seen[0] - seen[1]) > _APART:
             return ranked[0] if seen[0] < seen[1] else ranked[1]
-        if estimate.wedge in ranked[:2]:
-            return estimate.wedge
+        if estimate.wedge_axis in ranked[:2]:
+            return estimate.wedge_axis
         raise SettingError(
             f"the noise is as little correlated along {ranked[0]} as along {ranked[1]}, so the tilt axis cannot be "
             "told from it: give --tilt-axis"
@@ -174,12 +183,14 @@ class BlindPlan:
         choice: what is used.
         estimate: what was measured; None if nothing had to be.
         order: of the axes of the tomogram in which the beam comes first, as of
-            :func:`cryoshuffle.noise.ramp.beam_first`.
+            :func:`cryoshuffle.noise.wedge.beam_first`.
+        turn: that stands the tomogram upright.
     """
 
     choice: BlindChoice
     estimate: NoiseEstimate | None
     order: Triple = (0, 1, 2)
+    turn: Turn = UPRIGHT
 
     @property
     def blind_set(self) -> BlindSet:
@@ -194,7 +205,7 @@ class BlindPlan:
     @property
     def contradiction(self) -> str:
         """That the missing wedge names another tilt axis than the one in use, in words; empty if it does not."""
-        normal, wedge = self.blind_set.tilt_axis, "" if self.estimate is None else self.estimate.wedge
+        normal, wedge = self.blind_set.tilt_axis, "" if self.estimate is None else self.estimate.wedge_axis
         if normal is None or wedge in ("", AXES[normal]):
             return ""
         return f"the tilt axis is taken to be {AXES[normal]}, but the missing wedge lies along {wedge}"
@@ -212,7 +223,8 @@ class BlindPlan:
             "filtered": None if estimate is None else estimate.filtered,
             "oblique": None if estimate is None else dict(estimate.oblique),
             "skew": None if estimate is None else dict(estimate.skew),
-            "wedge": None if estimate is None else estimate.wedge,
+            "wedge": None if estimate is None else estimate.wedge_axis,
+            "turned_deg": self.turn.degrees,
             "contradiction": self.contradiction,
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
@@ -240,7 +252,7 @@ def _refuse_filtered(path: str, volume: Tensor, estimate: NoiseEstimate, tilt_ax
             f"{path}: was denoised by cryoshuffle before, so hardly any noise is left to measure: name the tomogram "
             "that it was made from"
         )
-    axis = tilt_axis or estimate.wedge
+    axis = tilt_axis or estimate.wedge_axis
     if not axis:
         return
     volume = central_crop(volume, LARGEST)
@@ -297,7 +309,7 @@ def choose_blind_set(
         asked = BlindPlan(BlindChoice(blind_set, None, "as asked for", clean=None), None)
         if blind_set.tilt_axis is None or not tomograms or not Path(tomograms[0]).exists():
             return asked
-        return _with_order(asked, read(str(tomograms[0]), largest=LARGEST, mask=mask))
+        return _as_it_lies(asked, read(str(tomograms[0]), largest=LARGEST, mask=mask))
     if not tomograms:
         raise InputError("no tomogram is given, name at least one")
     if absent is not None and len(tomograms) == 1 and not Path(tomograms[0]).exists():
@@ -328,13 +340,20 @@ def choose_blind_set(
         plan = BlindPlan(choose_blind(estimate, tilt_axis), estimate)
     else:
         plan = BlindPlan(_plane_as_asked(estimate, tilt_axis, radius or 0), estimate)
-    return _with_order(plan, volume)
+    return _as_it_lies(plan, volume)
 
 
-def _with_order(plan: BlindPlan, volume: Tensor) -> BlindPlan:
-    """The plan with the order of the axes of the tomogram, ``(Z, Y, X)``."""
+def _as_it_lies(plan: BlindPlan, volume: Tensor) -> BlindPlan:
+    """The plan with the way that the tomogram lies, ``(Z, Y, X)``."""
     normal = plan.blind_set.tilt_axis
-    return plan if normal is None else replace(plan, order=beam_first(central_crop(volume, LARGEST), normal))
+    if normal is None:
+        return plan
+    middle = central_crop(volume, LARGEST)
+    order = beam_first(middle, normal)
+    wedge = wedge_of(middle) if plan.estimate is None else plan.estimate.wedge
+    if wedge is None or not wedge.is_turned or (wedge.axis, wedge.beam) != (AXES[normal], AXES[order[0]]):
+        return replace(plan, order=order)
+    return replace(plan, order=order, turn=Turn(order[0], normal, wedge.turned_deg))
 
 
 def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int | Sequence[int]) -> BlindChoice:

@@ -21,7 +21,7 @@ from cryoshuffle.files import scratch
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.axes import line_along, tapered
-from cryoshuffle.noise.ramp import tilt_axis_of_wedge
+from cryoshuffle.noise.wedge import Wedge, find_wedge, mean_wedge
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")
@@ -61,7 +61,7 @@ class NoiseEstimate:
         skew: for each axis, how far the correlation with voxels ahead along it differs from that with voxels behind, at
             one place across it, less what chance makes; next to 0 where the tilt axis lies along the grid.
         filtered: whether the volume has next to no power at high frequency, so that one volume tells nothing.
-        wedge: the axis that the missing wedge lies along; empty where none shows.
+        wedge: the missing wedge; None where none shows.
     """
 
     autocorrelation: Mapping[str, Sequence[float]]
@@ -70,7 +70,12 @@ class NoiseEstimate:
     oblique: Mapping[str, float] = field(default_factory=dict)
     filtered: bool = False
     skew: Mapping[str, float] = field(default_factory=dict)
-    wedge: str = ""
+    wedge: Wedge | None = None
+
+    @property
+    def wedge_axis(self) -> str:
+        """The axis that the missing wedge lies along, or nearly; empty where none shows."""
+        return "" if self.wedge is None else self.wedge.axis
 
     def leftover(self, axis: str, radius: int) -> float:
         """The largest correlation along an axis, of those measured, that a plane of this half-width does not hide.
@@ -312,7 +317,7 @@ def noise_from_volume(volume: Tensor) -> NoiseEstimate:
         {axis: value[0] for axis, value in off.items()},
         filtered=shares[1] < LEAST_POWER,
         skew={axis: value[1] for axis, value in off.items()},
-        wedge=tilt_axis_of_wedge(power),
+        wedge=find_wedge(power),
     )
 
 
@@ -385,6 +390,18 @@ def _fullest(counts: Tensor, length: int) -> int:
     return int(starts[(2 * starts + length - len(counts)).abs().argmin()])
 
 
+def wedge_of(volume: Tensor) -> Wedge | None:
+    """The missing wedge of a tomogram; None where none shows.
+
+    Args:
+        volume: (Z, Y, X).
+
+    Raises:
+        InputError: if the volume is too small.
+    """
+    return find_wedge(_power(without_outliers(volume)[0])[0])
+
+
 def correlation_score(autocorrelation: Sequence[float]) -> float:
     """How bad an axis is as the normal of a blind plane: what stays visible, with a price for each plane hidden."""
     rest = [max(abs(r) for r in autocorrelation[radius:]) for radius in range(3)]
@@ -408,5 +425,5 @@ def average(estimates: Sequence[NoiseEstimate]) -> NoiseEstimate:
         {axis: float(np.mean([e.oblique[axis] for e in estimates])) for axis in AXES if estimates[0].oblique},
         any(e.filtered for e in estimates),
         {axis: float(np.mean([e.skew[axis] for e in estimates])) for axis in AXES if estimates[0].skew},
-        estimates[0].wedge if len({e.wedge for e in estimates}) == 1 else "",
+        mean_wedge([e.wedge for e in estimates]),
     )

@@ -216,7 +216,7 @@ def shape_for(blind_set: BlindSet, order: Sequence[int] = (0, 1, 2)) -> Widths:
 
     Args:
         blind_set: the tomogram's.
-        order: of its axes in which the beam comes first, as of :func:`cryoshuffle.noise.ramp.beam_first`.
+        order: of its axes in which the beam comes first, as of :func:`cryoshuffle.noise.wedge.beam_first`.
     """
     if blind_set.tilt_axis is None:
         return 1.0, 1.0, 1.0

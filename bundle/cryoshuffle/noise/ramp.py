@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.axes import interpolated, line_along
 
 # Where across the axis the ramp is read off, cycles per voxel: the signal is weak there, and interpolation has not yet
@@ -59,13 +58,6 @@ _SIRT_RINGS = (0.12, 0.36, 0.02)
 _CORNERS = (0.003, 0.1, 50)
 _DAMPINGS = (7.0, 71)
 _FITS_BETTER = 0.5
-# Where the missing wedge is looked for: distance from the tilt axis, cycles per voxel; degrees around an axis; and the
-# power around one axis over that around the other from which on none shows.
-_WEDGE_RING = (0.15, 0.35)
-_WEDGE_DEG = 20.0
-_WEDGE_SHOWS = 0.7
-# The same, of the axis that lies along the wedge and at least of the others.
-_WEDGE_TELLS = (0.03, 0.08)
 # What two measurements of the same noise differ by, relative, without being called different.
 _ALIKE = 0.05
 
@@ -84,73 +76,6 @@ def polar(beam: int, other: int) -> tuple[Tensor, Tensor]:
     direction = torch.rad2deg(torch.atan2(one[:, None].expand(beam, other), two.expand(beam, other)))
     # A direction and its opposite are one.
     return (one[:, None].square() + two.square()).sqrt(), (direction + 90) % 180 - 90
-
-
-def _around_axes(power: Tensor) -> tuple[float, float]:
-    """Mean power around the first and around the second axis of a plane of a spectrum, zero frequency first."""
-    radius, direction = polar(*power.shape)
-    ring = (radius >= _WEDGE_RING[0]) & (radius < _WEDGE_RING[1])
-    # The direction is counted from the second axis.
-    around = [ring & (direction.abs() > 90 - _WEDGE_DEG), ring & (direction.abs() < _WEDGE_DEG)]
-    first, second = (float(power[part].mean()) if part.any() else math.nan for part in around)
-    return first, second
-
-
-def tilt_axis_of_wedge(power: Tensor) -> str:
-    """The axis that the missing wedge lies along, which is the tilt axis; empty where none shows.
-
-    Across it, and across no other axis, there is next to no power around the beam. A filter behind the reconstruction
-    does not change that.
-
-    Args:
-        power: spectrum of a tomogram, ``(Z, Y, X)``, zero frequency first.
-    """
-    pairs = {axis: _around_axes(power.mean(dim=number)) for number, axis in enumerate(AXES)}
-    shares = {axis: min(pair) / max(*pair, 1e-30) for axis, pair in pairs.items()}
-    best, second = sorted(AXES, key=lambda axis: shares[axis])[:2]
-    return best if shares[best] < _WEDGE_TELLS[0] and shares[second] > _WEDGE_TELLS[1] else ""
-
-
-def find_beam(volume: Tensor, normal: int) -> int:
-    """The axis of the beam, by the missing wedge around it.
-
-    Where none shows it is Z, or, where that is the tilt axis, the shorter of the other two.
-
-    Args:
-        volume: the tomogram, ``(Z, Y, X)``.
-        normal: number of the tilt axis.
-
-    Returns:
-        Number of the axis.
-    """
-    axes = [axis for axis in range(3) if axis != normal]
-    values = (volume - volume.mean()).movedim(normal, 0)
-    for axis in (1, 2):
-        values = values * line_along(torch.hann_window(values.shape[axis], periodic=False), axis)
-    power = torch.zeros(values.shape[1:])
-    for part in values.split(16):
-        power += torch.fft.fft2(part).abs().square().sum(dim=0)
-    first, second = _around_axes(power)
-    if min(first, second) < _WEDGE_SHOWS * max(first, second):
-        return axes[0] if first < second else axes[1]
-    return 0 if normal != 0 else min(axes, key=lambda axis: volume.shape[axis])
-
-
-def beam_first(volume: Tensor, normal: int) -> tuple[int, int, int]:
-    """The order of axes in which the beam comes first, as in most reconstructions.
-
-    Volumes lie another way where IMOD's or AreTomo's were not yet rotated, or where an array has its axes reversed.
-
-    Args:
-        volume: the tomogram, ``(Z, Y, X)``.
-        normal: number of the tilt axis.
-
-    Returns:
-        Numbers of the axes, as ``volume.permute`` takes them: as they are where the beam comes along Z, else beam, tilt
-        axis, and the third.
-    """
-    beam = find_beam(volume, normal)
-    return (0, 1, 2) if beam == 0 else (beam, normal, 3 - beam - normal)
 
 
 def _filled(power: Tensor) -> Tensor:

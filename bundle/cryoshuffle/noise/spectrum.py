@@ -19,7 +19,6 @@ from cryoshuffle.lattice import BlindSet
 from cryoshuffle.noise.axes import interpolated, line_along, tapered
 from cryoshuffle.noise.ramp import (
     LARGEST_DEG,
-    beam_first,
     excess_beyond_anchor,
     hold_to_ramp,
     missed_noise,
@@ -30,6 +29,7 @@ from cryoshuffle.noise.ramp import (
     tilt_overlap,
     undo_sirt,
 )
+from cryoshuffle.noise.wedge import Turn, beam_first
 
 GRID = 64
 REACH = 16
@@ -191,6 +191,7 @@ def noise_spectrum(
     denoised: Tensor | None = None,
     around: Tensor | None = None,
     order: Sequence[int] | None = None,
+    resampled: bool = False,
 ) -> Tensor:
     """Power spectrum of the noise of a tomogram.
 
@@ -213,7 +214,8 @@ def noise_spectrum(
         denoised: the tomogram as a network that sees everything has it, without a fit to it; None without such.
         around: more of the tomogram than the volume, for what takes many voxels to tell; None for no more.
         order: of the axes in which the beam comes first; None for that of
-            :func:`cryoshuffle.noise.ramp.beam_first`.
+            :func:`cryoshuffle.noise.wedge.beam_first`.
+        resampled: the volume was interpolated after it was reconstructed, which filters it, be it a little.
 
     Returns:
         Power on a grid of :data:`GRID` along (Z, Y, X), as of :func:`smooth_spectrum`.
@@ -227,8 +229,9 @@ def noise_spectrum(
     if tuple(order) != (0, 1, 2):
         # What follows takes the beam for Z.
         seen, more = (None if one is None else one.permute(*order) for one in (denoised, around))
-        left, upright = residual.permute(*order), (0, 1, 2)
-        facing = noise_spectrum(volume.permute(*order), left, BlindSet("plane", "y"), seen, more, upright)
+        facing = noise_spectrum(
+            volume.permute(*order), residual.permute(*order), BlindSet("plane", "y"), seen, more, (0, 1, 2), resampled
+        )
         return facing.permute([order.index(axis) for axis in range(3)]).contiguous()
     if blind_set.shape == "voxel":
         frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
@@ -239,17 +242,45 @@ def noise_spectrum(
         return smooth_spectrum(residual)
     corner, whole = math.inf, smooth_cross_spectrum(volume, volume)
     if volume.numel() >= ENOUGH:
-        passed = filter_power(_positive(whole, volume), normal).movedim(normal, 0)
+        passed = filter_power(_positive(whole, volume), normal, resampled).movedim(normal, 0)
         line = passed[: GRID // 2, 0, 0] if float(passed.min()) < 1 else None
         corner = sirt_corner(volume if around is None else around, normal, 0, line)
     if math.isinf(corner):
-        return _noise_of_planes(volume, whole, residual, normal, denoised, around)
+        return _noise_of_planes(volume, whole, residual, normal, denoised, around, resampled=resampled)
     # A filter changes noise and signal alike, so what is noise of the power is as it was before the filter.
     before, left = undo_sirt(volume, normal, corner), undo_sirt(residual, normal, corner)
     seen, more = (None if one is None else undo_sirt(one, normal, corner) for one in (denoised, around))
     unfiltered = smooth_cross_spectrum(before, before)
-    noise = _noise_of_planes(before, unfiltered, left, normal, seen, more, isotropic=False)
+    noise = _noise_of_planes(before, unfiltered, left, normal, seen, more, isotropic=False, resampled=resampled)
     return _positive(_positive(whole, volume) * noise / _positive(unfiltered, before), volume)
+
+
+def turned_noise_spectrum(
+    volume: Tensor,
+    turn: Turn,
+    blind_set: BlindSet,
+    denoised: Tensor | None = None,
+    around: Tensor | None = None,
+    order: Sequence[int] | None = None,
+) -> Tensor:
+    """:func:`noise_spectrum` of a tomogram whose tilt axis is off the grid.
+
+    What tells the noise is turned upright, and the spectrum is turned back. No residual is asked: a blind plane that is
+    not across the tilt axis learns noise.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``; of it the middle is known when it is turned.
+        turn: that stands it upright.
+        blind_set: as there.
+        denoised: as there.
+        around: as there.
+        order: as there.
+    """
+    upright = turn.upright(volume)
+    seen, more = (None if one is None else turn.upright(one) for one in (denoised, around))
+    spectrum = turn.as_given(noise_spectrum(upright, upright, blind_set, seen, more, order, resampled=True))
+    # Beyond, in the corners, there is no signal.
+    return torch.where(_radii()[1] < 0.5, spectrum, smooth_spectrum(volume))
 
 
 def _noise_of_planes(
@@ -260,6 +291,7 @@ def _noise_of_planes(
     denoised: Tensor | None,
     around: Tensor | None,
     isotropic: bool = True,
+    resampled: bool = False,
 ) -> Tensor:
     """:func:`noise_spectrum` where each tilt image fills a plane that holds the axis ``normal``.
 
@@ -272,12 +304,13 @@ def _noise_of_planes(
         around: as there.
         isotropic: hold the signal to what is alike in all directions; not behind a filter that was divided out, which
             leaves too little of the signal next to the axis.
+        resampled: as there.
     """
     frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
     remaining = smooth_spectrum(residual)
     total = _positive(whole, volume)
-    passed, total = filter_power(total, normal).movedim(normal, 0), total.movedim(normal, 0)
-    was_filtered = float(passed.min()) < 1
+    passed, total = filter_power(total, normal, resampled).movedim(normal, 0), total.movedim(normal, 0)
+    was_filtered = resampled or float(passed.min()) < 1
     # A filter outweighs what interpolation did along the axis. Noise that it made alike there the blind network may
     # have learnt, so its residual tells nothing.
     shape = passed if was_filtered else _profile_along_tilt_axis(volume, normal)
@@ -327,7 +360,7 @@ def _unfiltered_power(total: Tensor) -> Tensor:
     return (total * known).sum(dim=0) / known.sum(dim=0).clamp(min=1)
 
 
-def filter_power(spectrum: Tensor, normal: int) -> Tensor:
+def filter_power(spectrum: Tensor, normal: int, certain: bool = False) -> Tensor:
     """What a filter behind the reconstruction has left of the power, by spatial frequency.
 
     The noise of a reconstruction depends on the distance from the tilt axis, a filter on the distance from the origin
@@ -337,10 +370,11 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
     Args:
         spectrum: of the tomogram, as of :func:`smooth_spectrum`.
         normal: number of the tilt axis.
+        certain: that there was one.
 
     Returns:
-        Share of the power, of the shape of ``spectrum``, 1 at the origin. All 1 where the finest detail has
-        kept most of it: that is what interpolation does.
+        Share of the power, of the shape of ``spectrum``, 1 at the origin. Unless there certainly was a filter all 1
+        where the finest detail has kept most of its power: that is what interpolation of the images does.
     """
     logs = spectrum.movedim(normal, 0).clamp(min=1e-30).log()
     across, whole = _radii()
@@ -358,7 +392,7 @@ def filter_power(spectrum: Tensor, normal: int) -> Tensor:
         passed = ((mean - ramp[:, None]) * count).sum(dim=0) / count.sum(dim=0).clamp(min=1)
     known = count.sum(dim=0) > 0
     passed = torch.where(known, passed - passed[known][0], torch.zeros_like(passed))
-    if float(passed[-1]) > math.log(_FILTERED):
+    if not certain and float(passed[-1]) > math.log(_FILTERED):
         return torch.ones_like(spectrum)
     passed = _to_origin(passed, known)
     return interpolated(passed, 2 * FILTER_BINS * whole - 0.5).exp().movedim(0, normal)
