@@ -388,7 +388,7 @@ def test_a_report_holds_what_was_given_and_nothing_else():
     assert set(evaluate(result)) == {"shape", "voxel_size_angstrom"}
     assert set(evaluate(result, truth=s.truth)) == {"shape", "voxel_size_angstrom", "truth"}
     full = evaluate(
-        result, truth=s.truth, noisy=s.even, other_half=s.odd, window=18, stride=3, axis="y", voxel_size_angstrom=10.0
+        result, truth=s.truth, noisy=s.even, other_half=s.odd, window=18, stride=(1, 3, 1), voxel_size_angstrom=10.0
     )
     assert set(full) == {
         "shape", "voxel_size_angstrom", "truth", "noisy_truth", "other_half", "noisy_other_half", "noise", "residual",
@@ -489,8 +489,7 @@ def test_mistakes_are_said_in_one_sentence():
         (lambda: lattice_scatter(v, "y", 3), "too few"),
         (lambda: lattice_excess(along(torch.arange(48.0), 0).expand(SHAPE), "y", 3), "no power at high frequency"),
         (lambda: residue_imbalance(along(torch.arange(64.0), 1).expand(SHAPE), "y", 3), "has no detail"),
-        (lambda: evaluate(v, stride=(1, 3, 1), axis="y"), "three strides, or one with its axis"),
-        (lambda: evaluate(v, stride=3, axis="w"), "choose one of z, y, x"),
+        (lambda: evaluate(v, stride=(1, 3)), "stride is .1, 3.: give three whole numbers"),
         (lambda: evaluate(v, voxel_size_angstrom=0.0), "voxel size is 0.0 Å"),
         (lambda: evaluate(v, truth=v[:4]), "truth has shape"),
         (lambda: table(evaluate(v)), "nothing to score the result with"),
