@@ -30,6 +30,8 @@ from cryoshuffle.signals import listening
 from cryoshuffle.simulation.windows import SimulatedWindows
 
 logger = logging.getLogger("cryoshuffle")
+# Share of what was gained since the first epoch, below which a gain counts for none.
+_FLAT = 0.05
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:
@@ -143,20 +145,19 @@ class ClipGradients:
         clip_grad_norm_(self.parameters, self.norm)
 
 
-def flat_after(risks: Sequence[float], patience: int, tolerance: float = 0.05) -> int | None:
+def flat_after(risks: Sequence[float], patience: int) -> int | None:
     """After how many epochs the risk was flat for the first time; None if it falls still.
 
     It is flat when the smallest risk of the last ``patience`` epochs is no smaller than the smallest before, but for
-    some share of all that was gained.
+    a twentieth of all that was gained since the first epoch.
 
     Args:
         risks: of the epochs so far.
         patience: epochs.
-        tolerance: the share, of what was gained since the first epoch.
     """
     for count in range(patience + 1, len(risks) + 1):
         before, recent = min(risks[: count - patience]), min(risks[count - patience : count])
-        if before - recent <= tolerance * max(0.0, risks[0] - recent):
+        if before - recent <= _FLAT * max(0.0, risks[0] - recent):
             return count
     return None
 

@@ -27,6 +27,8 @@ from cryoshuffle.noise.whitening import undo_whitening
 from cryoshuffle.report.charts import TEXT, chart_image, fsc_chart, line_chart
 
 _MARGIN, _TITLE = 8, 16
+# About the longest side of a plane in a picture, pixels.
+_LARGEST = 512
 _COLUMNS = ("before", "after", "residual")
 
 
@@ -50,7 +52,7 @@ def plane_across(volume: Tensor, axis: int, index: int) -> np.ndarray:
     return np.concatenate([part.numpy().copy() for part in parts])
 
 
-def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
+def preview_image(before: Tensor, after: Tensor) -> Image.Image:
     """Draw the central XY, XZ and YZ planes, one row each, before, after and their difference.
 
     Each column has one grey scale for its three planes, from its 0.5th to its 99.5th percentile; the residual has
@@ -59,7 +61,6 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     Args:
         before: the noisy tomogram.
         after: the denoised one.
-        largest: longest side of a plane in the picture, pixels.
 
     Shape:
         both ``(Z, Y, X)``.
@@ -82,7 +83,7 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     scales = [_grey_range(planes) for planes in columns[:2]]
     half = (scales[0][1] - scales[0][0]) / 2
     scales.append((-half, half))
-    zoom, shrink = max(1, round(512 / max(one.shape))), max(1, -(-max(one.shape) // largest))
+    zoom, shrink = max(1, round(_LARGEST / max(one.shape))), max(1, -(-max(one.shape) // _LARGEST))
     tiles = [
         [_tile(plane, *scale, zoom, shrink) for plane in column] for column, scale in zip(columns, scales, strict=True)
     ]
@@ -195,6 +196,8 @@ def save_fsc_plot(
 logger = logging.getLogger("cryoshuffle")
 PICTURE_NAME = "result.png"
 _SIDE = 256
+# Longest side of what is shown while a fit runs, voxels.
+_WHILE_FITTING = 96
 
 
 class FitPreview:
@@ -206,7 +209,6 @@ class FitPreview:
         inferer: that runs it.
         output_dir: where ``preview.png`` goes; it is replaced each time.
         interval: epochs between pictures.
-        side: longest side of what is shown, voxels.
         whitening: of the volumes, undone for the picture.
     """
 
@@ -217,13 +219,11 @@ class FitPreview:
         inferer: Callable[..., Tensor],
         output_dir: str,
         interval: int = 4,
-        side: int = 96,
         whitening: Mapping[str, Any] | None = None,
     ) -> None:
         self.volumes, self.network, self.inferer = volumes, network, inferer
         self.path = Path(output_dir) / "preview.png"
         self.interval = interval
-        self.side = side
         self.whitening = whitening
 
     def attach(self, engine: Engine) -> None:
@@ -233,7 +233,7 @@ class FitPreview:
 
     def __call__(self, engine: Engine) -> None:
         """Draw now."""
-        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), self.side)
+        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), _WHILE_FITTING)
         device = next(self.network.parameters()).device
         with eval_mode(self.network):
             after = self.inferer(before[None].to(device), self.network)[0]

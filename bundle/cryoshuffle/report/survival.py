@@ -37,14 +37,13 @@ def even_voxel_size(sizes_zyx: Sequence[float] | None) -> float | None:
     return float(sizes_zyx[0]) if sizes_zyx is not None and known else None
 
 
-def survival_of_files(model: str, noisy: str, permissive: bool = False, device: str = "cpu") -> dict[str, Any]:
+def survival_of_files(model: str, noisy: str, permissive: bool = False) -> dict[str, Any]:
     """:class:`cryoshuffle.inference.survival.Survival` of a model and a tomogram in files.
 
     Args:
         model: path of the model, or of the folder of a run, whose ``detail`` and ``smooth`` then count too.
         noisy: path of the tomogram.
         permissive: also take MRC files whose header breaks the standard.
-        device: that computes.
 
     Raises:
         FileError: for a file that is missing or cannot be read.
@@ -52,14 +51,14 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False, device: 
     """
     path, recorded = recorded_run(model) if Path(model).is_dir() else (Path(model), {})
     noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
-    network = load_network(path).to(device)
+    network = load_network(path)
     fitted_to = load_plain(path).get("settings", {}).get("content", [])
     if fitted_to and checksum(noisy) not in fitted_to:
         logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
     detail, smooth = (float(recorded.get(name) or 0.0) for name in ("detail", "smooth"))
-    inferer = HaloWindowInferer(blend=settings.blend, device=device, detail=detail, smooth=smooth)
+    inferer = HaloWindowInferer(blend=settings.blend, detail=detail, smooth=smooth)
     return Survival(noise, inferer)(volume, network, even_voxel_size(image.meta.get("voxel_size_zyx")))
 
 

@@ -27,7 +27,8 @@ _NEAREST, _FARTHEST, _NEIGHBOURS = 2, 4, 5
 # Where else stripes are looked for, coefficients from the lattice's own, and the lowest such frequency.
 _ELSEWHERE, _LOWEST = (7, 8, 9, 10), 0.1
 _BLOCKS = 4
-_FEWEST_BLOCKS = 16
+# Side of a block whose structure is told from others, voxels, and the fewest of them.
+_BLOCK_SIDE, _FEWEST_BLOCKS = 16, 16
 # Of the Gaussian that leaves coarse detail, voxels.
 _COARSE = (1.5, 1.5, 1.5)
 # What is finer than a Gaussian of this width, voxels, is nearly all noise.
@@ -81,16 +82,16 @@ def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
     }
 
 
-def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any]:
+def signal_left(before: Tensor, after: Tensor) -> dict[str, Any]:
     """Whether the residual is stronger where there is structure, and where most: signal that was taken away.
 
     Noise does not know where the structure is. So the coarse part of the residual should be as strong in the quarter of
-    the blocks whose result has the most structure as in the half that has the least.
+    the blocks whose result has the most structure as in the half that has the least. Sides of blocks are 16 voxels,
+    smaller in volumes that hold fewer than 4 along an axis.
 
     Args:
         before: the noisy tomogram, ``(Z, Y, X)``.
         after: the denoised one, in the same grey values.
-        block: side of a block, voxels; smaller in volumes that hold fewer than 4 along an axis.
 
     Returns:
         ``ratio`` of the two powers; ``scatter``, the standard error that chance gives it; ``where``, the middle (z, y,
@@ -100,7 +101,7 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
         InputError: if the shapes differ, a voxel is not finite, a volume is constant or has no 16 blocks.
     """
     check_comparable(before=before, after=after)
-    sides = [max(4, min(block, n // 4)) for n in before.shape]
+    sides = [max(4, min(_BLOCK_SIDE, n // 4)) for n in before.shape]
     if math.prod(n // side for n, side in zip(before.shape, sides, strict=True)) < _FEWEST_BLOCKS:
         raise InputError(
             f"a volume of {tuple(before.shape)} voxels is too small to compare parts of it, give a larger one"
