@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from cryoshuffle.boxes import Box
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
+from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum, write_json
 from cryoshuffle.inference.checkpoints import load_network, load_plain, read_model_settings, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
@@ -25,16 +26,6 @@ from cryoshuffle.report.provenance import recorded_run
 logger = logging.getLogger("cryoshuffle")
 SURVIVAL_NAME = "survival.json"
 HEAD = ("object", "contrast", "comes back", "stands out", "stood out", "noise alone")
-
-
-def even_voxel_size(sizes_zyx: Sequence[float] | None) -> float | None:
-    """The voxel size in Å; None where it is not known, or not the same along all axes.
-
-    Args:
-        sizes_zyx: as a file has them; None where it has none.
-    """
-    known = sizes_zyx is not None and min(sizes_zyx) > 0 and max(sizes_zyx) < 1.01 * min(sizes_zyx)
-    return float(sizes_zyx[0]) if sizes_zyx is not None and known else None
 
 
 def survival_of_files(model: str, noisy: str, permissive: bool = False) -> dict[str, Any]:
@@ -59,7 +50,7 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False) -> dict[
     volume = StandardiseIntensity()(image).as_tensor()[None]
     detail, smooth = (float(recorded.get(name) or 0.0) for name in ("detail", "smooth"))
     inferer = HaloWindowInferer(blend=settings.blend, detail=detail, smooth=smooth)
-    return Survival(noise, inferer)(volume, network, even_voxel_size(image.meta.get("voxel_size_zyx")))
+    return Survival(noise, inferer)(volume, network, common_voxel_size(voxel_sizes(image)))
 
 
 def survival_rows(survival: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -152,7 +143,7 @@ class SurvivalTable:
         except InputError as error:
             self._why_not = str(error)
             return
-        self._kept = box, crop, even_voxel_size(image[0].meta.get("voxel_size_zyx"))
+        self._kept = box, crop, common_voxel_size(voxel_sizes(image[0]))
 
     def __call__(self, engine: Any) -> None:
         """Measure now."""
