@@ -199,7 +199,7 @@ def test_a_volume_on_disk_is_that_in_memory_and_the_middle_its_middle(tmp_path):
         counted[box] += 1
     assert (counted == 1).all()
     memory.limit_memory(1e-6)
-    data, _ = OmeZarrReader(tmp_path / "run").get_data(open_zarr(path))
+    data, _ = OmeZarrReader(folder=tmp_path / "run").get_data(open_zarr(path))
     assert scratch.on_disk(torch.from_numpy(data))
     assert np.array_equal(data, volume)
     middle, _ = OmeZarrReader(largest=31).get_data(open_zarr(path))

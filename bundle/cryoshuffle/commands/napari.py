@@ -72,6 +72,8 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
     Warns:
         UserWarning: for each volume that is not where it was.
     """
+    from cryoshuffle.report.provenance import locate
+
     try:
         said = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         named = {name: Path(said[name]["path"]) for name, _ in LAYERS if said.get(name)}
@@ -82,22 +84,14 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
     layers = []
     for name, options in LAYERS:
         if name in named:
-            path = _nearest(named[name], folder)
-            if path is None:
+            path = locate(named[name], folder)
+            if not path.exists():
                 warnings.warn(f"{named[name]}: is not there any more, the layer is left out", stacklevel=2)
                 continue
             layers.append(_layer(path, options))
     if not layers:
         raise FileError(f"{folder}: none of its volumes is where it was, move them beside the folder")
     return layers
-
-
-def _nearest(path: Path, folder: Path) -> Path | None:
-    """A volume where the run had it, or by its name beside the folder or in it, where all were moved."""
-    from cryoshuffle.report.provenance import locate
-
-    place = locate(path, folder)
-    return place if place.exists() else None
 
 
 def _layer(path: Path, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any], str]:

@@ -264,10 +264,10 @@ class OmeZarrReader(VolumeReader):
     """Reads one level of an OME-Zarr, versions 0.4 and 0.5.
 
     Args:
+        permissive: of other formats; not needed here.
         folder: where volumes too large for memory are kept while the program runs (:mod:`cryoshuffle.files.scratch`);
             None for memory, however large they are.
         largest: voxels to take along each axis, from the middle; None for all.
-        permissive: of other formats; not needed here.
 
     Returns:
         ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR) and
@@ -281,11 +281,6 @@ class OmeZarrReader(VolumeReader):
     """
 
     suffixes, is_folder = SUFFIXES, True
-
-    def __init__(
-        self, folder: str | os.PathLike[str] | None = None, largest: int | None = None, permissive: bool = False
-    ) -> None:
-        super().__init__(permissive, folder, largest)
 
     def _open(self, path: str | os.PathLike[str]) -> ZarrVolume:
         volume = open_zarr(path)

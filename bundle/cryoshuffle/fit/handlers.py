@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -189,14 +189,8 @@ class KeptMemory:
 
     def attach(self, engine: Engine) -> None:
         """From start to end, or to an error."""
-        while_running(engine, self._keep)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
-
-    def _keep(self, engine: Engine) -> AbstractContextManager[None]:
-        return keep_memory(self.device)
-
-    def _look(self, engine: Engine) -> None:
-        trim_near_limit()
+        while_running(engine, lambda engine: keep_memory(self.device))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, trim_near_limit)
 
 
 class Budget:
