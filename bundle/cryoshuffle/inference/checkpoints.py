@@ -38,15 +38,6 @@ _TARGETS = (
 )
 
 
-def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A model as MONAI's own programs take it: the weights by their names, and all else beside them in one entry.
-
-    Args:
-        checkpoint: as :func:`load_plain` gives it, which takes both forms.
-    """
-    return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
-
-
 def _read_model(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours, of any version."""
     if (path / "model.pt").is_file():
