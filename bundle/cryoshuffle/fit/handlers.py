@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,9 @@ from cryoshuffle.memory import keep_memory, trim_near_limit
 from cryoshuffle.network import unwrap
 from cryoshuffle.signals import listening
 from cryoshuffle.simulation.windows import SimulatedWindows
+
+if TYPE_CHECKING:
+    from cryoshuffle.fit.checkpoint import FitCheckpoint
 
 logger = logging.getLogger("cryoshuffle")
 # Share of what was gained since the first epoch, below which a gain counts for none.
@@ -162,19 +165,6 @@ def flat_after(risks: Sequence[float], patience: int) -> int | None:
     return None
 
 
-class FitState(Protocol):
-    """What a budget needs to know of a fit: :class:`cryoshuffle.fit.checkpoint.FitCheckpoint` has it.
-
-    Attributes:
-        risks: of the epochs so far, those before an interruption included.
-    """
-
-    risks: list[float]
-
-    def elapsed_s(self) -> float:
-        """Seconds spent on the fit, those before an interruption included."""
-
-
 class KeptMemory:
     """Keeps the memory that layers free for the next step, while an engine runs (:func:`keep_memory`).
 
@@ -220,7 +210,7 @@ class Budget:
         self.minutes = minutes
         self.warmup = warmup
         self.patience = patience
-        self.fit: FitState | None = None
+        self.fit: FitCheckpoint | None = None
         self._epoch_began_s = 0.0
         self._flat_step: int | None = None
         self._last_step = steps
@@ -233,7 +223,7 @@ class Budget:
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def watch(self, fit: FitState) -> Budget:
+    def watch(self, fit: FitCheckpoint) -> Budget:
         """Take clock and risks of the checkpoint, which go on across interruptions."""
         self.fit = fit
         return self
