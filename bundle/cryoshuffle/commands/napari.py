@@ -96,14 +96,15 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
 
 def _layer(path: Path, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any], str]:
     from cryoshuffle.files.formats import load_tomogram
+    from cryoshuffle.files.volumes import grid_of
 
     image = load_tomogram(path, permissive=True)
-    volume, affine = image[0].numpy(), image.affine.numpy()
+    volume, (size, origin) = image[0].numpy(), grid_of(image.affine.numpy())
     sections = volume[:: max(1, len(volume) // _SECTIONS)]
     black, white = np.percentile(sections[np.isfinite(sections)], (_BLACK, _WHITE))
     more: dict[str, Any] = {
-        "scale": tuple(float(step) for step in np.linalg.norm(affine[:3, :3], axis=0)),
-        "translate": tuple(float(place) for place in affine[[2, 1, 0], 3]),
+        "scale": tuple(size.tolist()),
+        "translate": tuple(origin.tolist()),
         "units": ("angstrom",) * 3,
         "metadata": {"path": str(path)},
     }

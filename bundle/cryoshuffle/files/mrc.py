@@ -37,6 +37,7 @@ from cryoshuffle.files.volumes import (
     VolumeReader,
     VolumeWriter,
     affine_of,
+    grid_of,
     is_named,
     open_packed,
     own_label,
@@ -421,10 +422,9 @@ class MrcWriter(VolumeWriter):
         affine = self.meta.get(MetaKeys.AFFINE)
         if affine is None:
             return
-        affine = np.asarray(affine, dtype=float)
-        z, y, x = np.linalg.norm(affine[:3, :3], axis=0)
+        (z, y, x), origin = grid_of(np.asarray(affine, dtype=float))
         mrc.voxel_size = (x, y, z)
-        mrc.header.origin.x, mrc.header.origin.y, mrc.header.origin.z = affine[:3, 3]
+        mrc.header.origin.z, mrc.header.origin.y, mrc.header.origin.x = origin
         mrc.set_volume()
 
 

@@ -26,7 +26,16 @@ import cryoshuffle
 from cryoshuffle.boxes import Box, middle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.volumes import LABEL, VolumeHeader, VolumeReader, VolumeWriter, affine_of, is_named, volume_meta
+from cryoshuffle.files.volumes import (
+    LABEL,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+    affine_of,
+    grid_of,
+    is_named,
+    volume_meta,
+)
 from cryoshuffle.memory import most_memory_bytes
 
 SUFFIXES = (".ome.zarr", ".zarr")
@@ -367,8 +376,7 @@ class OmeZarrWriter(VolumeWriter):
 
     def _describe(self, name: str, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         affine = self.meta.get(MetaKeys.AFFINE)
-        affine = np.eye(4)[[2, 1, 0, 3]] if affine is None else np.asarray(affine, dtype=float)
-        size, origin = np.linalg.norm(affine[:3, :3], axis=0), affine[[2, 1, 0], 3]
+        size, origin = grid_of(np.eye(4)[[2, 1, 0, 3]] if affine is None else np.asarray(affine, dtype=float))
         levels = []
         for level in range(len(shapes)):
             # A voxel of a coarser level is the mean of finer ones, so its middle lies between theirs.

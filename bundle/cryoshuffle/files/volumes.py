@@ -135,6 +135,19 @@ def affine_of(size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> np.ndar
     return affine
 
 
+def grid_of(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxel size and origin along (Z, Y, X), Å, of a volume with axes (Z, Y, X).
+
+    Args:
+        affine: of the volume, as :func:`affine_of` makes it.
+
+    Example:
+        >>> [one.tolist() for one in grid_of(affine_of((3.0, 2.0, 1.0), (0.0, 0.0, 7.0)))]
+        [[3.0, 2.0, 1.0], [0.0, 0.0, 7.0]]
+    """
+    return np.linalg.norm(affine[:3, :3], axis=0), affine[[2, 1, 0], 3]
+
+
 def volume_meta(shape: Sequence[int], size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> dict[str, Any]:
     """What MONAI keeps with an image, for a volume with axes (Z, Y, X).
 
