@@ -28,6 +28,7 @@ from cryoshuffle.scores.artefacts import (
     residue_imbalance,
     seam_metric,
     signal_left,
+    window_seams,
 )
 from cryoshuffle.scores.evaluation import evaluate, evaluate_files, halves_agreement, table
 from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
@@ -273,6 +274,9 @@ def test_seams_are_seen_where_they_are():
     loud = seamed(field, 16, 0.3 * float(field.std()))
     assert seam_metric(loud, 16, start=8) == pytest.approx(1, abs=0.06)
     assert seam_metric(loud, 23) < 1.2
+    of_a_part = window_seams(loud[5:, :, 40:], (16, 16, 16), (1, 1, 1), (5, 0, 40))
+    assert of_a_part["borders"] > 2
+    assert of_a_part["halfway"] == pytest.approx(1, abs=0.06)
 
 
 def test_a_slope_or_a_stripe_is_no_seam():

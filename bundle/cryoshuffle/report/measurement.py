@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from cryoshuffle.scores.artefacts import (
     painted_noise,
     residual_levels,
     residual_power,
-    seam_metric,
     signal_left,
+    window_seams,
 )
 from cryoshuffle.scores.evaluation import evaluate, halves_agreement
 
@@ -33,17 +34,6 @@ from cryoshuffle.scores.evaluation import evaluate, halves_agreement
 _SIDE = 160
 # More of it, for what differs from place to place.
 _AROUND = 320
-
-
-def _seams(result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int]) -> dict[str, Any]:
-    """Jumps at the borders of windows, of a part of a volume that begins at ``start``; empty without a border in it."""
-    first = [-a % w for a, w in zip(start, window, strict=True)]
-    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
-    try:
-        borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
-    except InputError:
-        return {}
-    return {"seams": {"window": list(window), "borders": borders, "halfway": halfway}}
 
 
 @dataclass(frozen=True)
@@ -157,7 +147,9 @@ def measure(
             at = [part.start for part in middle(full, _AROUND)]
             numbers.update(_beside_noise((before, after), whole, noise, at))
         if window is not None:
-            numbers.update(_seams(after, window, strides, start))
+            # There may be no border in the middle.
+            with contextlib.suppress(InputError):
+                numbers["seams"] = window_seams(after, window, strides, start)
     if halves is not None:
         try:
             even, odd = (crop(load_tomogram(path, permissive, folder, _SIDE, beside=noisy)) for path in halves)

@@ -376,6 +376,29 @@ def seam_metric(
     return sum(ratios) / len(ratios)
 
 
+def window_seams(
+    result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int] = (0, 0, 0)
+) -> dict[str, Any]:
+    """:func:`seam_metric` at the borders of windows, and as a control halfway between them.
+
+    Args:
+        result: the volume, or a part of one, ``(Z, Y, X)``.
+        window: distance of the borders along (Z, Y, X), voxels.
+        strides: of the lattice along (Z, Y, X), voxels.
+        start: where the part begins in the volume, which has a border at 0, along (Z, Y, X), voxels.
+
+    Returns:
+        ``window``, and the ratios at ``borders`` and ``halfway``.
+
+    Raises:
+        InputError, SettingError: as :func:`seam_metric`.
+    """
+    first = [-a % w for a, w in zip(start, window, strict=True)]
+    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
+    borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
+    return {"window": list(window), "borders": borders, "halfway": halfway}
+
+
 def _jump(volume: Tensor, dim: int, plane: int) -> float:
     """Mean size over a plane of the step to it, less the mean of the steps before and behind."""
     a, b, c, d = (volume.select(dim, plane + i).double() for i in (-2, -1, 0, 1))

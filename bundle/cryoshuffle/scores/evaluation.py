@@ -27,7 +27,7 @@ from cryoshuffle.scores.artefacts import (
     lattice_scatter,
     residual_report,
     residue_imbalance,
-    seam_metric,
+    window_seams,
 )
 from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.scores.shells import crossing, fourier_shell_correlation
@@ -181,13 +181,8 @@ def evaluate(
         report["residual"] = residual_report(noisy, result)
     if window is not None:
         widths = as_triple(window, "window", 1)
-        halves = [w // 2 // s * s for w, s in zip(widths, strides, strict=True)]
         if any(w < n - 1 for w, n in zip(widths, result.shape, strict=True)):
-            report["seams"] = {
-                "window": list(widths),
-                "borders": seam_metric(result, widths, strides),
-                "halfway": seam_metric(result, widths, strides, halves),
-            }
+            report["seams"] = window_seams(result, widths, strides)
     if stride is not None:
         report["lattice"] = _lattice(result, truth, strides)
     return report
