@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from cryoshuffle.report.error_map import COMPARISON_NAME
 from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
 from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
-from cryoshuffle.report.pictures import PICTURE_NAME, picture_planes
+from cryoshuffle.report.pictures import PICTURE_NAME, data_url, picture_planes
 from cryoshuffle.report.provenance import locate
 from cryoshuffle.report.slices import ERROR_COLOURS, read_slices
 from cryoshuffle.report.survival import HEAD, SURVIVAL_NAME, survival_rows, survival_words
@@ -106,7 +105,7 @@ def _scores(place: Path) -> Any:
 def _data_url(picture: Image.Image) -> str:
     with io.BytesIO() as held:
         picture.save(held, "PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
+        return data_url(held.getvalue(), "png")
 
 
 def _curves(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Chart]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def plane_across(volume: Tensor, axis: int, index: int) -> np.ndarray:
     return np.concatenate([part.numpy().copy() for part in parts])
 
 
+def grey_range(planes: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Grey values that are black and white: the 0.5th and the 99.5th percentile of some planes."""
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
+    return float(low), float(high)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """The address of a picture in a page, which holds all of it.
+
+    Args:
+        content: of its file.
+        kind: of file, ``png`` for instance.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
 def preview_image(before: Tensor, after: Tensor) -> Image.Image:
     """Draw the central XY, XZ and YZ planes, one row each, before, after and their difference.
 
@@ -80,7 +97,7 @@ def preview_image(before: Tensor, after: Tensor) -> Image.Image:
         [v[z].numpy(), plane_across(v, 1, y), plane_across(v, 2, x).T] for v in (one, two)
     ]
     columns.append([a - b for a, b in zip(*columns, strict=True)])
-    scales = [_grey_range(planes) for planes in columns[:2]]
+    scales = [grey_range(planes) for planes in columns[:2]]
     half = (scales[0][1] - scales[0][0]) / 2
     scales.append((-half, half))
     zoom, shrink = max(1, round(_LARGEST / max(one.shape))), max(1, -(-max(one.shape) // _LARGEST))
@@ -88,12 +105,6 @@ def preview_image(before: Tensor, after: Tensor) -> Image.Image:
         [_tile(plane, *scale, zoom, shrink) for plane in column] for column, scale in zip(columns, scales, strict=True)
     ]
     return _laid_out(tiles, (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}"))
-
-
-def _grey_range(planes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The 0.5th and the 99.5th percentile of some planes."""
-    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
-    return float(low), float(high)
 
 
 def _tile(plane: np.ndarray, low: float, high: float, zoom: int, shrink: int) -> Image.Image:
