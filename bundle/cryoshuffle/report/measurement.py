@@ -20,11 +20,10 @@ from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.scores.artefacts import (
+    beside_noise,
     detail_slopes,
-    noise_removed,
     painted_noise,
     residual_levels,
-    residual_power,
     signal_left,
     window_seams,
 )
@@ -69,11 +68,9 @@ def _beside_noise(
 
     regions = residual_levels(*standard(around), noise.stored.spectrum, noise.stored.levels)
     regions["places"] = [[a + b for a, b in zip(start, place, strict=True)] for place in regions["places"]]
-    middle_parts, spectrum = standard(middles), noise.stored.spectrum
-    return {
-        "power": {**residual_power(*middle_parts, spectrum), "regions": regions},
-        "removed": noise_removed(*middle_parts, spectrum),
-    }
+    beside = beside_noise(*standard(middles), noise.stored.spectrum)
+    beside["power"]["regions"] = regions
+    return beside
 
 
 def measure(
