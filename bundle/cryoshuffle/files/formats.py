@@ -165,16 +165,6 @@ def format_of(path: str | os.PathLike[str]) -> VolumeFormat:
     raise InputError(f"{path}: unknown kind of file, use a name that ends in {known}")
 
 
-def image_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix of a tomogram's name, compression included.
-
-    Raises:
-        InputError: if the name is of no format.
-    """
-    format_of(path)
-    return split_suffix(path)[1]
-
-
 def image_writer(path: str | os.PathLike[str], **options: Any) -> Callable[..., ImageWriter]:
     """The writer for a file name, for MONAI's ``SaveImage``.
 
