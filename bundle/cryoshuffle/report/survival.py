@@ -18,7 +18,7 @@ from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum, write_json
-from cryoshuffle.inference.checkpoints import load_network, load_plain, read_model_settings, read_noise
+from cryoshuffle.inference.checkpoints import Model
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 from cryoshuffle.report.provenance import recorded_run
@@ -41,9 +41,9 @@ def survival_of_files(model: str, noisy: str, permissive: bool = False) -> dict[
         InputError: for a model that keeps no noise, or a tomogram that is too small.
     """
     path, recorded = recorded_run(model) if Path(model).is_dir() else (Path(model), {})
-    noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
-    network = load_network(path)
-    fitted_to = load_plain(path).get("settings", {}).get("content", [])
+    fitted = Model(path)
+    noise, settings, network = fitted.needed_noise(NO_SURVIVAL), fitted.settings(), fitted.network()
+    fitted_to = fitted.content.get("settings", {}).get("content", [])
     if fitted_to and checksum(noisy) not in fitted_to:
         logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
@@ -152,7 +152,7 @@ class SurvivalTable:
             if kept is None:
                 raise InputError(self._why_not)
             box, crop, voxel_size = kept
-            noise = read_noise(self.checkpoint, NO_SURVIVAL)
+            noise = Model(self.checkpoint).needed_noise(NO_SURVIVAL)
             if self.inferer.progress and sys.stderr is not None:
                 print("the result is written; measuring what would survive, and writing the report", file=sys.stderr)
             survival = Survival(noise, self.inferer, self.seed)(crop, engine.network, voxel_size)
