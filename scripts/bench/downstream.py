@@ -35,6 +35,7 @@ from scipy import ndimage
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.scores.metrics import correlation
+from cryoshuffle.simulation.tilt_series import load_particles
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import membranes, methods
@@ -146,9 +147,10 @@ def load_scene(folder: Path, voxel_size_angstrom: float) -> Scene:
         folder: that ``save_simulation`` has written.
         voxel_size_angstrom: of the volumes.
     """
-    particles = np.atleast_1d(np.genfromtxt(folder / "particles.csv", delimiter=",", names=True))
+    particles = load_particles(folder / "particles.csv")
     membrane = np.array(mrcfile.read(folder / "membrane.mrc")).astype(bool)
-    positions, radii = np.stack([particles[axis] for axis in "zyx"], axis=1), particles["radius"]
+    positions = np.array([p.position_zyx for p in particles])
+    radii = np.array([p.radius for p in particles])
     border = _BORDER_ANGSTROM / voxel_size_angstrom
     nearest = np.clip(positions.round().astype(int), 0, np.array(membrane.shape) - 1)
     away = ndimage.distance_transform_edt(~membrane)[tuple(nearest.T)] if membrane.any() else np.inf
@@ -161,7 +163,7 @@ def load_scene(folder: Path, voxel_size_angstrom: float) -> Scene:
         positions=positions,
         radii=radii,
         clear=inside(positions, membrane.shape, border) & (away >= radii / 2),
-        ribosomes=(particles["template"] == TEMPLATE) & (particles["scale"] >= _WHOLE_RIBOSOME),
+        ribosomes=np.array([p.template == TEMPLATE and p.scale >= _WHOLE_RIBOSOME for p in particles]),
         membrane=shown,
         unseen=(membranes.around(membrane & ~shown) & ~shown) | shell,
         border=border,

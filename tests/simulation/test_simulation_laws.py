@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 import mrcfile
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from cryoshuffle.simulation.tilt_series import (
     apply_damage,
     apply_mtf,
     brightness,
+    load_particles,
     project,
     reconstruct,
     save_simulation,
@@ -252,19 +251,6 @@ def test_a_particle_lies_where_and_as_it_is_recorded(side):
     assert np.median(wrong) < 0.97
 
 
-def particles_in(path):
-    """The particles of a table that a simulation wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
-    return [
-        Particle(
-            int(row["template"]), (row["z"], row["y"], row["x"]),
-            tuple(tuple(row[to + of] for of in "zyx") for to in "zyx"), row["scale"], row["radius"],
-        )
-        for row in rows
-    ]  # fmt: skip
-
-
 def test_membranes_and_particles_are_recorded_on_the_grid_of_the_tomogram(tmp_path):
     """Density is higher where they are than where the record of another seed has them (control), for each case."""
     for case in ("white", "binned", "insitu"):
@@ -278,8 +264,21 @@ def test_membranes_and_particles_are_recorded_on_the_grid_of_the_tomogram(tmp_pa
         assert len(kept) >= 0.9 * len(middles)
         assert float(torch.stack([density[m] for m in kept]).mean()) > 2 * float(density.mean())
         save_simulation(one, tmp_path / case)
-        assert particles_in(tmp_path / case / "particles.csv") == list(one.particles)
+        assert load_particles(tmp_path / case / "particles.csv") == list(one.particles)
         assert np.array_equal(mrcfile.read(tmp_path / case / "membrane.mrc"), one.membrane.numpy())
+
+
+def test_a_table_that_is_none_of_particles_is_refused(tmp_path):
+    """In one sentence with its name: not there, other columns, a line that is too short."""
+    save_simulation(simulate("white", (16, 16, 16), 0.1), tmp_path / "made")
+    table = tmp_path / "made" / "particles.csv"
+    whole = table.read_text(encoding="utf-8")
+    for text in ("", "a,b\n1,2\n", whole + "1,2\n", whole + "x\n"):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(FileError, match=r"particles\.csv: .*name a particles\.csv"):
+            load_particles(table)
+    with pytest.raises(FileError, match=r"none\.csv: cannot be read"):
+        load_particles(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("name", ["tomogram.mrc", "even.mrc", "particles.csv", "simulation.json"])

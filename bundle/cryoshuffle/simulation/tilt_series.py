@@ -612,3 +612,25 @@ def _row(particle: Particle) -> tuple[float, ...]:
     """A particle in the order of the columns of ``particles.csv``."""
     rotation = (value for row in particle.rotation for value in row)
     return (particle.template, *particle.position_zyx, particle.radius, particle.scale, *rotation)
+
+
+def load_particles(path: str | Path) -> list[Particle]:
+    """The particles that :func:`save_simulation` has recorded.
+
+    Args:
+        path: of ``particles.csv``.
+
+    Raises:
+        FileError: if it cannot be read, or is no such table.
+    """
+    try:
+        head, *lines = Path(path).read_text(encoding="utf-8").splitlines() or [""]
+        rows = [[float(cell) for cell in line.split(",")] for line in lines]
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: cannot be read as a table of particles, name a particles.csv") from error
+    if head != ",".join(_COLUMNS) or any(len(row) != len(_COLUMNS) for row in rows):
+        raise FileError(f"{path}: has not the columns of a table of particles, name a particles.csv")
+    return [
+        Particle(int(number), (z, y, x), ((a, b, c), (d, e, f), (g, h, i)), scale, radius)
+        for number, z, y, x, radius, scale, a, b, c, d, e, f, g, h, i in rows
+    ]
