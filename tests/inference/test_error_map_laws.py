@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.inference.checkpoints import Model, StoredNoise
+from cryoshuffle.inference.checkpoints import Model, StoredNoise, read_noise
 from cryoshuffle.inference.error_map import NO_ERROR_MAP, ErrorMap
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.network import BlindSpotNet
@@ -223,7 +223,7 @@ def test_a_model_without_noise_is_refused(tmp_path):
     """No file, no noise, noise of another shape; a model that has it gives it back."""
     path = tmp_path / "model.pt"
     with pytest.raises(FileError):
-        Model(path).needed_noise(NO_ERROR_MAP)
+        read_noise(path, NO_ERROR_MAP)
     spectrum = coarse_spectrum()
     for stored in (
         None,
@@ -234,8 +234,8 @@ def test_a_model_without_noise_is_refused(tmp_path):
     ):
         torch.save({"model": {}, "noise": stored}, path)
         with pytest.raises(InputError, match="noise"):
-            Model(path).needed_noise(NO_ERROR_MAP)
+            read_noise(path, NO_ERROR_MAP)
     torch.save({"model": {}, "noise": {"spectrum": half_spectrum(spectrum), "levels": True}}, path)
-    noise = Model(path).needed_noise(NO_ERROR_MAP)
+    noise = read_noise(path, NO_ERROR_MAP)
     assert noise.levels
     assert torch.allclose(noise.spectrum, spectrum)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inference import survival
-from cryoshuffle.inference.checkpoints import Model, StoredNoise
+from cryoshuffle.inference.checkpoints import StoredNoise, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import (
     CONTRASTS,
@@ -216,9 +216,9 @@ def test_a_model_without_noise_is_refused(tmp_path):
     """By the name of what needs it; a model that has it gives it back."""
     path = tmp_path / "model.pt"
     with pytest.raises(FileError):
-        Model(path).needed_noise(NO_SURVIVAL)
+        read_noise(path, NO_SURVIVAL)
     torch.save({"model": {}}, path)
     with pytest.raises(InputError, match="--survival adds objects"):
-        Model(path).needed_noise(NO_SURVIVAL)
+        read_noise(path, NO_SURVIVAL)
     torch.save({"model": {}, "noise": {"spectrum": half_spectrum(WHITE.spectrum), "levels": True}}, path)
-    assert torch.allclose(Model(path).needed_noise(NO_SURVIVAL).spectrum, WHITE.spectrum)
+    assert torch.allclose(read_noise(path, NO_SURVIVAL).spectrum, WHITE.spectrum)

@@ -259,6 +259,16 @@ def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
     return Model(path).settings()
 
 
+def read_noise(path: str | os.PathLike[str], without: str) -> StoredNoise:
+    """The noise that a model keeps, where nothing can be done without, see :meth:`Model.needed_noise`.
+
+    Raises:
+        FileError: if it is missing.
+        InputError: if it is no model of ours, or keeps no noise.
+    """
+    return Model(path).needed_noise(without)
+
+
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
     """The network of a checkpoint with its weights, in evaluation mode, on the CPU.
 

@@ -23,7 +23,7 @@ from cryoshuffle.files.formats import save_tomogram
 from cryoshuffle.files.intensity import IS_SPREAD
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.writing import write_json
-from cryoshuffle.inference.checkpoints import Model, StoredNoise
+from cryoshuffle.inference.checkpoints import StoredNoise, read_noise
 from cryoshuffle.inference.error_map import NO_ERROR_MAP, ErrorMap
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.volumes import load_volume, on_one_scale
@@ -99,7 +99,7 @@ class ErrorMapWriter:
 
     def read(self, engine: Engine) -> None:
         """Read the noise, before there is anything to lose."""
-        self._noise = Model(self.checkpoint).needed_noise(NO_ERROR_MAP)
+        self._noise = read_noise(self.checkpoint, NO_ERROR_MAP)
 
     def keep(self, engine: Engine) -> None:
         """Keep volume and result as the inferer has them; grey values of one on disk are given back in place."""
@@ -120,7 +120,7 @@ class ErrorMapWriter:
 
     def _make(self, network: Any) -> MetaTensor:
         """The map, ``(1, Z, Y, X)``, as what the transform makes of a file."""
-        noise = self._noise if self._noise is not None else Model(self.checkpoint).needed_noise(NO_ERROR_MAP)
+        noise = self._noise if self._noise is not None else read_noise(self.checkpoint, NO_ERROR_MAP)
         (image, result), self._kept = self._kept, None
         one, error_map = image[0], ErrorMap(noise, self.inferer, seed=self.seed)
         with torch.no_grad():

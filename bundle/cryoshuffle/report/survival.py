@@ -18,7 +18,7 @@ from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum, write_json
-from cryoshuffle.inference.checkpoints import Model
+from cryoshuffle.inference.checkpoints import Model, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 from cryoshuffle.report.provenance import recorded_run
@@ -152,7 +152,7 @@ class SurvivalTable:
             if kept is None:
                 raise InputError(self._why_not)
             box, crop, voxel_size = kept
-            noise = Model(self.checkpoint).needed_noise(NO_SURVIVAL)
+            noise = read_noise(self.checkpoint, NO_SURVIVAL)
             if self.inferer.progress and sys.stderr is not None:
                 print("the result is written; measuring what would survive, and writing the report", file=sys.stderr)
             survival = Survival(noise, self.inferer, self.seed)(crop, engine.network, voxel_size)
