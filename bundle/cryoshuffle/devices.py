@@ -133,6 +133,11 @@ def device_reason(device: torch.device, name: str = "auto") -> str:
     return "no GPU was found"
 
 
+def _check_precision(name: str) -> None:
+    if name not in PRECISIONS:
+        raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
+
+
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The type to compute in: with ``auto`` bfloat16 on GPUs that have it, else float32.
 
@@ -148,8 +153,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         SettingError: for another name.
     """
-    if name not in PRECISIONS:
-        raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
+    _check_precision(name)
     if name in ("fp32", "tf32"):
         return torch.float32  # in tf32 too: see allow_tf32
     if name == "auto" and not (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8):
@@ -189,8 +193,7 @@ def allow_tf32(name: str) -> None:
     Raises:
         SettingError: for another name.
     """
-    if name not in PRECISIONS:
-        raise SettingError(f"precision is '{name}': choose one of {', '.join(PRECISIONS)}")
+    _check_precision(name)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
 
 

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import Lattice, Triple
 
+# Of the test volume.
+_SEED = 0
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -55,7 +58,6 @@ def measure_leak(
     network: nn.Module,
     lattice: Lattice | None = None,
     shape: Sequence[int] | None = None,
-    seed: int = 0,
 ) -> Leak:
     """Measure whether a network is blind, by exact gradient and by finite bump, for every pair of voxels at once.
 
@@ -71,7 +73,6 @@ def measure_leak(
         network: with one input and one output channel; not changed.
         lattice: the lattice and blind set the network claims; None takes ``network.lattice``.
         shape: of the test volume (Z, Y, X), voxels; None takes two periods and a remainder, so that padding counts.
-        seed: of the test volume.
 
     Returns:
         The worst pair; ``is_blind`` is exact equality with 0, not a tolerance.
@@ -91,10 +92,10 @@ def measure_leak(
     if shape is None:
         period = getattr(network, "period", claimed.stride_zyx)
         shape = [2 * p + 1 if p > 1 else 5 for p in period]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_SEED)
     judged = _open_scales(copy.deepcopy(network).to("cpu").double())
     volume = torch.randn((1, 1, *shape), generator=generator, dtype=torch.float64).requires_grad_()
-    predict = _repeatable(judged, seed)
+    predict = _repeatable(judged)
     residues = _residues(shape, claimed)
     blind = claimed.blind_set.residues(claimed.stride_zyx)
     prediction = predict(volume)
@@ -142,13 +143,13 @@ def _having(residues: Tensor, wanted: Sequence[Triple], lattice: Lattice) -> Ten
     return torch.isin(residues, torch.tensor(numbers))
 
 
-def _repeatable(network: nn.Module, seed: int) -> Callable[[Tensor], Tensor]:
+def _repeatable(network: nn.Module) -> Callable[[Tensor], Tensor]:
     """The network with its buffers and random numbers the same at every call."""
 
     def predict(volume: Tensor) -> Tensor:
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(_SEED)
             result: Tensor = torch.func.functional_call(network, buffers, (volume,))
         return result
 

@@ -26,7 +26,7 @@ import torch
 from monai.bundle import load
 
 from cryoshuffle.files.writing import save_whole
-from cryoshuffle.inference.checkpoints import load_plain, weights_first
+from cryoshuffle.inference.checkpoints import BESIDE, load_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_BYTES = 25 * 2**20
@@ -54,7 +54,7 @@ def make_bundle(target: Path, network: Path) -> Path:
         shutil.copy(ROOT / "LICENSE", made / "LICENSE")
         (made / "models").mkdir()
         checkpoint = load_plain(network)
-        save_whole(weights_first(checkpoint), made / "models" / "model.pt")
+        save_whole(_weights_first(checkpoint), made / "models" / "model.pt")
         _write_out(checkpoint["lattice"], made / "configs")
         _monai(made, "ckpt_export", "--filepath", "models/model.ts")
         shutil.rmtree(target / made.name, ignore_errors=True)
@@ -64,6 +64,15 @@ def make_bundle(target: Path, network: Path) -> Path:
         shutil.rmtree(left)
     shutil.make_archive(str(folder), "zip", target, folder.name)
     return folder
+
+
+def _weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as MONAI's own programs take it: the weights by their names, and all else beside them in one entry.
+
+    Args:
+        checkpoint: as :func:`load_plain` gives it, which takes both forms.
+    """
+    return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
 
 
 def _write_out(lattice: Mapping[str, Any], configs: Path) -> None:

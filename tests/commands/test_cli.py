@@ -223,7 +223,7 @@ def test_a_simulation_names_no_option_that_it_has_not(tmp_path, capsys):
 def test_the_network_of_the_first_stage_is_told(tmp_path, monkeypatch, caplog):
     """Where that of the whole fit lies beside it; of that one nothing is said (control)."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
-    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", Mock(return_value={}))
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.Model.network_config", {})
     tomogram = small_tomogram(tmp_path / "in.mrc")
     for name, told in (("blind.pt", False), ("model.pt", False), ("blind.pt", True)):
         torch.save({"model": {}}, tmp_path / name)

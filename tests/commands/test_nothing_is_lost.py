@@ -130,7 +130,7 @@ def test_the_network_that_is_applied_is_not_replaced(tmp_path, raw, monkeypatch,
     """By its residual; what is forced at OUT is OUT alone, so a foreign residual is refused."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
-    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.Model.network_config", {})
     model = write_mrc(tmp_path / "model.mrc", VOLUME)
     assert main(["apply", str(model), str(raw), str(tmp_path / "o.mrc"), "--residual", str(model), "--force"]) == 2
     assert "is read by this run (C)" in capsys.readouterr().err
@@ -166,7 +166,7 @@ def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys
     """``apply`` into the folder of another run is refused, unless that result is gone or --overwrite is said."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
-    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.Model.network_config", {})
     folder, first = tmp_path / "first_run", write_mrc(tmp_path / "first.mrc", VOLUME)
     folder.mkdir()
     (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
@@ -556,7 +556,7 @@ def test_apply_leaves_the_report_of_a_fit(tmp_path, raw, monkeypatch, name, caps
     """Finished or not, with --overwrite too; where there is no fit the work begins (control)."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
-    monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
+    monkeypatch.setattr("cryoshuffle.inference.checkpoints.Model.network_config", {})
     folder = tmp_path / "out_run"
     folder.mkdir()
     (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError, SettingError
-from cryoshuffle.inference.checkpoints import StoredNoise, read_noise, stored_noise
+from cryoshuffle.inference.checkpoints import Model, StoredNoise, read_noise
 from cryoshuffle.inference.error_map import NO_ERROR_MAP, ErrorMap
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.network import BlindSpotNet
@@ -193,12 +193,15 @@ def test_the_level_of_a_whole_volume_is_that_of_its_slabs():
     assert torch.allclose(level_plane(volume, WHITE), (sum(slabs) / 2).sqrt())
 
 
-def test_noise_that_a_model_keeps_is_checked_by_whoever_reads_it():
+def test_noise_that_a_model_keeps_is_checked_by_whoever_reads_it(tmp_path):
     """None where there is none; another shape and a negative power are refused, as for an error map."""
-    assert stored_noise({"model": {}}, "m.pt") is None
+    path = tmp_path / "m.pt"
+    torch.save({"model": {}}, path)
+    assert Model(path).noise() is None
     for spectrum in (torch.ones(4, 4, 3), -half_spectrum(WHITE)):
+        torch.save({"model": {}, "noise": {"spectrum": spectrum, "levels": True}}, path)
         with pytest.raises(InputError, match=r"m.pt: its noise is of shape .* fit a model anew"):
-            stored_noise({"noise": {"spectrum": spectrum, "levels": True}}, "m.pt")
+            Model(path).noise()
 
 
 def test_half_of_a_spectrum_tells_all_of_it():

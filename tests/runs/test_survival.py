@@ -14,7 +14,7 @@ import torch
 from phantoms import small_tomogram
 
 from cryoshuffle.commands.cli import main
-from cryoshuffle.report.survival import HEAD, even_voxel_size, survival_of_files, survival_rows, survival_table
+from cryoshuffle.report.survival import HEAD, survival_of_files, survival_rows, survival_table
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +118,3 @@ def test_a_table_is_told_for_people():
         "Objects were added at z = 16 to 64, y = 8 to 136, x = 8 to 136. Left out: blob, 1 nm, which is thinner than 2 "
         "voxels. Left out: blob, 90 nm, which has no room there."
     )
-
-
-@pytest.mark.parametrize(
-    ("sizes", "one"), [([10.0, 10.0, 10.05], 10.0), ([0.0] * 3, None), ([10.0, 10.0, 20.0], None), (None, None)]
-)
-def test_a_voxel_size_is_one_number_or_none(sizes, one):
-    """Not where it is missing or not the same along all axes: sizes are then told in voxels."""
-    assert even_voxel_size(sizes) == one

@@ -28,6 +28,7 @@ from cryoshuffle.scores.artefacts import (
     residue_imbalance,
     seam_metric,
     signal_left,
+    window_seams,
 )
 from cryoshuffle.scores.evaluation import evaluate, evaluate_files, halves_agreement, table
 from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
@@ -273,6 +274,9 @@ def test_seams_are_seen_where_they_are():
     loud = seamed(field, 16, 0.3 * float(field.std()))
     assert seam_metric(loud, 16, start=8) == pytest.approx(1, abs=0.06)
     assert seam_metric(loud, 23) < 1.2
+    of_a_part = window_seams(loud[5:, :, 40:], (16, 16, 16), (1, 1, 1), (5, 0, 40))
+    assert of_a_part["borders"] > 2
+    assert of_a_part["halfway"] == pytest.approx(1, abs=0.06)
 
 
 def test_a_slope_or_a_stripe_is_no_seam():
@@ -388,7 +392,7 @@ def test_a_report_holds_what_was_given_and_nothing_else():
     assert set(evaluate(result)) == {"shape", "voxel_size_angstrom"}
     assert set(evaluate(result, truth=s.truth)) == {"shape", "voxel_size_angstrom", "truth"}
     full = evaluate(
-        result, truth=s.truth, noisy=s.even, other_half=s.odd, window=18, stride=3, axis="y", voxel_size_angstrom=10.0
+        result, truth=s.truth, noisy=s.even, other_half=s.odd, window=18, stride=(1, 3, 1), voxel_size_angstrom=10.0
     )
     assert set(full) == {
         "shape", "voxel_size_angstrom", "truth", "noisy_truth", "other_half", "noisy_other_half", "noise", "residual",
@@ -489,8 +493,7 @@ def test_mistakes_are_said_in_one_sentence():
         (lambda: lattice_scatter(v, "y", 3), "too few"),
         (lambda: lattice_excess(along(torch.arange(48.0), 0).expand(SHAPE), "y", 3), "no power at high frequency"),
         (lambda: residue_imbalance(along(torch.arange(64.0), 1).expand(SHAPE), "y", 3), "has no detail"),
-        (lambda: evaluate(v, stride=(1, 3, 1), axis="y"), "three strides, or one with its axis"),
-        (lambda: evaluate(v, stride=3, axis="w"), "choose one of z, y, x"),
+        (lambda: evaluate(v, stride=(1, 3)), "stride is .1, 3.: give three whole numbers"),
         (lambda: evaluate(v, voxel_size_angstrom=0.0), "voxel size is 0.0 Å"),
         (lambda: evaluate(v, truth=v[:4]), "truth has shape"),
         (lambda: table(evaluate(v)), "nothing to score the result with"),

@@ -9,7 +9,7 @@ import torch
 
 from cryoshuffle.noise.linear_filter import band_noise, bands, convolve, gaussian, wiener_kernel
 from cryoshuffle.noise.spectrum import GRID, full_spectrum
-from cryoshuffle.scores.artefacts import noise_removed, residual_levels, residual_power
+from cryoshuffle.scores.artefacts import beside_noise, residual_levels
 
 SHAPE = (72, 104, 112)
 
@@ -64,19 +64,19 @@ def test_what_takes_all_noise_and_nothing_else_leaves_the_power_of_the_noise(noi
     """Or a little less; beside a spectrum that is too strong or too weak each ratio tells by how much."""
     signal = _signal()
     for kept in (0.0, 0.03):
-        power = residual_power(signal + noise, signal + kept * noise, spectrum)
+        power = beside_noise(signal + noise, signal + kept * noise, spectrum)["power"]
         for ratio, error in zip(power["ratios"], power["errors"], strict=True):
             assert abs(ratio - (1 - kept) ** 2) < 4 * error
-    right = residual_power(signal + noise, signal, spectrum)["ratios"]
+    right = beside_noise(signal + noise, signal, spectrum)["power"]["ratios"]
     for factor in (1.5, 0.67):
-        wrong = residual_power(signal + noise, signal, factor * spectrum)["ratios"]
+        wrong = beside_noise(signal + noise, signal, factor * spectrum)["power"]["ratios"]
         assert wrong == pytest.approx([ratio / factor for ratio in right])
 
 
 def test_what_takes_all_detail_leaves_more_than_the_noise(noise, spectrum):
     """Where the signal is, in the coarse bands; the finest detail of a smooth signal is no more than noise anyway."""
     signal = _signal()
-    smoothed = residual_power(signal + noise, gaussian(signal + noise, 12.0), spectrum)
+    smoothed = beside_noise(signal + noise, gaussian(signal + noise, 12.0), spectrum)["power"]
     assert max(smoothed["ratios"]) > 2
     assert smoothed["ratios"][0] == pytest.approx(1, abs=0.05)
 
@@ -95,7 +95,7 @@ def test_as_much_noise_is_removed_as_there_is(noise, spectrum):
     filtered = convolve(tomogram, wiener_kernel(spectra + spectrum, spectrum))
     assert float((filtered - signal).square().mean()) < 0.6 * float(signal.square().mean())
     for result in (signal, filtered):
-        removed = noise_removed(tomogram, result, spectrum)
+        removed = beside_noise(tomogram, result, spectrum)["removed"]
         for ratio, error in zip(removed["ratios"], removed["errors"], strict=True):
             assert abs(ratio - 1) < 0.05 + 4 * error
 
@@ -104,15 +104,15 @@ def test_what_takes_signal_or_leaves_noise_removes_more_or_less_than_the_noise(n
     """In the bands where it does; a wrong spectrum shows in all of them."""
     signal = _field(_signal_spectrum(), 1)
     tomogram = signal + noise
-    right = noise_removed(tomogram, signal, spectrum)["ratios"]
-    kept = noise_removed(tomogram, signal + 0.3 * noise, spectrum)["ratios"]
+    right = beside_noise(tomogram, signal, spectrum)["removed"]["ratios"]
+    kept = beside_noise(tomogram, signal + 0.3 * noise, spectrum)["removed"]["ratios"]
     assert max(kept[:3]) < 0.85
-    faint = noise_removed(tomogram, 0.5 * signal, spectrum)["ratios"]
+    faint = beside_noise(tomogram, 0.5 * signal, spectrum)["removed"]["ratios"]
     assert faint[3] > 1.5
     assert faint[0] == pytest.approx(right[0], abs=0.02)
-    assert noise_removed(tomogram, 1.5 * signal, spectrum)["ratios"][3] < 0.5
+    assert beside_noise(tomogram, 1.5 * signal, spectrum)["removed"]["ratios"][3] < 0.5
     for factor in (1.5, 0.67):
-        wrong = noise_removed(tomogram, signal, factor * spectrum)["ratios"]
+        wrong = beside_noise(tomogram, signal, factor * spectrum)["removed"]["ratios"]
         assert wrong == pytest.approx([ratio / factor for ratio in right])
 
 

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "build_parser": "cli",
     "check_overrides": "overrides",
     "check_inputs": "preflight",
     "check_halves": "preflight",
@@ -26,7 +25,6 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
-    "build_parser",
     "check_halves",
     "check_inputs",
     "check_mask",

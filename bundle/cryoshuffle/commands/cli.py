@@ -365,7 +365,11 @@ def _evaluate(options: EvaluateCommand) -> int:
     )
     print(table(report))
     if options.survival is not None:
-        report["survival"] = _survival(options)
+        from cryoshuffle.report.survival import survival_of_files, survival_table
+
+        survival = survival_of_files(str(options.survival), str(options.noisy), options.permissive)
+        print(f"\n{survival_table(survival)}")
+        report["survival"] = survival
     curves = fsc_curves(report)
     if not curves:
         paths.pop("picture", None)
@@ -377,15 +381,6 @@ def _evaluate(options: EvaluateCommand) -> int:
         save_fsc_plot(curves, paths["picture"], report["voxel_size_angstrom"], thresholds)
     _say(**paths)
     return 0
-
-
-def _survival(options: EvaluateCommand) -> dict[str, Any]:
-    """Measure what would be left of small objects, and say it."""
-    from cryoshuffle.report.survival import survival_of_files, survival_table
-
-    survival = survival_of_files(str(options.survival), str(options.noisy), options.permissive)
-    print(f"\n{survival_table(survival)}")
-    return survival
 
 
 def _page(options: ReportCommand) -> int:

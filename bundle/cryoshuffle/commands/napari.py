@@ -72,6 +72,8 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
     Warns:
         UserWarning: for each volume that is not where it was.
     """
+    from cryoshuffle.report.provenance import locate
+
     try:
         said = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         named = {name: Path(said[name]["path"]) for name, _ in LAYERS if said.get(name)}
@@ -82,8 +84,8 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
     layers = []
     for name, options in LAYERS:
         if name in named:
-            path = _nearest(named[name], folder)
-            if path is None:
+            path = locate(named[name], folder)
+            if not path.exists():
                 warnings.warn(f"{named[name]}: is not there any more, the layer is left out", stacklevel=2)
                 continue
             layers.append(_layer(path, options))
@@ -92,24 +94,17 @@ def read_run(folder: Path) -> list[tuple[np.ndarray, dict[str, Any], str]]:
     return layers
 
 
-def _nearest(path: Path, folder: Path) -> Path | None:
-    """A volume where the run had it, or by its name beside the folder or in it, where all were moved."""
-    from cryoshuffle.report.provenance import locate
-
-    place = locate(path, folder)
-    return place if place.exists() else None
-
-
 def _layer(path: Path, options: Mapping[str, Any]) -> tuple[np.ndarray, dict[str, Any], str]:
     from cryoshuffle.files.formats import load_tomogram
+    from cryoshuffle.files.volumes import grid_of
 
     image = load_tomogram(path, permissive=True)
-    volume, affine = image[0].numpy(), image.affine.numpy()
+    volume, (size, origin) = image[0].numpy(), grid_of(image.affine.numpy())
     sections = volume[:: max(1, len(volume) // _SECTIONS)]
     black, white = np.percentile(sections[np.isfinite(sections)], (_BLACK, _WHITE))
     more: dict[str, Any] = {
-        "scale": tuple(float(step) for step in np.linalg.norm(affine[:3, :3], axis=0)),
-        "translate": tuple(float(place) for place in affine[[2, 1, 0], 3]),
+        "scale": tuple(size.tolist()),
+        "translate": tuple(origin.tolist()),
         "units": ("angstrom",) * 3,
         "metadata": {"path": str(path)},
     }

@@ -289,11 +289,12 @@ def run_apply(options: ApplyCommand) -> Path:
         UserError: see :func:`run_denoise`.
     """
     from cryoshuffle.fit.checkpoint import FINISHED_NAME, STATE_NAME
-    from cryoshuffle.inference.checkpoints import load_plain, network_config, read_noise
+    from cryoshuffle.inference.checkpoints import Model
     from cryoshuffle.inference.error_map import NO_ERROR_MAP
 
     folder = run_dir(options.output_dir, options.output)
-    network = network_config(load_plain(options.checkpoint), options.checkpoint)
+    model = Model(options.checkpoint)
+    network = model.network_config
     check_run_dir(folder)
     check_own_folder(folder)
     _check_kept(options, options.output)
@@ -307,6 +308,6 @@ def run_apply(options: ApplyCommand) -> Path:
     if first.name == "blind.pt" and whole.is_file():
         logger.warning("%s: is the network of the first stage alone, the result of the whole fit is %s", first, whole)
     if options.error is not None:
-        read_noise(options.checkpoint, NO_ERROR_MAP)
+        model.needed_noise(NO_ERROR_MAP)
     _run(["inference.json"], "infer", {**_settings(options, folder), "network_def": network}, folder)
     return folder

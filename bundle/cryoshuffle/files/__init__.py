@@ -5,7 +5,6 @@ from __future__ import annotations
 from cryoshuffle.files.formats import (
     ExactPath,
     TomogramReader,
-    image_suffix,
     image_writer,
     load_tomogram,
     save_tomogram,
@@ -24,7 +23,6 @@ __all__ = [
     "OmeZarrWriter",
     "StandardiseIntensityd",
     "TomogramReader",
-    "image_suffix",
     "image_writer",
     "load_tomogram",
     "lock_run",

@@ -5,8 +5,6 @@ A new format is a module with a reader, a writer and ``read_header``, and a row 
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import json
 import os
 import warnings
@@ -36,6 +34,7 @@ from cryoshuffle.files.volumes import (
     VolumeHeader,
     as_names,
     is_named,
+    open_packed,
     refuse_no_file,
 )
 from cryoshuffle.files.writing import check_new_file
@@ -164,16 +163,6 @@ def format_of(path: str | os.PathLike[str]) -> VolumeFormat:
             return one
     known = ", ".join(suffix for one in FORMATS for suffix in one.suffixes)
     raise InputError(f"{path}: unknown kind of file, use a name that ends in {known}")
-
-
-def image_suffix(path: str | os.PathLike[str]) -> str:
-    """The suffix of a tomogram's name, compression included.
-
-    Raises:
-        InputError: if the name is of no format.
-    """
-    format_of(path)
-    return split_suffix(path)[1]
 
 
 def image_writer(path: str | os.PathLike[str], **options: Any) -> Callable[..., ImageWriter]:
@@ -370,8 +359,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
             marks = [path / mark for one in FORMATS for mark in one.marks if (path / mark).is_file()]
             attributes = [json.loads(mark.read_text(encoding="utf-8")) for mark in marks]
             return any(LABEL in said or LABEL in said.get("attributes", {}) for said in attributes)
-        opened: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
-        with opened(path, "rb") as file:
+        with open_packed(path) as file:
             return LABEL.encode() in file.read(_HEADER_BYTES)
     except (OSError, EOFError, zlib.error, ValueError):
         return False

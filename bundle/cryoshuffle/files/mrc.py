@@ -19,7 +19,7 @@ import warnings
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mrcfile
 import numpy as np
@@ -37,7 +37,9 @@ from cryoshuffle.files.volumes import (
     VolumeReader,
     VolumeWriter,
     affine_of,
+    grid_of,
     is_named,
+    open_packed,
     own_label,
     refuse_no_file,
     volume_meta,
@@ -73,7 +75,7 @@ def open_mrc(
         InputError: if it is not MRC, is cut short, or holds something other than one real volume.
     """
     path = Path(path)
-    size = _unpacked_size(path, permissive)
+    size = _check_header(path, permissive)[1]
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -92,7 +94,7 @@ def open_mrc(
         reason = str(caught[-1].message) if caught else "no data"
         raise InputError(_why_not_mrc(path, reason, permissive))
     try:
-        _refuse_other_than_volume(path, mrc.data)
+        _refuse_other_than_volume(path, mrc.data.dtype, mrc.data.shape)
     except InputError:
         mrc.close()
         raise
@@ -112,14 +114,12 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
             than one real volume.
     """
     path = Path(path)
-    if path.suffix.lower() in _COMPRESSIONS:
-        _unpacked_size(path, permissive)
-    else:
+    header, _ = _check_header(path, permissive)
+    if path.suffix.lower() not in _COMPRESSIONS:
         open_mrc(path, permissive).close()
-    header, _ = _peek(path, permissive)
-    shape = data_shape_from_header(header)
-    _refuse_other_than_volume(path, np.broadcast_to(np.zeros((), dtype_from_mode(header.mode)), shape))
-    shape, affine = [int(shape[axis]) for axis in _axis_order(header)], affine_of(*_grid(header))
+    stored = tuple(int(n) for n in data_shape_from_header(header))
+    _refuse_other_than_volume(path, dtype_from_mode(header.mode), stored)
+    shape, affine = [stored[axis] for axis in _axis_order(header)], affine_of(*_grid(header))
     return VolumeHeader(shape, affine, [_STACK] if _is_image_stack(header) else [])
 
 
@@ -134,9 +134,8 @@ def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
     refuse_no_file(path)
     if not is_named(path, SUFFIXES):
         raise InputError(f"{path}: not an MRC file by its name, expected one of {', '.join(SUFFIXES)}")
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
     try:
-        with opener(path, "rb") as file:
+        with open_packed(path) as file:
             raw = bytearray(file.read(HEADER_DTYPE.itemsize))
         extended = bytes(raw[_NSYMBT])
         # mrcfile makes room for whatever the header says that follows, before it looks how much there is.
@@ -148,12 +147,16 @@ def _peek(path: Path, permissive: bool) -> tuple[np.recarray, int]:
         raise unreadable(path, error) from error
     except (ValueError, EOFError, zlib.error) as error:
         raise InputError(_why_not_mrc(path, str(error), permissive)) from error
-    order: Literal["big", "little"] = "big" if header.dtype["mode"].byteorder == ">" else "little"
-    return header, int.from_bytes(extended, order, signed=True)
+    return header, int(np.frombuffer(extended, f"{_byte_order(header)}i4")[0])
 
 
-def _unpacked_size(path: Path, permissive: bool) -> int:
-    """Bytes of a file without compression, as its header has them; a header that says more than can be is refused."""
+def _byte_order(header: np.ndarray) -> str:
+    """``>`` where a header has the largest byte of a number first, else ``<``."""
+    return ">" if header.dtype["mode"].byteorder == ">" else "<"
+
+
+def _check_header(path: Path, permissive: bool) -> tuple[np.recarray, int]:
+    """The header of a file, and its bytes without compression; a header that says more than can be is refused."""
     header, extended = _peek(path, permissive)
     try:
         shape, item = data_shape_from_header(header), dtype_from_mode(header.mode).itemsize
@@ -165,13 +168,12 @@ def _unpacked_size(path: Path, permissive: bool) -> int:
     limit = path.stat().st_size * _MOST_PACKED.get(path.suffix.lower(), 1)
     if size > limit:
         raise InputError(_why_not_mrc(path, f"Expected {size} bytes, there are {limit} at most", permissive))
-    return size
+    return header, size
 
 
 def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
     """A compressed file unpacked piece by piece into one that loses its name as soon as it is open."""
     folder.mkdir(parents=True, exist_ok=True)
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else bz2.open
     with partial_file(folder / f"{path.name}.mrc") as partial:
         with partial.open("wb") as file:
             try:
@@ -183,7 +185,7 @@ def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
                 ) from error
             file.seek(0)
             missing = size
-            with opener(path, "rb") as packed:
+            with open_packed(path) as packed:
                 while missing and (block := packed.read(min(missing, 2**22))):
                     file.write(block)
                     missing -= len(block)
@@ -207,9 +209,8 @@ def _why_not_mrc(path: Path, reason: str, permissive: bool) -> str:
 
 def _has_stamp(path: Path) -> bool:
     """Whether a file has the stamp of an MRC file; True for a compressed one that cannot be read so far."""
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix.lower(), open)
     try:
-        with opener(path, "rb") as file:
+        with open_packed(path) as file:
             return bool(file.read(_STAMP.stop)[_STAMP] == b"MAP ")
     except (OSError, EOFError, zlib.error):
         return True
@@ -224,13 +225,13 @@ def _is_read_permissively(path: Path) -> bool:
     return True
 
 
-def _refuse_other_than_volume(path: Path, data: np.ndarray) -> None:
-    if np.iscomplexobj(data):
+def _refuse_other_than_volume(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    if dtype.kind == "c":
         raise InputError(f"{path}: holds complex values (a transform, not a tomogram), give the real-space volume")
-    if data.ndim == 2 or (data.ndim == 3 and data.shape[0] == 1):
-        raise InputError(f"{path}: is a single image of {data.shape[-2:]}, a tomogram needs three dimensions")
-    if data.ndim != 3:
-        raise InputError(f"{path}: has {data.ndim} dimensions {data.shape}, give one volume at a time")
+    if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1):
+        raise InputError(f"{path}: is a single image of {shape[-2:]}, a tomogram needs three dimensions")
+    if len(shape) != 3:
+        raise InputError(f"{path}: has {len(shape)} dimensions {shape}, give one volume at a time")
 
 
 def _axis_order(header: np.ndarray) -> tuple[int, int, int]:
@@ -248,8 +249,7 @@ def _unsigned_bytes(header: np.ndarray) -> bool:
     """
     if int(header["mode"]) != 0:
         return False
-    order = ">" if header.dtype["mode"].byteorder == ">" else "<"
-    stamp, flags = np.frombuffer(bytes(header["extra2"].tobytes())[40:48], dtype=f"{order}i4")
+    stamp, flags = np.frombuffer(bytes(header["extra2"].tobytes())[40:48], dtype=f"{_byte_order(header)}i4")
     if int(stamp) == _IMOD_STAMP:
         return not int(flags) & 1
     least, most = float(header["dmin"]), float(header["dmax"])
@@ -348,11 +348,10 @@ class MrcReader(VolumeReader):
 
     def _meta(self, file: MrcObject) -> dict[str, Any]:
         header = file.header
-        order = ">" if header.dtype["mode"].byteorder == ">" else "<"
         shape = [file.data.shape[axis] for axis in _axis_order(header)]
         return {
             **volume_meta(shape, *_grid(header)),
-            "mrc_header": order + header.tobytes().hex(),
+            "mrc_header": _byte_order(header) + header.tobytes().hex(),
             "mrc_extended_header": np.asarray(file.extended_header).tobytes().hex(),
         }
 
@@ -423,10 +422,9 @@ class MrcWriter(VolumeWriter):
         affine = self.meta.get(MetaKeys.AFFINE)
         if affine is None:
             return
-        affine = np.asarray(affine, dtype=float)
-        z, y, x = np.linalg.norm(affine[:3, :3], axis=0)
+        (z, y, x), origin = grid_of(np.asarray(affine, dtype=float))
         mrc.voxel_size = (x, y, z)
-        mrc.header.origin.x, mrc.header.origin.y, mrc.header.origin.z = affine[:3, 3]
+        mrc.header.origin.z, mrc.header.origin.y, mrc.header.origin.x = origin
         mrc.set_volume()
 
 

@@ -26,7 +26,16 @@ import cryoshuffle
 from cryoshuffle.boxes import Box, middle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files import scratch
-from cryoshuffle.files.volumes import LABEL, VolumeHeader, VolumeReader, VolumeWriter, affine_of, is_named, volume_meta
+from cryoshuffle.files.volumes import (
+    LABEL,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+    affine_of,
+    grid_of,
+    is_named,
+    volume_meta,
+)
 from cryoshuffle.memory import most_memory_bytes
 
 SUFFIXES = (".ome.zarr", ".zarr")
@@ -264,10 +273,10 @@ class OmeZarrReader(VolumeReader):
     """Reads one level of an OME-Zarr, versions 0.4 and 0.5.
 
     Args:
+        permissive: of other formats; not needed here.
         folder: where volumes too large for memory are kept while the program runs (:mod:`cryoshuffle.files.scratch`);
             None for memory, however large they are.
         largest: voxels to take along each axis, from the middle; None for all.
-        permissive: of other formats; not needed here.
 
     Returns:
         ``get_data`` gives the volume ``(Z, Y, X)`` and a dictionary with ``affine`` (Å, axis codes SAR) and
@@ -281,11 +290,6 @@ class OmeZarrReader(VolumeReader):
     """
 
     suffixes, is_folder = SUFFIXES, True
-
-    def __init__(
-        self, folder: str | os.PathLike[str] | None = None, largest: int | None = None, permissive: bool = False
-    ) -> None:
-        super().__init__(permissive, folder, largest)
 
     def _open(self, path: str | os.PathLike[str]) -> ZarrVolume:
         volume = open_zarr(path)
@@ -372,8 +376,7 @@ class OmeZarrWriter(VolumeWriter):
 
     def _describe(self, name: str, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         affine = self.meta.get(MetaKeys.AFFINE)
-        affine = np.eye(4)[[2, 1, 0, 3]] if affine is None else np.asarray(affine, dtype=float)
-        size, origin = np.linalg.norm(affine[:3, :3], axis=0), affine[[2, 1, 0], 3]
+        size, origin = grid_of(np.eye(4)[[2, 1, 0, 3]] if affine is None else np.asarray(affine, dtype=float))
         levels = []
         for level in range(len(shapes)):
             # A voxel of a coarser level is the mean of finer ones, so its middle lies between theirs.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import logging
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeGuard
+from typing import IO, Any, ClassVar, TypeGuard
 
 import nibabel
 import numpy as np
@@ -32,6 +34,7 @@ DENOISED = "denoised, J-invariant volume shuffle"
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8": np.int8, "int16": np.int16, "uint16": np.uint16}
 # Share of a result's voxels that its type may clip.
 _MOST_CLIPPED = 0.001
+_UNPACKING: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
 
 
 def own_label(content: str) -> bytes:
@@ -72,6 +75,12 @@ def refuse_no_file(path: str | os.PathLike[str]) -> None:
         raise FileError(f"{path}: is a folder, name the file of one volume in it; a series of images makes no tomogram")
     if not Path(path).is_file():
         raise FileError(f"{path}: there is no such file, check the path")
+
+
+def open_packed(path: Path) -> IO[bytes]:
+    """A file, open for reading; where its name says that it is compressed it is unpacked on the way."""
+    opened: IO[bytes] = _UNPACKING.get(path.suffix.lower(), open)(path, "rb")
+    return opened
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,19 @@ def affine_of(size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> np.ndar
         affine[row, 3] = origin_zyx[axis]
     affine[3, 3] = 1.0
     return affine
+
+
+def grid_of(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxel size and origin along (Z, Y, X), Å, of a volume with axes (Z, Y, X).
+
+    Args:
+        affine: of the volume, as :func:`affine_of` makes it.
+
+    Example:
+        >>> [one.tolist() for one in grid_of(affine_of((3.0, 2.0, 1.0), (0.0, 0.0, 7.0)))]
+        [[3.0, 2.0, 1.0], [0.0, 0.0, 7.0]]
+    """
+    return np.linalg.norm(affine[:3, :3], axis=0), affine[[2, 1, 0], 3]
 
 
 def volume_meta(shape: Sequence[int], size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,20 @@ def write_text(content: str, path: str | os.PathLike[str]) -> None:
     """
     with written_whole(path, way_out="choose another folder") as partial:
         partial.write_text(content, encoding="utf-8")
+
+
+def as_plain(value: Any) -> Any:
+    """A value as JSON has it: tuples become lists, and what it has no word for becomes text.
+
+    Example:
+        >>> as_plain({1: (2.5, None, Path("in.mrc"))})
+        {'1': [2.5, None, 'in.mrc']}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): as_plain(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(one) for one in value]
+    return value if isinstance(value, (int, float, bool, type(None))) else str(value)
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:

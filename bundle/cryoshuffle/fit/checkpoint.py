@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import cryoshuffle
 from cryoshuffle.devices import are_processes_joined, is_first_process
 from cryoshuffle.errors import FileError, InputError, SettingError, named_changes
-from cryoshuffle.files.writing import save_whole, write_json
+from cryoshuffle.files.writing import as_plain, save_whole, write_json
 from cryoshuffle.fit.handlers import Budget
 from cryoshuffle.fit.risk import is_as_good
 from cryoshuffle.inference.checkpoints import FORMAT, load_plain
@@ -123,7 +123,7 @@ class FitCheckpoint:
         self.network, self.averaged, self.optimizer, self.scheduler = network, averaged, optimizer, scheduler
         self.evaluator = evaluator
         self.whitening = None if whitening is None else dict(whitening)
-        self.settings = {str(k): _as_plain(v) for k, v in settings.items()}
+        self.settings = {str(k): as_plain(v) for k, v in settings.items()}
         self.resume, self.overwrite, self.budget = resume, overwrite, budget
         self.risks: list[float] = []
         self.kept_risk = math.inf
@@ -294,9 +294,3 @@ class FitCheckpoint:
     def _write(self, content: Mapping[str, Any], path: Path) -> None:
         if is_first_process():
             save_whole(content, path)
-
-
-def _as_plain(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [_as_plain(v) for v in value]
-    return value if isinstance(value, (int, float, bool, type(None))) else str(value)

@@ -72,30 +72,28 @@ class WindowDataset(Dataset[Mapping[str, Any]]):
         return window
 
 
-def image_paths(data: Sequence[Mapping[str, Any]], key: str = "image") -> list[str]:
+def image_paths(data: Sequence[Mapping[str, Any]]) -> list[str]:
     """The paths that a datalist names.
 
     Args:
-        data: dictionaries.
-        key: of the path in each.
+        data: dictionaries, each with a path under ``image``.
 
     Raises:
         InputError: if one has no path there.
     """
     for number, item in enumerate(data):
-        if not isinstance(item, Mapping) or not isinstance(item.get(key), (str, os.PathLike)):
-            raise InputError(f"item {number} of the datalist is {item!r:.99}: give {{'{key}': path of a tomogram}}")
-    return [os.fspath(item[key]) for item in data]
+        if not isinstance(item, Mapping) or not isinstance(item.get("image"), (str, os.PathLike)):
+            raise InputError(f"item {number} of the datalist is {item!r:.99}: give {{'image': path of a tomogram}}")
+    return [os.fspath(item["image"]) for item in data]
 
 
-def as_datalist(paths: Sequence[str], key: str = "image") -> list[dict[str, str]]:
+def as_datalist(paths: Sequence[str]) -> list[dict[str, str]]:
     """Paths as MONAI's datalists name them.
 
     Args:
         paths: of tomograms.
-        key: of the path in each item.
     """
-    return [{key: path} for path in paths]
+    return [{"image": path} for path in paths]
 
 
 def choose_preset(presets: Mapping[str, Mapping[str, Any]], name: str, what: str = "preset") -> Mapping[str, Any]:

@@ -6,9 +6,9 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,12 @@ from cryoshuffle.network import unwrap
 from cryoshuffle.signals import listening
 from cryoshuffle.simulation.windows import SimulatedWindows
 
+if TYPE_CHECKING:
+    from cryoshuffle.fit.checkpoint import FitCheckpoint
+
 logger = logging.getLogger("cryoshuffle")
+# Share of what was gained since the first epoch, below which a gain counts for none.
+_FLAT = 0.05
 
 
 def averaged_copy(network: nn.Module) -> nn.Module:
@@ -143,35 +148,21 @@ class ClipGradients:
         clip_grad_norm_(self.parameters, self.norm)
 
 
-def flat_after(risks: Sequence[float], patience: int, tolerance: float = 0.05) -> int | None:
+def flat_after(risks: Sequence[float], patience: int) -> int | None:
     """After how many epochs the risk was flat for the first time; None if it falls still.
 
     It is flat when the smallest risk of the last ``patience`` epochs is no smaller than the smallest before, but for
-    some share of all that was gained.
+    a twentieth of all that was gained since the first epoch.
 
     Args:
         risks: of the epochs so far.
         patience: epochs.
-        tolerance: the share, of what was gained since the first epoch.
     """
     for count in range(patience + 1, len(risks) + 1):
         before, recent = min(risks[: count - patience]), min(risks[count - patience : count])
-        if before - recent <= tolerance * max(0.0, risks[0] - recent):
+        if before - recent <= _FLAT * max(0.0, risks[0] - recent):
             return count
     return None
-
-
-class FitState(Protocol):
-    """What a budget needs to know of a fit: :class:`cryoshuffle.fit.checkpoint.FitCheckpoint` has it.
-
-    Attributes:
-        risks: of the epochs so far, those before an interruption included.
-    """
-
-    risks: list[float]
-
-    def elapsed_s(self) -> float:
-        """Seconds spent on the fit, those before an interruption included."""
 
 
 class KeptMemory:
@@ -188,14 +179,8 @@ class KeptMemory:
 
     def attach(self, engine: Engine) -> None:
         """From start to end, or to an error."""
-        while_running(engine, self._keep)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._look)
-
-    def _keep(self, engine: Engine) -> AbstractContextManager[None]:
-        return keep_memory(self.device)
-
-    def _look(self, engine: Engine) -> None:
-        trim_near_limit()
+        while_running(engine, lambda engine: keep_memory(self.device))
+        engine.add_event_handler(Events.ITERATION_COMPLETED, trim_near_limit)
 
 
 class Budget:
@@ -225,7 +210,7 @@ class Budget:
         self.minutes = minutes
         self.warmup = warmup
         self.patience = patience
-        self.fit: FitState | None = None
+        self.fit: FitCheckpoint | None = None
         self._epoch_began_s = 0.0
         self._flat_step: int | None = None
         self._last_step = steps
@@ -238,7 +223,7 @@ class Budget:
         engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def watch(self, fit: FitState) -> Budget:
+    def watch(self, fit: FitCheckpoint) -> Budget:
         """Take clock and risks of the checkpoint, which go on across interruptions."""
         self.fit = fit
         return self

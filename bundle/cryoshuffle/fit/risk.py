@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,11 +36,6 @@ class HeldOutRisk(Metric):
     Source:
         Batson & Royer 2019, "Noise2Self", proposition 1.
     """
-
-    def __init__(
-        self, output_transform: Callable[[Any], Any] = lambda x: x, device: str | torch.device = "cpu"
-    ) -> None:
-        super().__init__(output_transform=output_transform, device=device)
 
     def reset(self) -> None:
         """Forget all sums."""

@@ -27,6 +27,8 @@ from cryoshuffle.inference.windows import Window
 from cryoshuffle.lattice import Triple
 
 logger = logging.getLogger("cryoshuffle")
+# Where an item of a fit has what its blocks are worth.
+WEIGHTS_KEY = "weights"
 # Blocks whose variance is within this factor of the usual one are drawn alike. Contrast is far below it, gold and
 # constant padding are far beyond.
 USUAL = 16.0
@@ -95,14 +97,14 @@ class FitRegiond(MapTransform):
     """Crops images to where a fit looks, and says how much each block of them is worth.
 
     A window is then drawn as often as the blocks in it are worth on average (:class:`RandLatticeWindowd
-    <cryoshuffle.fit.transforms.RandLatticeWindowd>`), and blocks that are worth little are not scored.
+    <cryoshuffle.fit.transforms.RandLatticeWindowd>`), and blocks that are worth little are not scored. It is kept under
+    ``weights``; nothing is where almost all blocks are worth the same.
 
     Args:
         keys: of the images, ``(1, Z, Y, X)``, standardised and oriented.
         mask: path of a mask of the specimen; None for the whole volume.
         folder: where a mask too large for memory is kept.
         robust: keep vacuum, padding and gold from dominating (:func:`robust_weights`).
-        weights_key: where the weights go; nothing goes there if almost all blocks are worth the same.
         allow_missing_keys: do not complain about a missing key.
 
     Attributes:
@@ -118,11 +120,10 @@ class FitRegiond(MapTransform):
         mask: str | None = None,
         folder: str | os.PathLike[str] | None = None,
         robust: bool = True,
-        weights_key: str = "weights",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.mask, self.folder, self.robust, self.weights_key = mask, folder, robust, weights_key
+        self.mask, self.folder, self.robust = mask, folder, robust
         self.notes: list[str] = []
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -151,7 +152,7 @@ class FitRegiond(MapTransform):
                 result[key] = image[(slice(None), *region)]
                 self.notes.append(f"the fit looks at {float(inside.mean()):.1%} of the volume, as the mask says")
             if weights is not None:
-                result[self.weights_key] = weights
+                result[WEIGHTS_KEY] = weights
         return result
 
 

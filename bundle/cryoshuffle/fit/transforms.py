@@ -28,7 +28,7 @@ from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.intensity import InvertibleForEachKey
 from cryoshuffle.files.masks import BLOCK
-from cryoshuffle.fit.sampling import HeldOutSlab, draw_by_worth
+from cryoshuffle.fit.sampling import WEIGHTS_KEY, HeldOutSlab, draw_by_worth
 from cryoshuffle.lattice import Triple, as_triple
 
 logger = logging.getLogger("cryoshuffle")
@@ -109,14 +109,15 @@ class RandLatticeWindow(Randomizable, InvertibleTransform):
 class RandLatticeWindowd(_AlikeForAllKeys):
     """Dictionary form of :class:`RandLatticeWindow`; all keys get the same window.
 
+    What blocks are worth, as :class:`cryoshuffle.fit.sampling.FitRegiond` leaves it under ``weights``, is taken out.
+    All are worth the same where there is nothing.
+
     Args:
         keys: of the images.
         window: see :class:`RandLatticeWindow`.
         period: of the lattice.
         held_out: slab without windows.
         allow_missing_keys: do not complain about a missing key.
-        weights_key: of what blocks are worth, as :class:`cryoshuffle.fit.sampling.FitRegiond` leaves it; it is taken
-            out. All are worth the same where there is nothing under it.
     """
 
     backend = RandLatticeWindow.backend
@@ -128,16 +129,14 @@ class RandLatticeWindowd(_AlikeForAllKeys):
         period: Sequence[int] | int,
         held_out: HeldOutSlab | None = None,
         allow_missing_keys: bool = False,
-        weights_key: str = "weights",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = RandLatticeWindow(window, period, held_out)
-        self.weights_key = weights_key
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Cut the same window from the images under the keys."""
         rest: dict[Hashable, Any] = dict(data)
-        weights = rest.pop(self.weights_key, None)
+        weights = rest.pop(WEIGHTS_KEY, None)
         return self._apply(rest, weights=weights)
 
 
@@ -257,14 +256,14 @@ class CropHeldOut(Transform):
 
 
 class CropHeldOutd(MapTransform):
-    """Dictionary form of :class:`CropHeldOut`: the crop stays under its key, what is scored goes to another.
+    """Dictionary form of :class:`CropHeldOut`: the crop stays under its key, what is scored goes to ``label``.
+
+    What blocks are worth is taken out, see :class:`RandLatticeWindowd`.
 
     Args:
         keys: of the images.
         held_out: the slab.
-        scored_key: where the copy that is NaN outside the slab goes.
         allow_missing_keys: do not complain about a missing key.
-        weights_key: of what blocks are worth; it is taken out.
     """
 
     backend = CropHeldOut.backend
@@ -273,21 +272,17 @@ class CropHeldOutd(MapTransform):
         self,
         keys: KeysCollection,
         held_out: HeldOutSlab,
-        scored_key: str = "label",
         allow_missing_keys: bool = False,
-        weights_key: str = "weights",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = CropHeldOut(held_out)
-        self.scored_key = scored_key
-        self.weights_key = weights_key
 
     def __call__(self, data: Mapping[Hashable, NdarrayOrTensor]) -> dict[Hashable, Any]:
         """Crop the images under the keys."""
         result: dict[Hashable, Any] = dict(data)
-        weights = result.pop(self.weights_key, None)
+        weights = result.pop(WEIGHTS_KEY, None)
         for key in self.key_iterator(result):
-            result[key], result[self.scored_key] = self.transform(result[key], weights)
+            result[key], result["label"] = self.transform(result[key], weights)
         return result
 
 

@@ -38,15 +38,6 @@ _TARGETS = (
 )
 
 
-def weights_first(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A model as MONAI's own programs take it: the weights by their names, and all else beside them in one entry.
-
-    Args:
-        checkpoint: as :func:`load_plain` gives it, which takes both forms.
-    """
-    return {**checkpoint["model"], BESIDE: {name: value for name, value in checkpoint.items() if name != "model"}}
-
-
 def _read_model(path: Path) -> dict[str, Any]:
     """The content of a checkpoint of ours, of any version."""
     if (path / "model.pt").is_file():
@@ -99,23 +90,6 @@ def load_plain(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def network_config(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The network that the weights of a checkpoint belong to, as a MONAI component config.
-
-    Raises:
-        InputError: if the checkpoint does not name it (its body is not ours), or names anything but this package's
-            network and plain numbers.
-    """
-    config = checkpoint.get("network_def")
-    if not isinstance(config, dict):
-        raise InputError(
-            f"{path}: does not say which network it belongs to, its body is not ours; "
-            "run it with the configs it was fitted with: python -m monai.bundle run"
-        )
-    _refuse_code(config, path)
-    return config
-
-
 def _refuse_code(config: Any, path: str | os.PathLike[str]) -> None:
     if isinstance(config, Mapping):
         for key, value in config.items():
@@ -150,41 +124,6 @@ class ModelSettings:
     blend: Mapping[str, Any] | None = None
 
 
-def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
-    """What a model was fitted with; where there is no model yet, the blind plane across y.
-
-    Without a model nothing is denoised: :class:`ModelLoader` stops such a run. The default lets MONAI export and verify
-    the network of a bundle that is not fitted.
-
-    Raises:
-        InputError: if the file is no checkpoint, or names more than plain settings.
-    """
-    if not Path(path).is_file():
-        return ModelSettings(BlindSet("plane", "y"), None, None)
-    return model_settings(load_plain(path), path)
-
-
-def model_settings(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> ModelSettings:
-    """What a model was fitted with.
-
-    Args:
-        checkpoint: of :func:`load_plain`.
-        path: of it, for the message.
-
-    Raises:
-        InputError: if it names more than plain settings.
-    """
-    whitening = checkpoint.get("whitening")
-    if whitening is not None:
-        whitening = WhitenNoise(**whitening).whitening.config()
-    lattice = checkpoint.get("lattice")
-    if lattice is None:
-        raise InputError(f"{path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
-    _refuse_code(lattice, path)
-    blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
-    return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, _blend(checkpoint))
-
-
 def _blend(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The mixture of network and linear filter that a model asks for, as plain values; None for the network alone."""
     blend = checkpoint.get("blend")
@@ -213,42 +152,121 @@ class StoredNoise:
     levels: bool
 
 
-def stored_noise(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> StoredNoise | None:
-    """The noise that a model keeps; None where it keeps none.
+class Model:
+    """A checkpoint, read once, and what is in it.
 
     Args:
-        checkpoint: of :func:`load_plain`.
-        path: of it, for the message.
+        path: of it.
+
+    Attributes:
+        content: as :func:`load_plain` gives it.
 
     Raises:
-        InputError: if the noise is of another shape, or negative.
+        FileError, InputError: see :func:`load_plain`.
     """
-    stored = checkpoint.get("noise")
-    if not isinstance(stored, Mapping) or not isinstance(stored.get("spectrum"), Tensor):
-        return None
-    spectrum = stored["spectrum"].float()
-    if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
-        raise InputError(f"{path}: its noise is of shape {tuple(spectrum.shape)} or negative, fit a model anew")
-    return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path, self.content = path, load_plain(path)
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """The network that the weights belong to, as a MONAI component config.
+
+        Raises:
+            InputError: if the checkpoint does not name it (its body is not ours), or names anything but this package's
+                network and plain numbers.
+        """
+        config = self.content.get("network_def")
+        if not isinstance(config, dict):
+            raise InputError(
+                f"{self.path}: does not say which network it belongs to, its body is not ours; "
+                "run it with the configs it was fitted with: python -m monai.bundle run"
+            )
+        _refuse_code(config, self.path)
+        return config
+
+    def network(self) -> BlindSpotNet:
+        """The network with its weights, in evaluation mode, on the CPU.
+
+        Raises:
+            InputError: see :attr:`network_config`; or if the weights do not fit the network.
+        """
+        network = ConfigParser({"net": self.network_config}).get_parsed_content("net")
+        load_weights(network, self.content["model"], self.path)
+        network.eval()
+        return network
+
+    def settings(self) -> ModelSettings:
+        """What it was fitted with.
+
+        Raises:
+            InputError: if it names more than plain settings.
+        """
+        whitening = self.content.get("whitening")
+        if whitening is not None:
+            whitening = WhitenNoise(**whitening).whitening.config()
+        lattice = self.content.get("lattice")
+        if lattice is None:
+            raise InputError(f"{self.path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
+        _refuse_code(lattice, self.path)
+        blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
+        return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, _blend(self.content))
+
+    def noise(self) -> StoredNoise | None:
+        """The noise that it keeps; None where it keeps none.
+
+        Raises:
+            InputError: if the noise is of another shape, or negative.
+        """
+        stored = self.content.get("noise")
+        if not isinstance(stored, Mapping) or not isinstance(stored.get("spectrum"), Tensor):
+            return None
+        spectrum = stored["spectrum"].float()
+        if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
+            shape = tuple(spectrum.shape)
+            raise InputError(f"{self.path}: its noise is of shape {shape} or negative, fit a model anew")
+        return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
+
+    def needed_noise(self, without: str) -> StoredNoise:
+        """The same, where nothing can be done without.
+
+        Args:
+            without: what its absence means, for the message.
+
+        Raises:
+            InputError: see :meth:`noise`; or if it keeps none.
+        """
+        noise = self.noise()
+        if noise is None:
+            raise InputError(
+                f"{self.path}: does not know the noise of its tomogram, {without}: fit a model anew, and not with "
+                "--no-refine"
+            )
+        return noise
+
+
+def read_model_settings(path: str | os.PathLike[str]) -> ModelSettings:
+    """What a model was fitted with; where there is no model yet, the blind plane across y.
+
+    Without a model nothing is denoised: :class:`ModelLoader` stops such a run. The default lets MONAI export and verify
+    the network of a bundle that is not fitted.
+
+    Raises:
+        InputError: if the file is no checkpoint, or names more than plain settings.
+    """
+    if not Path(path).is_file():
+        return ModelSettings(BlindSet("plane", "y"), None, None)
+    return Model(path).settings()
 
 
 def read_noise(path: str | os.PathLike[str], without: str) -> StoredNoise:
-    """The noise that a model keeps, where nothing can be done without.
-
-    Args:
-        path: of the model.
-        without: what its absence means, for the message.
+    """The noise that a model keeps, where nothing can be done without, see :meth:`Model.needed_noise`.
 
     Raises:
         FileError: if it is missing.
         InputError: if it is no model of ours, or keeps no noise.
     """
-    noise = stored_noise(load_plain(path), path)
-    if noise is None:
-        raise InputError(
-            f"{path}: does not know the noise of its tomogram, {without}: fit a model anew, and not with --no-refine"
-        )
-    return noise
+    return Model(path).needed_noise(without)
 
 
 def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
@@ -258,11 +276,7 @@ def load_network(path: str | os.PathLike[str]) -> BlindSpotNet:
         FileError: if the file is missing.
         InputError: if it is not a checkpoint, or its weights do not fit the network it names.
     """
-    checkpoint = load_plain(path)
-    network = ConfigParser({"net": network_config(checkpoint, path)}).get_parsed_content("net")
-    load_weights(network, checkpoint["model"], path)
-    network.eval()
-    return network
+    return Model(path).network()
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

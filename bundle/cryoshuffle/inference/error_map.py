@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.networks.utils import eval_mode
-from torch import Tensor, nn
+from torch import Tensor
 
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
@@ -160,9 +160,8 @@ class ErrorMap:
             error[:, :, part] = ((1 - share) * error[:, :, part].square() + noise).sqrt()
         return error
 
-    def _denoise(self, noisy: Tensor, network: Callable[..., Tensor]) -> Tensor:
-        if not isinstance(network, nn.Module):
-            return self.inferer(noisy, network)
+    def _denoise(self, noisy: Tensor, network: Any) -> Tensor:
+        # MONAI leaves a function as it is.
         with eval_mode(network):
             return self.inferer(noisy, network)
 

@@ -16,7 +16,7 @@ from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.files.intensity import ForEachKey, StandardiseIntensityd
 from cryoshuffle.files.volumes import AXIS_CODES, refuse_masked, tells_axes
-from cryoshuffle.inference.checkpoints import load_network, read_model_settings
+from cryoshuffle.inference.checkpoints import Model
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.whitening import WhitenNoised
 
@@ -62,8 +62,8 @@ class Denoise(Transform):
         smooth: float = 0.0,
     ) -> None:
         where = choose_device(device)
-        self.network = load_network(checkpoint).to(where)
-        fitted = read_model_settings(checkpoint)
+        model = Model(checkpoint)
+        self.network, fitted = model.network().to(where), model.settings()
         self.inferer = HaloWindowInferer(
             window, precision=precision, device=where, blend=fitted.blend, detail=detail, smooth=smooth,
             mirrors=mirrors, quiet=not progress,

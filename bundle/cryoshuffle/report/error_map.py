@@ -24,7 +24,7 @@ from cryoshuffle.files.intensity import IS_SPREAD
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.inference.checkpoints import StoredNoise, read_noise
-from cryoshuffle.inference.error_map import NO_ERROR_MAP, PASSES, ErrorMap
+from cryoshuffle.inference.error_map import NO_ERROR_MAP, ErrorMap
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.volumes import load_volume, on_one_scale
 
@@ -47,7 +47,6 @@ class ErrorMapWriter:
         inferer: that makes the result.
         transform: from the file to what the inferer is given; it is undone for the map.
         output: path of the result, for messages.
-        passes: of inference.
         seed: of the noise that is added.
         halves: paths of even and odd half of the tomogram, whose difference the map is compared with; None for none.
         tomogram: path of the tomogram, which tells which way the axes of the halves run.
@@ -71,7 +70,6 @@ class ErrorMapWriter:
         inferer: HaloWindowInferer,
         transform: Compose,
         output: str,
-        passes: int = PASSES,
         seed: int = 0,
         halves: Sequence[str] | None = None,
         tomogram: str | None = None,
@@ -80,7 +78,7 @@ class ErrorMapWriter:
         **options: Any,
     ) -> None:
         self.path, self.checkpoint, self.inferer, self.transform = path or "", checkpoint, inferer, transform
-        self.output, self.passes, self.seed, self.options = output, passes, seed, options
+        self.output, self.seed, self.options = output, seed, options
         self.halves, self.tomogram, self.permissive = halves, tomogram, permissive
         self.comparison = None if comparison is None else Path(comparison)
         self._noise: StoredNoise | None = None
@@ -124,7 +122,7 @@ class ErrorMapWriter:
         """The map, ``(1, Z, Y, X)``, as what the transform makes of a file."""
         noise = self._noise if self._noise is not None else read_noise(self.checkpoint, NO_ERROR_MAP)
         (image, result), self._kept = self._kept, None
-        one, error_map = image[0], ErrorMap(noise, self.inferer, self.passes, self.seed)
+        one, error_map = image[0], ErrorMap(noise, self.inferer, seed=self.seed)
         with torch.no_grad():
             volume = image.as_subclass(Tensor)
             error = error_map(volume, result, network)

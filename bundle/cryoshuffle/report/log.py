@@ -31,6 +31,10 @@ logger = logging.getLogger("cryoshuffle")
 HISTORY_NAME = "history.jsonl"
 
 
+def _all_steps(engine: Engine) -> int:
+    return (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+
+
 class RunLog:
     """Writes what this package logs to ``run.log`` while an engine, or a ``with`` block, runs.
 
@@ -245,7 +249,7 @@ class History:
     def __call__(self, engine: Engine) -> None:
         """Write a line."""
         state = engine.state
-        total = (state.max_epochs or 0) * (state.epoch_length or 0)
+        total = _all_steps(engine)
         pace = (state.iteration - self._first) / max(time.monotonic() - self._began, 1e-9)
         line = {
             "stage": self.name,
@@ -314,7 +318,7 @@ class Progress:
 
     def _open(self, engine: Engine) -> None:
         if self._bar is None:
-            own = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            own = _all_steps(engine)
             before, total = (0, own) if self.place is None else (self.place.before, self.place.total)
             self._bar = tqdm(
                 total=total,
@@ -338,7 +342,7 @@ class Progress:
     def _finish(self, engine: Engine) -> None:
         self.close()
         if getattr(engine.state, "out_of_time", False) and is_first_process():
-            total = (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)
+            total = _all_steps(engine)
             logger.warning(
                 "%s: cut short by --minutes after step %d of %d, more minutes give it the rest",
                 self.name, engine.state.iteration, total,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,12 @@ from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.scores.artefacts import (
+    beside_noise,
     detail_slopes,
-    noise_removed,
     painted_noise,
     residual_levels,
-    residual_power,
-    seam_metric,
     signal_left,
+    window_seams,
 )
 from cryoshuffle.scores.evaluation import evaluate, halves_agreement
 
@@ -33,17 +33,6 @@ from cryoshuffle.scores.evaluation import evaluate, halves_agreement
 _SIDE = 160
 # More of it, for what differs from place to place.
 _AROUND = 320
-
-
-def _seams(result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int]) -> dict[str, Any]:
-    """Jumps at the borders of windows, of a part of a volume that begins at ``start``; empty without a border in it."""
-    first = [-a % w for a, w in zip(start, window, strict=True)]
-    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
-    try:
-        borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
-    except InputError:
-        return {}
-    return {"seams": {"window": list(window), "borders": borders, "halfway": halfway}}
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,11 @@ class NoiseScale:
     stored: StoredNoise
     deviation: float
     detail: float = 0.0
+
+
+def _in_whole(place: Sequence[int], start: Sequence[int]) -> list[int]:
+    """A place in the whole volume, from that in a part which begins at ``start``."""
+    return [a + b for a, b in zip(start, place, strict=True)]
 
 
 def _beside_noise(
@@ -78,12 +72,19 @@ def _beside_noise(
         return before, before - (before - after) / (1 - noise.detail)
 
     regions = residual_levels(*standard(around), noise.stored.spectrum, noise.stored.levels)
-    regions["places"] = [[a + b for a, b in zip(start, place, strict=True)] for place in regions["places"]]
-    middle_parts, spectrum = standard(middles), noise.stored.spectrum
-    return {
-        "power": {**residual_power(*middle_parts, spectrum), "regions": regions},
-        "removed": noise_removed(*middle_parts, spectrum),
-    }
+    regions["places"] = [_in_whole(place, start) for place in regions["places"]]
+    beside = beside_noise(*standard(middles), noise.stored.spectrum)
+    beside["power"]["regions"] = regions
+    return beside
+
+
+def _of_halves(halves: Iterable[Tensor], voxel_size_angstrom: float | None) -> dict[str, Any]:
+    """How far two halves agree, which may be read only now; or why that is not known."""
+    try:
+        even, odd = halves
+        return {"halves": halves_agreement(even, odd, voxel_size_angstrom)}
+    except (FileError, InputError) as error:
+        return {"halves_not_measured": str(error)}
 
 
 def measure(
@@ -112,13 +113,13 @@ def measure(
 
     Returns:
         what :func:`cryoshuffle.scores.evaluation.evaluate` tells of the middle, the power of result and residual over
-        the tomogram's there (``kept``), ``signal_left`` of it, with its place
-        in the whole volume, ``slopes`` of it with ``slope_strengths``, and ``painted`` of more of the volume
-        (:mod:`cryoshuffle.scores.artefacts`), ``seams`` where a border is in it, ``power`` of the residual beside
-        the noise and how much of the noise was ``removed`` where the noise is known, ``voxel_size_zyx`` (Å) where it
-        is known, and the ``full_shape``. Where the volume is too small for them, ``not_measured`` says so instead.
-        ``halves`` is :func:`cryoshuffle.scores.evaluation.halves_agreement` of the same middle, or
-        ``halves_not_measured`` says why not.
+        the tomogram's there (``kept``), ``signal_left`` of it, with its place in the whole volume, ``slopes`` of it
+        with ``slope_strengths``, and ``painted`` of more of the volume (:mod:`cryoshuffle.scores.artefacts`), ``seams``
+        where a border is in it, ``power`` of the residual beside the noise and how much of the noise was ``removed``
+        where the noise is known, ``voxel_size_zyx`` (Å) where it is known, and the ``full_shape``. Where the volume is
+        too small for them, ``not_measured`` says so instead. ``halves`` is
+        :func:`cryoshuffle.scores.evaluation.halves_agreement` of the same middle, or ``halves_not_measured`` says why
+        not.
 
     Raises:
         FileError, InputError: if a file is missing, cannot be read, or is not the size of the other.
@@ -149,21 +150,18 @@ def measure(
     except InputError as error:
         numbers["not_measured"] = str(error)
     else:
-        numbers["signal_left"] = {**signal, "where": [a + b for a, b in zip(start, signal["where"], strict=True)]}
-        around = [part.start for part in middle(full, _AROUND)[1:]]
-        places = [[a + b for a, b in zip(around, place, strict=True)] for place in painted["places"]]
-        numbers["painted"] = {**painted, "places": places}
+        around = [part.start for part in middle(full, _AROUND)]
+        numbers["signal_left"] = {**signal, "where": _in_whole(signal["where"], start)}
+        numbers["painted"] = {**painted, "places": [_in_whole(place, around[1:]) for place in painted["places"]]}
         if noise is not None:
-            at = [part.start for part in middle(full, _AROUND)]
-            numbers.update(_beside_noise((before, after), whole, noise, at))
+            numbers.update(_beside_noise((before, after), whole, noise, around))
         if window is not None:
-            numbers.update(_seams(after, window, strides, start))
+            # There may be no border in the middle.
+            with contextlib.suppress(InputError):
+                numbers["seams"] = window_seams(after, window, strides, start)
     if halves is not None:
-        try:
-            even, odd = (crop(load_tomogram(path, permissive, folder, _SIDE, beside=noisy)) for path in halves)
-            numbers["halves"] = halves_agreement(even, odd, voxel_size(numbers))
-        except (FileError, InputError) as error:
-            numbers["halves_not_measured"] = str(error)
+        parts = (crop(load_tomogram(path, permissive, folder, _SIDE, beside=noisy)) for path in halves)
+        numbers.update(_of_halves(parts, voxel_size(numbers)))
     return numbers
 
 

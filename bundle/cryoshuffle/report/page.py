@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import os
@@ -19,13 +18,13 @@ from PIL import Image
 
 from cryoshuffle.errors import FileError, FitInterruptedError
 from cryoshuffle.files.writing import checksum, write_json, write_text
-from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
+from cryoshuffle.inference.checkpoints import Model
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
 from cryoshuffle.report.error_map import COMPARISON_NAME
 from cryoshuffle.report.findings import findings, graded
 from cryoshuffle.report.log import logger, read_history
 from cryoshuffle.report.measurement import NoiseScale, measure, voxel_size
-from cryoshuffle.report.pictures import PICTURE_NAME, picture_planes
+from cryoshuffle.report.pictures import PICTURE_NAME, data_url, picture_planes
 from cryoshuffle.report.provenance import locate
 from cryoshuffle.report.slices import ERROR_COLOURS, read_slices
 from cryoshuffle.report.survival import HEAD, SURVIVAL_NAME, survival_rows, survival_words
@@ -106,7 +105,7 @@ def _scores(place: Path) -> Any:
 def _data_url(picture: Image.Image) -> str:
     with io.BytesIO() as held:
         picture.save(held, "PNG", optimize=True)
-        return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode("ascii")
+        return data_url(held.getvalue(), "png")
 
 
 def _curves(numbers: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> list[Chart]:
@@ -201,17 +200,15 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
     return path
 
 
-def _noise_scale(
-    provenance: Mapping[str, Any], models: Mapping[Path, Mapping[str, Any]], deviation: float
-) -> NoiseScale | None:
+def _noise_scale(provenance: Mapping[str, Any], fitted: Model, deviation: float) -> NoiseScale | None:
     """The noise that the model of a run keeps; None where it keeps none, or the residual is no noise by intention.
 
-    ``models`` are those that were read before.
+    ``fitted`` is that of its lattice, which may be the same.
     """
     path, detail = Path(provenance["network"]["path"]), float(provenance["settings"].get("detail") or 0.0)
     if not path.is_file() or detail >= _MOSTLY_GIVEN_BACK or provenance["settings"].get("smooth"):
         return None
-    noise = stored_noise(models[path] if path in models else load_plain(path), path)
+    noise = (fitted if path == fitted.path else Model(path)).noise()
     return None if noise is None else NoiseScale(noise, deviation, detail)
 
 
@@ -235,16 +232,16 @@ def read_verdict(folder: str | os.PathLike[str]) -> str:
     return "" if report is None else str(report["verdict"]["words"])
 
 
-def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[dict[Path, Mapping[str, Any]], list[int]]:
-    """The checkpoint of a run with the lattice of its fit, by path, and the strides of that lattice."""
+def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[Model, list[int]]:
+    """The checkpoint of a run with the lattice of its fit, and the strides of that lattice."""
     blind = place / "blind.pt"
     fitted = provenance["noise"] is not None and blind.is_file()
     network = blind if fitted else Path(provenance["network"]["path"])
     if not network.is_file():
         raise FileError(f"{network}: is gone, the network of the run is needed for its report")
-    checkpoint = load_plain(network)
-    stride = model_settings(checkpoint, network).stride
-    return {network: checkpoint}, [1, 1, 1] if stride is None else list(stride)
+    model = Model(network)
+    stride = model.settings().stride
+    return model, [1, 1, 1] if stride is None else list(stride)
 
 
 def _other_looks(provenance: Mapping[str, Any], permissive: bool) -> dict[str, str]:
@@ -339,12 +336,12 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
     if not is_new:
         _check_result(provenance)
     settings, noise = provenance["settings"], provenance["noise"]
-    models, strides = _fitted_network(place, provenance)
+    fitted, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
     window = provenance.get("window_zyx")
     fill_nan, error = bool(settings["fill_nan"]), (provenance.get("error") or {}).get("path")
     shown = read_slices(source, result, error, permissive, fill_nan, place)
-    scale = _noise_scale(provenance, models, shown.deviation)
+    scale = _noise_scale(provenance, fitted, shown.deviation)
     numbers = measure(source, result, strides, permissive, fill_nan, window, settings.get("halves"), scale, place)
     if settings.get("smooth"):
         numbers["smoothed"] = settings["smooth"]

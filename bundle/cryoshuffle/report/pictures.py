@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from cryoshuffle.noise.whitening import undo_whitening
 from cryoshuffle.report.charts import TEXT, chart_image, fsc_chart, line_chart
 
 _MARGIN, _TITLE = 8, 16
+# About the longest side of a plane in a picture, pixels.
+_LARGEST = 512
 _COLUMNS = ("before", "after", "residual")
 
 
@@ -50,7 +53,23 @@ def plane_across(volume: Tensor, axis: int, index: int) -> np.ndarray:
     return np.concatenate([part.numpy().copy() for part in parts])
 
 
-def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Image:
+def grey_range(planes: Iterable[np.ndarray]) -> tuple[float, float]:
+    """Grey values that are black and white: the 0.5th and the 99.5th percentile of some planes."""
+    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
+    return float(low), float(high)
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """The address of a picture in a page, which holds all of it.
+
+    Args:
+        content: of its file.
+        kind: of file, ``png`` for instance.
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def preview_image(before: Tensor, after: Tensor) -> Image.Image:
     """Draw the central XY, XZ and YZ planes, one row each, before, after and their difference.
 
     Each column has one grey scale for its three planes, from its 0.5th to its 99.5th percentile; the residual has
@@ -59,7 +78,6 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
     Args:
         before: the noisy tomogram.
         after: the denoised one.
-        largest: longest side of a plane in the picture, pixels.
 
     Shape:
         both ``(Z, Y, X)``.
@@ -79,20 +97,14 @@ def preview_image(before: Tensor, after: Tensor, largest: int = 512) -> Image.Im
         [v[z].numpy(), plane_across(v, 1, y), plane_across(v, 2, x).T] for v in (one, two)
     ]
     columns.append([a - b for a, b in zip(*columns, strict=True)])
-    scales = [_grey_range(planes) for planes in columns[:2]]
+    scales = [grey_range(planes) for planes in columns[:2]]
     half = (scales[0][1] - scales[0][0]) / 2
     scales.append((-half, half))
-    zoom, shrink = max(1, round(512 / max(one.shape))), max(1, -(-max(one.shape) // largest))
+    zoom, shrink = max(1, round(_LARGEST / max(one.shape))), max(1, -(-max(one.shape) // _LARGEST))
     tiles = [
         [_tile(plane, *scale, zoom, shrink) for plane in column] for column, scale in zip(columns, scales, strict=True)
     ]
     return _laid_out(tiles, (f"xy, z = {z}", f"xz, y = {y}", f"zy, x = {x}"))
-
-
-def _grey_range(planes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The 0.5th and the 99.5th percentile of some planes."""
-    low, high = np.percentile(np.concatenate([plane.ravel() for plane in planes]), (0.5, 99.5))
-    return float(low), float(high)
 
 
 def _tile(plane: np.ndarray, low: float, high: float, zoom: int, shrink: int) -> Image.Image:
@@ -195,6 +207,8 @@ def save_fsc_plot(
 logger = logging.getLogger("cryoshuffle")
 PICTURE_NAME = "result.png"
 _SIDE = 256
+# Longest side of what is shown while a fit runs, voxels.
+_WHILE_FITTING = 96
 
 
 class FitPreview:
@@ -206,7 +220,6 @@ class FitPreview:
         inferer: that runs it.
         output_dir: where ``preview.png`` goes; it is replaced each time.
         interval: epochs between pictures.
-        side: longest side of what is shown, voxels.
         whitening: of the volumes, undone for the picture.
     """
 
@@ -217,13 +230,11 @@ class FitPreview:
         inferer: Callable[..., Tensor],
         output_dir: str,
         interval: int = 4,
-        side: int = 96,
         whitening: Mapping[str, Any] | None = None,
     ) -> None:
         self.volumes, self.network, self.inferer = volumes, network, inferer
         self.path = Path(output_dir) / "preview.png"
         self.interval = interval
-        self.side = side
         self.whitening = whitening
 
     def attach(self, engine: Engine) -> None:
@@ -233,7 +244,7 @@ class FitPreview:
 
     def __call__(self, engine: Engine) -> None:
         """Draw now."""
-        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), self.side)
+        before = central_crop(torch.as_tensor(self.volumes[0]["image"]), _WHILE_FITTING)
         device = next(self.network.parameters()).device
         with eval_mode(self.network):
             after = self.inferer(before[None].to(device), self.network)[0]

@@ -18,7 +18,7 @@ from monai.engines.utils import IterationEvents
 import cryoshuffle
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.locks import unlock_run
-from cryoshuffle.files.writing import checksum, write_json
+from cryoshuffle.files.writing import as_plain, checksum, write_json
 from cryoshuffle.noise.choice import BlindPlan
 
 PROVENANCE_NAME = "provenance.json"
@@ -165,7 +165,7 @@ class Provenance:
                     name: None if file is None else {"path": file, "sha256": checksum(file)}
                     for name, file in self.files.items()
                 },
-                "settings": {name: _plain(value) for name, value in self.settings.items()},
+                "settings": {name: as_plain(value) for name, value in self.settings.items()},
                 "window_zyx": None if window is None else list(window),
                 "noise": None if self.measured is None else self.measured.report(),
             },
@@ -178,14 +178,6 @@ def _absolute(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_absolute(one) for one in value]
     return os.path.abspath(value) if isinstance(value, (str, os.PathLike)) and str(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return value if isinstance(value, (int, float, bool, str, type(None))) else str(value)
 
 
 # MONAI's command line ends without its finalize where a run failed.

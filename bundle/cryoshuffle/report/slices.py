@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import os
@@ -19,7 +18,7 @@ from cryoshuffle.files import scratch
 from cryoshuffle.files.formats import load_tomogram, tomogram_shape
 from cryoshuffle.files.intensity import FillNotFinite, mean_and_deviation
 from cryoshuffle.files.volumes import voxel_sizes
-from cryoshuffle.report.pictures import plane_across, stretch
+from cryoshuffle.report.pictures import data_url, grey_range, plane_across, stretch
 
 # XY slices in a page by their longest side, voxels; longest side of one in pixels.
 _SLICES, LARGEST = ((400, 15), (700, 11), (math.inf, 9)), 1024
@@ -126,13 +125,6 @@ def _cut(volume: Tensor) -> dict[str, dict[str, np.ndarray]]:
     }
 
 
-def _limits(planes: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[float, float]:
-    """Grey values that are black and white."""
-    values = np.concatenate([plane[::2, ::2].ravel() for stack in planes.values() for plane in stack.values()])
-    low, high = np.percentile(values, (0.5, 99.5))
-    return float(low), float(high)
-
-
 def _coloured(grey: np.ndarray) -> np.ndarray:
     """A picture of errors: a colour for each step from the least to the largest."""
     rgba = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5, 7)] for colour in ERROR_COLOURS])
@@ -205,7 +197,10 @@ def read_slices(
         name: {place: plane - planes["after"][name][place] for place, plane in stack.items()}
         for name, stack in planes["before"].items()
     }
-    limits = {name: _limits(cut) for name, cut in planes.items()}
+    limits = {
+        name: grey_range(plane[::2, ::2] for stack in cut.values() for plane in stack.values())
+        for name, cut in planes.items()
+    }
     half = (limits["before"][1] - limits["before"][0]) / 2
     limits["residual"] = (-half, half)
     pictures, shrinks = {}, {}
@@ -239,7 +234,6 @@ def _draw(
     shrink, quality = _size_that_fits(drawn(stack[len(stack) // 2]), pixels, _BYTES[kind])
 
     def address(plane: np.ndarray) -> str:
-        held = _webp(drawn(plane), shrink, quality)
-        return "data:image/webp;base64," + base64.b64encode(held).decode("ascii")
+        return data_url(_webp(drawn(plane), shrink, quality), "webp")
 
     return {name: {place: address(plane) for place, plane in cut.items()} for name, cut in planes.items()}, shrink

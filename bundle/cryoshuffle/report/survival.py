@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from cryoshuffle.boxes import Box
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
+from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum, write_json
-from cryoshuffle.inference.checkpoints import load_network, load_plain, read_model_settings, read_noise
+from cryoshuffle.inference.checkpoints import Model, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 from cryoshuffle.report.provenance import recorded_run
@@ -27,40 +28,29 @@ SURVIVAL_NAME = "survival.json"
 HEAD = ("object", "contrast", "comes back", "stands out", "stood out", "noise alone")
 
 
-def even_voxel_size(sizes_zyx: Sequence[float] | None) -> float | None:
-    """The voxel size in Å; None where it is not known, or not the same along all axes.
-
-    Args:
-        sizes_zyx: as a file has them; None where it has none.
-    """
-    known = sizes_zyx is not None and min(sizes_zyx) > 0 and max(sizes_zyx) < 1.01 * min(sizes_zyx)
-    return float(sizes_zyx[0]) if sizes_zyx is not None and known else None
-
-
-def survival_of_files(model: str, noisy: str, permissive: bool = False, device: str = "cpu") -> dict[str, Any]:
+def survival_of_files(model: str, noisy: str, permissive: bool = False) -> dict[str, Any]:
     """:class:`cryoshuffle.inference.survival.Survival` of a model and a tomogram in files.
 
     Args:
         model: path of the model, or of the folder of a run, whose ``detail`` and ``smooth`` then count too.
         noisy: path of the tomogram.
         permissive: also take MRC files whose header breaks the standard.
-        device: that computes.
 
     Raises:
         FileError: for a file that is missing or cannot be read.
         InputError: for a model that keeps no noise, or a tomogram that is too small.
     """
     path, recorded = recorded_run(model) if Path(model).is_dir() else (Path(model), {})
-    noise, settings = read_noise(path, NO_SURVIVAL), read_model_settings(path)
-    network = load_network(path).to(device)
-    fitted_to = load_plain(path).get("settings", {}).get("content", [])
+    fitted = Model(path)
+    noise, settings, network = fitted.needed_noise(NO_SURVIVAL), fitted.settings(), fitted.network()
+    fitted_to = fitted.content.get("settings", {}).get("content", [])
     if fitted_to and checksum(noisy) not in fitted_to:
         logger.warning("%s: was fitted to another tomogram than %s, so it may not have made the result", path, noisy)
     image: Any = FillNotFinite()(load_tomogram(noisy, permissive))
     volume = StandardiseIntensity()(image).as_tensor()[None]
     detail, smooth = (float(recorded.get(name) or 0.0) for name in ("detail", "smooth"))
-    inferer = HaloWindowInferer(blend=settings.blend, device=device, detail=detail, smooth=smooth)
-    return Survival(noise, inferer)(volume, network, even_voxel_size(image.meta.get("voxel_size_zyx")))
+    inferer = HaloWindowInferer(blend=settings.blend, detail=detail, smooth=smooth)
+    return Survival(noise, inferer)(volume, network, common_voxel_size(voxel_sizes(image)))
 
 
 def survival_rows(survival: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -153,7 +143,7 @@ class SurvivalTable:
         except InputError as error:
             self._why_not = str(error)
             return
-        self._kept = box, crop, even_voxel_size(image[0].meta.get("voxel_size_zyx"))
+        self._kept = box, crop, common_voxel_size(voxel_sizes(image[0]))
 
     def __call__(self, engine: Any) -> None:
         """Measure now."""

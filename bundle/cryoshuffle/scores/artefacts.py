@@ -27,7 +27,8 @@ _NEAREST, _FARTHEST, _NEIGHBOURS = 2, 4, 5
 # Where else stripes are looked for, coefficients from the lattice's own, and the lowest such frequency.
 _ELSEWHERE, _LOWEST = (7, 8, 9, 10), 0.1
 _BLOCKS = 4
-_FEWEST_BLOCKS = 16
+# Side of a block whose structure is told from others, voxels, and the fewest of them.
+_BLOCK_SIDE, _FEWEST_BLOCKS = 16, 16
 # Of the Gaussian that leaves coarse detail, voxels.
 _COARSE = (1.5, 1.5, 1.5)
 # What is finer than a Gaussian of this width, voxels, is nearly all noise.
@@ -44,7 +45,7 @@ def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
     Pure noise has the autocorrelation of the noise and no correlation with the result. Signal that was removed
     correlates with the result (above 0), noise that was kept does too; signal made stronger than it was anticorrelates.
     The mean of all signals that the tomogram allows keeps some noise and loses some signal: it correlates, up to 1
-    where it is no more than a filter. :func:`noise_removed` tells it from a worse result.
+    where it is no more than a filter. What was ``removed`` by :func:`beside_noise` tells it from a worse result.
 
     Args:
         before: the noisy tomogram, ``(Z, Y, X)``.
@@ -81,16 +82,16 @@ def residual_report(before: Tensor, after: Tensor) -> dict[str, Any]:
     }
 
 
-def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any]:
+def signal_left(before: Tensor, after: Tensor) -> dict[str, Any]:
     """Whether the residual is stronger where there is structure, and where most: signal that was taken away.
 
     Noise does not know where the structure is. So the coarse part of the residual should be as strong in the quarter of
-    the blocks whose result has the most structure as in the half that has the least.
+    the blocks whose result has the most structure as in the half that has the least. Sides of blocks are 16 voxels,
+    smaller in volumes that hold fewer than 4 along an axis.
 
     Args:
         before: the noisy tomogram, ``(Z, Y, X)``.
         after: the denoised one, in the same grey values.
-        block: side of a block, voxels; smaller in volumes that hold fewer than 4 along an axis.
 
     Returns:
         ``ratio`` of the two powers; ``scatter``, the standard error that chance gives it; ``where``, the middle (z, y,
@@ -100,7 +101,7 @@ def signal_left(before: Tensor, after: Tensor, block: int = 16) -> dict[str, Any
         InputError: if the shapes differ, a voxel is not finite, a volume is constant or has no 16 blocks.
     """
     check_comparable(before=before, after=after)
-    sides = [max(4, min(block, n // 4)) for n in before.shape]
+    sides = [max(4, min(_BLOCK_SIDE, n // 4)) for n in before.shape]
     if math.prod(n // side for n, side in zip(before.shape, sides, strict=True)) < _FEWEST_BLOCKS:
         raise InputError(
             f"a volume of {tuple(before.shape)} voxels is too small to compare parts of it, give a larger one"
@@ -206,13 +207,18 @@ def painted_noise(before: Tensor, after: Tensor) -> dict[str, Any]:
     return {"correlations": correlations, "strengths": strengths, "levels": levels, "places": places}
 
 
-def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
-    """How strong the residual is in each band of detail, beside the noise that was measured.
+def beside_noise(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, dict[str, Any]]:
+    """How strong the residual is in each band of detail, and how much of the noise is in it, beside the measured noise.
 
-    A result that is the mean of all signals that the tomogram allows leaves as much power as the noise has, less what
-    of the noise stays in it: next to nothing in the finest detail. So a residual below the noise tells that noise was
-    left in, or taken for stronger than it is, and one above it that signal was taken away, or the noise taken for
+    A result that is the mean of all signals that the tomogram allows leaves as much ``power`` as the noise has, less
+    what of the noise stays in it: next to nothing in the finest detail. So a residual below the noise tells that noise
+    was left in, or taken for stronger than it is, and one above it that signal was taken away, or the noise taken for
     weaker.
+
+    The residual is an estimate of the noise. If it is the mean of all noise that the tomogram allows, its product with
+    the tomogram has the mean of the noise's power; so have the residuals of any Wiener filter and of the truth. Where
+    more was ``removed``, signal was taken away as well; where less, noise was left in or signal made too strong. Or the
+    noise is not as strong as it was measured.
 
     Args:
         before: the noisy tomogram, standardised, ``(Z, Y, X)``.
@@ -220,67 +226,25 @@ def residual_power(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str,
         spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
 
     Returns:
-        For each band, fine to coarse (:func:`cryoshuffle.noise.linear_filter.bands`): ``ratios`` of the powers of
-        residual and noise, and ``errors``, the standard errors that chance gives them.
+        ``power`` and ``removed``, each with ``ratios``, for each band, fine to coarse
+        (:func:`cryoshuffle.noise.linear_filter.bands`), and ``errors``, the standard errors that chance gives them:
+        power of the residual over that of the noise, and mean product of residual and tomogram over it.
 
     Raises:
         InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
     """
     check_comparable(before=before, after=after)
     residual = before - after
-    beside = _beside_noise(residual, residual, spectrum)
-    return {
-        "ratios": [ratio for ratio, _, _ in beside],
-        "errors": [math.sqrt(2 * voxels) for _, _, voxels in beside],
-    }
-
-
-def _beside_noise(residual: Tensor, other: Tensor, spectrum: Tensor) -> list[tuple[float, float, float]]:
-    """The residual beside the noise, for each band of detail, fine to coarse.
-
-    Returns:
-        the mean product of both volumes over the power of the noise, the power of ``other`` over it, and the share of
-        the voxels that count as one.
-    """
-    inner = tuple(slice(n // 10, n - n // 10) for n in residual.shape)
-    ours = bands(residual)
-    listed = []
-    for one, two, (power, voxels) in zip(
-        ours, ours if other is residual else bands(other), band_noise(spectrum), strict=True
-    ):
-        first, second = one[inner].double(), two[inner].double()
-        product, square = float((first * second).mean()), float(second.square().mean())
-        listed.append((product / power, square / power, voxels / first.numel()))
-    return listed
-
-
-def noise_removed(before: Tensor, after: Tensor, spectrum: Tensor) -> dict[str, list[float]]:
-    """How much of the noise was taken away in each band of detail: what residual and tomogram have in common.
-
-    The residual is an estimate of the noise. If it is the mean of all noise that the tomogram allows, its product with
-    the tomogram has the mean of the noise's power; so have the residuals of any Wiener filter and of the truth. More
-    tells that signal was taken away as well, less that noise was left in or signal made too strong. Or the noise is not
-    as strong as it was measured.
-
-    Args:
-        before: the noisy tomogram, standardised, ``(Z, Y, X)``.
-        after: the denoised one, on the same scale.
-        spectrum: of the noise, as of :func:`cryoshuffle.noise.spectrum.noise_spectrum`.
-
-    Returns:
-        For each band, fine to coarse (:func:`cryoshuffle.noise.linear_filter.bands`): ``ratios``, the mean product of
-        residual and tomogram over the power of the noise, and ``errors``, the standard errors that chance gives them.
-
-    Raises:
-        InputError: if the shapes differ, a voxel is not finite, or a volume is constant.
-    """
-    check_comparable(before=before, after=after)
-    beside = _beside_noise(before - after, before, spectrum)
-    # Beyond the noise itself its products with the signal are chance.
-    return {
-        "ratios": [ratio for ratio, _, _ in beside],
-        "errors": [math.sqrt((2 + max(0.0, total - 1)) * voxels) for _, total, voxels in beside],
-    }
+    inner = tuple(slice(n // 10, n - n // 10) for n in before.shape)
+    beside: dict[str, dict[str, Any]] = {name: {"ratios": [], "errors": []} for name in ("power", "removed")}
+    for removed, noisy, (noise, voxels) in zip(bands(residual), bands(before), band_noise(spectrum), strict=True):
+        first, second = removed[inner].double(), noisy[inner].double()
+        total, share = float(second.square().mean()) / noise, voxels / first.numel()
+        # Beyond the noise itself its products with the signal are chance.
+        for name, other, squares in (("power", first, 2), ("removed", second, 2 + max(0.0, total - 1))):
+            beside[name]["ratios"].append(float((first * other).mean()) / noise)
+            beside[name]["errors"].append(math.sqrt(squares * share))
+    return beside
 
 
 def residual_levels(before: Tensor, after: Tensor, spectrum: Tensor, levels: bool) -> dict[str, Any]:
@@ -373,6 +337,29 @@ def seam_metric(
             "no seam: leave the window out"
         )
     return sum(ratios) / len(ratios)
+
+
+def window_seams(
+    result: Tensor, window: Sequence[int], strides: Sequence[int], start: Sequence[int] = (0, 0, 0)
+) -> dict[str, Any]:
+    """:func:`seam_metric` at the borders of windows, and as a control halfway between them.
+
+    Args:
+        result: the volume, or a part of one, ``(Z, Y, X)``.
+        window: distance of the borders along (Z, Y, X), voxels.
+        strides: of the lattice along (Z, Y, X), voxels.
+        start: where the part begins in the volume, which has a border at 0, along (Z, Y, X), voxels.
+
+    Returns:
+        ``window``, and the ratios at ``borders`` and ``halfway``.
+
+    Raises:
+        InputError, SettingError: as :func:`seam_metric`.
+    """
+    first = [-a % w for a, w in zip(start, window, strict=True)]
+    between = [a + w // 2 // s * s for a, w, s in zip(first, window, strides, strict=True)]
+    borders, halfway = (seam_metric(result, window, strides, at) for at in (first, between))
+    return {"window": list(window), "borders": borders, "halfway": halfway}
 
 
 def _jump(volume: Tensor, dim: int, plane: int) -> float:

@@ -27,7 +27,7 @@ from cryoshuffle.scores.artefacts import (
     lattice_scatter,
     residual_report,
     residue_imbalance,
-    seam_metric,
+    window_seams,
 )
 from cryoshuffle.scores.metrics import check_comparable, correlation, psnr_after_fit, ssim_after_fit
 from cryoshuffle.scores.shells import crossing, fourier_shell_correlation
@@ -123,19 +123,6 @@ def _lattice(result: Tensor, truth: Tensor | None, strides: Triple) -> dict[str,
     return stripes
 
 
-def _strides(stride: int | Sequence[int] | None, axis: str | None) -> Triple:
-    """Strides along (Z, Y, X) from one along an axis, or from all three."""
-    if stride is None:
-        return 1, 1, 1
-    if axis is None:
-        return as_triple(stride, "stride", 1)
-    if axis not in AXES:
-        raise SettingError(f"lattice axis is '{axis}': choose one of {', '.join(AXES)}")
-    if not isinstance(stride, int):
-        raise SettingError(f"stride is {list(stride)} and axis '{axis}': give three strides, or one with its axis")
-    return as_triple([stride if a == axis else 1 for a in AXES], "stride", 1)
-
-
 def evaluate(
     result: Tensor,
     *,
@@ -144,7 +131,6 @@ def evaluate(
     other_half: Tensor | None = None,
     window: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
-    axis: str | None = None,
     voxel_size_angstrom: float | None = None,
 ) -> dict[str, Any]:
     """All scores that the given volumes allow.
@@ -156,8 +142,7 @@ def evaluate(
         other_half: a raw half whose noise is independent of what was denoised (not of the mean of both halves, which
             holds it).
         window: distance of the borders of the windows it was denoised in, along (Z, Y, X), voxels.
-        stride: lattice stride along ``axis``; without ``axis`` one for all axes, or three along (Z, Y, X).
-        axis: of the lattice, ``z``, ``y`` or ``x``.
+        stride: lattice stride, one for all axes, or three along (Z, Y, X).
         voxel_size_angstrom: for resolutions.
 
     Returns:
@@ -174,11 +159,11 @@ def evaluate(
 
     Raises:
         InputError: if shapes differ, a voxel is not finite, or a volume is constant or too small.
-        SettingError: for a window, stride, axis or voxel size that cannot be.
+        SettingError: for a window, stride or voxel size that cannot be.
     """
     if voxel_size_angstrom is not None and not 0 < voxel_size_angstrom < math.inf:
         raise SettingError(f"voxel size is {voxel_size_angstrom} Å: give more than 0, or leave it out")
-    strides = _strides(stride, axis)
+    strides = as_triple(1 if stride is None else stride, "stride", 1)
     given = {"result": result, "truth": truth, "noisy": noisy, "other_half": other_half}
     check_comparable(**{name: volume for name, volume in given.items() if volume is not None})
     report: dict[str, Any] = {"shape": list(result.shape), "voxel_size_angstrom": voxel_size_angstrom}
@@ -196,13 +181,8 @@ def evaluate(
         report["residual"] = residual_report(noisy, result)
     if window is not None:
         widths = as_triple(window, "window", 1)
-        halves = [w // 2 // s * s for w, s in zip(widths, strides, strict=True)]
         if any(w < n - 1 for w, n in zip(widths, result.shape, strict=True)):
-            report["seams"] = {
-                "window": list(widths),
-                "borders": seam_metric(result, widths, strides),
-                "halfway": seam_metric(result, widths, strides, halves),
-            }
+            report["seams"] = window_seams(result, widths, strides)
     if stride is not None:
         report["lattice"] = _lattice(result, truth, strides)
     return report
@@ -216,7 +196,6 @@ def evaluate_files(
     other_half: str | os.PathLike[str] | None = None,
     window: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
-    axis: str | None = None,
     permissive: bool = False,
 ) -> dict[str, Any]:
     """:func:`evaluate` on files, with grey values as they are and the voxel size of the result's MRC header.
@@ -228,7 +207,6 @@ def evaluate_files(
         other_half: path of a raw half whose noise is independent of what was denoised.
         window: as :func:`evaluate`.
         stride: as :func:`evaluate`.
-        axis: as :func:`evaluate`.
         permissive: also take MRC files whose header breaks the standard.
 
     Returns:
@@ -248,7 +226,7 @@ def evaluate_files(
     denoised = volumes.pop("result")
     voxel_size = common_voxel_size(voxel_sizes(images["result"]))
     try:
-        report = evaluate(denoised, **volumes, window=window, stride=stride, axis=axis, voxel_size_angstrom=voxel_size)
+        report = evaluate(denoised, **volumes, window=window, stride=stride, voxel_size_angstrom=voxel_size)
     except InputError as error:
         raise InputError(f"{result}: {error}") from error
     if "noisy" in volumes and (shared := correlation(denoised, volumes["noisy"])) < _SAME_TOMOGRAM:

@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 
 def result_path(image: str, wanted: str | None) -> Path:
     """A new file for a result, of the kind that is asked for, or of that of the image."""
-    from cryoshuffle.files.formats import FORMATS, image_suffix
+    from cryoshuffle.files.formats import FORMATS, format_of, split_suffix
 
-    suffix = wanted or image_suffix(image)
+    # A name of no format has no suffix, and is refused by the last.
+    suffix = wanted or split_suffix(image)[1] or format_of(image).result_suffix
     # It comes over the network, so it must be one that is known, and one file.
     if not any(suffix in one.suffixes and not one.is_folder for one in FORMATS):
         raise MONAILabelException(MONAILabelError.INFERENCE_ERROR, f"no result of the kind '{suffix}' can be sent")
