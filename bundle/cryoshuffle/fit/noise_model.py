@@ -39,6 +39,9 @@ from cryoshuffle.noise.whitening import undo_whitening
 _SIDE, _LARGEST_SIDE = 128, LARGEST
 _SHARE_OF_FIELD = 0.4
 _AROUND = 320
+# Voxels of the middle that are asked for, and of volumes from which on a fit does not learn what a leaning spectrum
+# lacks.
+_MANY = 1_000_000
 # Of a flat part.
 _SIDES = (_SIDE, 192, 256, _AROUND)
 # Of the spectrum, relative, as the filter allows for; the second where it is a Wiener filter: on cells, whose signal is
@@ -197,7 +200,7 @@ def measure_noise_model(
     skews = [noise.skew for noise in noises if noise.skew is not None]
     skew = sum(skews) / max(1, len(skews))
     # A fit to fewer voxels learns what a leaning spectrum lacks: measured on 64^3 (it does) and 80 x 144 x 144 (not).
-    large = sum(image.numel() for image in images) >= ENOUGH
+    large = sum(image.numel() for image in images) >= _MANY
     middles = [noise.middle for noise in noises]
     known = _WEAK_NOISE_ERROR if sum(middle.numel() for middle in middles) >= ENOUGH else _SPECTRUM_ERROR
     error = min(_LARGEST_ERROR, known + _SKEW_ERROR * skew)
@@ -222,7 +225,7 @@ def _side_of_middle(image: Tensor, most: int = _LARGEST_SIDE) -> int:
     field = sorted(image.shape[1:])[1]
     # Even, so that the middle of the middle of a volume, as halves are read, is the middle of the volume.
     side = min(max(int(_SHARE_OF_FIELD * field) // 2 * 2, _SIDE), _LARGEST_SIDE)
-    enough = (s for s in range(side, most, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= ENOUGH)
+    enough = (s for s in range(side, most, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= _MANY)
     return next(enough, most)
 
 
@@ -252,7 +255,7 @@ def _measure_clear_parts(
         run = longest_run(clear)
         runs.append(slice(first + run.start, first + run.stop))
         part, *of_halves = (_planes(volume, tilt_axis, run) for volume in (seen, *(halves or ())))
-        side = next((s for s in _SIDES if math.prod(min(s, n) for n in part.shape[1:]) >= ENOUGH), None)
+        side = next((s for s in _SIDES if math.prod(min(s, n) for n in part.shape[1:]) >= _MANY), None)
         if side is None:
             return None
         noises.append(measure(part, None if halves is None else (of_halves[0], of_halves[1]), side))
