@@ -33,9 +33,7 @@ from cryoshuffle.noise.linear_filter import (
     wiener_kernel,
 )
 from cryoshuffle.noise.ramp import (
-    beam_first,
     excess_beyond_anchor,
-    find_beam,
     hold_to_ramp,
     missed_noise,
     most_signal,
@@ -46,6 +44,7 @@ from cryoshuffle.noise.ramp import (
     undo_sirt,
 )
 from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
+from cryoshuffle.noise.wedge import beam_first, find_beam
 from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.tilt_series import TiltScheme, reconstruct, simulate
 
