@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class WindowMerger(Merger):
     Raises:
         SettingError: if there is an unfinished result and neither resume nor overwrite is asked for, or if it is of
             something else; the message names what has changed.
-        InputError: if the journal is damaged.
+        InputError: if the journal is damaged, or the values that it is of are missing or of another size.
         FileError: if there is no room.
     """
 
@@ -76,6 +77,8 @@ class WindowMerger(Merger):
         self._journal, path = self.folder / JOURNAL, self.folder / VALUES
         may_go_on = self._journal.exists() and (resume or not overwrite)
         if not may_go_on or not self._take_up(resume, overwrite):
+            # A journal that outlives its values would call zeros a result.
+            self._journal.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
         self._write()
@@ -101,9 +104,24 @@ class WindowMerger(Merger):
                 f"{self._journal}: the result was begun with something else ({changed}), use that again or begin it "
                 "again with --resume --overwrite, which keeps a fit"
             )
+        lost = self._why_lost(done)
+        if lost and not overwrite:
+            raise InputError(f"{lost}: begin it again with --resume --overwrite, which keeps a fit")
+        if lost:
+            logger.info("%s: the result is begun again", lost)
+            return False
         self.done = done
         logger.info("going on with a result of which %d windows are done", len(done))
         return True
+
+    def _why_lost(self, done: set[tuple[int, ...]]) -> str:
+        """What is wrong with the values of windows that are done, in words; empty if nothing is."""
+        path, size = self._journal.with_name(VALUES), 4 * math.prod(self.identity["shape"])
+        length = path.stat().st_size if path.is_file() else None
+        if not done or length == size:
+            return ""
+        state = "is missing" if length is None else f"has {length} bytes"
+        return f"{path}: {state}, and the {len(done)} windows that are done need {size} bytes"
 
     def _write(self) -> None:
         write_json({"identity": self.identity, "done": sorted(self.done)}, self._journal)
