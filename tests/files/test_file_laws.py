@@ -474,3 +474,27 @@ def test_a_file_that_is_none_is_not_called_cut_short(tmp_path, content):
         (tmp_path / "short.mrc").write_bytes((tmp_path / "torn.mrc").read_bytes()[:length])
         with pytest.raises(InputError, match="is cut short"):
             tomogram_shape(tmp_path / "short.mrc")
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".mrc.bz2"])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("longer", ["extended header", "sections"])
+def test_a_file_that_is_longer_than_its_header_says_is_refused(tmp_path, monkeypatch, suffix, large, longer):
+    """An extended header that the header does not name shifts all voxels, a count of sections too low drops some; read
+    permissively it is said. The file with a true header is read without a word (control)."""
+    if large:
+        monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(suffix).suffix, bytes)
+    whole = bytearray(write_mrc(tmp_path / "whole.mrc", np.ones((8, 9, 10), np.float32)).read_bytes())
+    (tmp_path / f"true{suffix}").write_bytes(pack(bytes(whole)))
+    if longer == "sections":
+        whole[8:12] = (4).to_bytes(4, "little")
+    else:
+        whole[1024:1024] = bytes(1024)
+    path, folder = tmp_path / f"longer{suffix}", tmp_path / "run"
+    path.write_bytes(pack(bytes(whole)))
+    with pytest.raises(InputError, match=r"longer\.mrc.*: is longer than its header says .*add --permissive"):
+        load_tomogram(path, folder=folder)
+    with pytest.warns(UserWarning, match=r"longer\.mrc.*: is longer than its header says"):
+        load_tomogram(path, True, folder)
+    assert load_tomogram(tmp_path / f"true{suffix}", folder=folder).shape == (1, 8, 9, 10)

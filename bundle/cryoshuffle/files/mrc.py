@@ -51,6 +51,8 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _STACK = "is a stack of images by its header, a tilt series perhaps: name the tomogram made of it"
 _IMOD_STAMP = 1146047817
 _LABELS = 10
+# How mrcfile says that more bytes follow the voxels.
+_LONGER = "larger than expected"
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
 _NSYMBT = slice(92, 96)
 _STAMP = slice(208, 212)
@@ -72,7 +74,11 @@ def open_mrc(
 
     Raises:
         FileError: if the file is missing or cannot be read, or there is no room to unpack it.
-        InputError: if it is not MRC, is cut short, or holds something other than one real volume.
+        InputError: if it is not MRC, is cut short, is longer than its header says and not read permissively, or holds
+            something other than one real volume.
+
+    Warns:
+        UserWarning: if it is longer than its header says and read permissively.
     """
     path = Path(path)
     size = _check_header(path, permissive)[1]
@@ -95,6 +101,11 @@ def open_mrc(
         raise InputError(_why_not_mrc(path, reason, permissive))
     try:
         _refuse_other_than_volume(path, mrc.data.dtype, mrc.data.shape)
+        if any(_LONGER in str(one.message) for one in caught):
+            words = f"{path}: is longer than its header says ({size} bytes), so its voxels may be others than it means"
+            if not permissive:
+                raise InputError(f"{words}: check the file, or add --permissive to read it all the same")
+            warnings.warn(words, stacklevel=1)
     except InputError:
         mrc.close()
         raise
@@ -116,7 +127,10 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
     path = Path(path)
     header, _ = _check_header(path, permissive)
     if path.suffix.lower() not in _COMPRESSIONS:
-        open_mrc(path, permissive).close()
+        with warnings.catch_warnings():
+            # What is noted of a file is said where its voxels are read.
+            warnings.simplefilter("ignore")
+            open_mrc(path, permissive).close()
     stored = tuple(int(n) for n in data_shape_from_header(header))
     _refuse_other_than_volume(path, dtype_from_mode(header.mode), stored)
     shape, affine = [stored[axis] for axis in _axis_order(header)], affine_of(*_grid(header))
@@ -189,8 +203,11 @@ def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
                 while missing and (block := packed.read(min(missing, 2**22))):
                     file.write(block)
                     missing -= len(block)
+                longer = not missing and bool(packed.read(1))
         if missing:
             raise EOFError(f"Expected {size} bytes, there are {size - missing}")
+        if longer:
+            warnings.warn(_LONGER, stacklevel=1)
         return mrcfile.mmap(partial, permissive=permissive)
 
 
