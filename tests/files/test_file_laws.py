@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, LoadImaged, SaveImaged
+from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImaged, Spacing, SpatialCrop
 from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 from sizes import FULL
@@ -498,3 +498,28 @@ def test_a_file_that_is_longer_than_its_header_says_is_refused(tmp_path, monkeyp
     with pytest.warns(UserWarning, match=r"longer\.mrc.*: is longer than its header says"):
         load_tomogram(path, True, folder)
     assert load_tomogram(tmp_path / f"true{suffix}", folder=folder).shape == (1, 8, 9, 10)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(("change", "size", "origin"), [
+    (SpatialCrop(roi_start=(1, 2, 3), roi_end=(7, 8, 9)), 7.5, (122.5, 15.0, 7.5)),
+    (Spacing((15.0, 15.0, 15.0)), 15.0, (100.0, 0.0, 0.0)),
+    (Orientation("RAS", labels=None), 7.5, (100.0, 0.0, 0.0)),
+])  # fmt: skip
+def test_what_monai_crops_or_resamples_is_written_with_its_own_grid(tmp_path, change, size, origin, moved):
+    """Voxel size and origin are those of the affine, and the start of the cell is no longer that of the input. What
+    is only turned keeps all of its header (control)."""
+    path = write_mrc(tmp_path / "in.mrc", np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32), 7.5)
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.header.origin.x, mrc.header.nxstart = 100.0, 5
+    image = LoadImage(ensure_channel_first=True)(path)
+    changed = change(image) if moved else image
+    save_tomogram(changed, tmp_path / "out.mrc")
+    turned = Orientation("SAR", labels=None)(changed)
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert np.array_equal(mrc.data, turned[0])
+        assert np.allclose(voxel_size_zyx(mrc.header), size if moved else 7.5)
+        assert np.allclose(mrc.header.origin.tolist(), origin if moved else (100.0, 0.0, 0.0))
+        kept = not moved or isinstance(change, Orientation)
+        assert int(mrc.header.nxstart) == (5 if kept else 0)
+    assert np.allclose(load_tomogram(tmp_path / "out.mrc").affine, turned.affine)

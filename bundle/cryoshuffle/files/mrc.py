@@ -51,6 +51,8 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _STACK = "is a stack of images by its header, a tilt series perhaps: name the tomogram made of it"
 _IMOD_STAMP = 1146047817
 _LABELS = 10
+# What rounding may change of an affine: voxel sizes, as a share, and places, voxels.
+_SAME_SIZE, _SAME_PLACE = 1e-5, 1e-2
 # How mrcfile says that more bytes follow the voxels.
 _LONGER = "larger than expected"
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
@@ -378,7 +380,8 @@ class MrcWriter(VolumeWriter):
 
     Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
     new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
-    taken). The file appears under its name only when it is complete.
+    taken). Of a volume that was cropped or resampled since, voxel size and origin are those of its affine.
+    The file appears under its name only when it is complete.
 
     Args:
         output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
@@ -408,6 +411,7 @@ class MrcWriter(VolumeWriter):
                     self._describe(mrc)
                 else:
                     _copy_header(source, mrc)
+                    self._move(mrc)
                 if self.is_result:
                     _add_label(mrc, self.content)
             if compression is not None:
@@ -443,6 +447,21 @@ class MrcWriter(VolumeWriter):
         mrc.voxel_size = (x, y, z)
         mrc.header.origin.z, mrc.header.origin.y, mrc.header.origin.x = origin
         mrc.set_volume()
+
+    def _move(self, mrc: MrcObject) -> None:
+        """Voxel size and origin from the affine, where the volume was cropped or resampled since it was read."""
+        affine, before = (self.meta.get(key) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE))
+        if affine is None or before is None:
+            return
+        (size, origin), (old_size, old_origin) = (grid_of(np.asarray(one, dtype=float)) for one in (affine, before))
+        resampled = not np.allclose(size, old_size, rtol=_SAME_SIZE, atol=0)
+        if not resampled and np.allclose(origin, old_origin, rtol=0, atol=_SAME_PLACE * size.min()):
+            return
+        if resampled:
+            mrc.voxel_size = tuple(size[::-1])
+        header = mrc.header
+        header.origin.z, header.origin.y, header.origin.x = origin
+        header.nxstart = header.nystart = header.nzstart = 0
 
 
 def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
