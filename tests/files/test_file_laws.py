@@ -15,10 +15,11 @@ import mrcfile
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImaged, Spacing, SpatialCrop
+from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImage, SaveImaged, Spacing, SpatialCrop
 from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 from sizes import FULL
@@ -26,7 +27,14 @@ from sizes import FULL
 from cryoshuffle.errors import FileError, InputError, UserError
 from cryoshuffle.files import scratch
 from cryoshuffle.files import writing as outputs
-from cryoshuffle.files.formats import load_tomogram, register_formats, save_tomogram, tomogram_shape
+from cryoshuffle.files.formats import (
+    image_writer,
+    is_ours,
+    load_tomogram,
+    register_formats,
+    save_tomogram,
+    tomogram_shape,
+)
 from cryoshuffle.files.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
@@ -71,7 +79,7 @@ def test_header_and_data_survive(tmp_path, mode, order, axes, start, origin, siz
         mrc.header.nlabl = labels
         for i in range(10):
             mrc.header.label[i] = f"label {i}".encode() if i < labels else b""
-    round_trip(source, result)
+    round_trip(source, result, is_result=True)
     assert is_valid_mrc(result)
     with mrcfile.open(source) as before, mrcfile.open(result) as after:
         assert np.array_equal(before.data.astype(np.float32), after.data)
@@ -523,3 +531,22 @@ def test_what_monai_crops_or_resamples_is_written_with_its_own_grid(tmp_path, ch
         kept = not moved or isinstance(change, Orientation)
         assert int(mrc.header.nxstart) == (5 if kept else 0)
     assert np.allclose(load_tomogram(tmp_path / "out.mrc").affine, turned.affine)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr", ".nii.gz"])
+@pytest.mark.parametrize("of_ours", [False, True])
+def test_what_monai_saves_is_no_result_of_ours(tmp_path, suffix, of_ours):
+    """A segmentation, of a result of ours too, is none that --overwrite may replace or a batch leaves out; what the
+    bundle's own writer writes is (control)."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    image = MetaTensor(torch.rand(1, 4, 5, 6))
+    save_tomogram(image, tmp_path / "in.mrc", is_result=of_ours)
+    assert is_ours(tmp_path / "in.mrc") == of_ours
+    options: dict[str, Any] = {"output_ext": suffix, "separate_folder": False, "print_log": False, "resample": False}
+    loaded = LoadImage(ensure_channel_first=True)(tmp_path / "in.mrc")
+    SaveImage(tmp_path, "seg", **options)(loaded)
+    assert not is_ours(tmp_path / f"in_seg{suffix}")
+    writer = image_writer(f"a{suffix}", is_result=True)
+    SaveImage(tmp_path, "result", writer=writer, **options)(loaded)
+    assert is_ours(tmp_path / f"in_result{suffix}")

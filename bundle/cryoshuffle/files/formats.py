@@ -180,7 +180,8 @@ def image_writer(path: str | os.PathLike[str], **options: Any) -> Callable[..., 
 
     Args:
         path: of the file.
-        options: of the writer of one format, ``ome_zarr`` for instance; the writers of others ignore them.
+        options: of the writer; the writers of other formats ignore ``ome_zarr``. ``is_result=True`` labels the file as
+            a result of ours.
 
     Raises:
         InputError: if the name is of no format.

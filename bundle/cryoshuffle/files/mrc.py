@@ -33,6 +33,7 @@ from cryoshuffle.boxes import middle
 from cryoshuffle.errors import FileError, InputError, unreadable
 from cryoshuffle.files import scratch
 from cryoshuffle.files.volumes import (
+    LABEL,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
@@ -412,8 +413,7 @@ class MrcWriter(VolumeWriter):
                 else:
                     _copy_header(source, mrc)
                     self._move(mrc)
-                if self.is_result:
-                    _add_label(mrc, self.content)
+                _set_labels(mrc, [own_label(self.content)] if self.is_result else [])
             if compression is not None:
                 _compress(plain, partial, compression)
 
@@ -494,10 +494,13 @@ def _compress(source: Path, target: Path, compression: str) -> None:
             shutil.copyfileobj(plain, packer, 2**20)
 
 
-def _add_label(mrc: MrcObject, content: str) -> None:
+def _set_labels(mrc: MrcObject, own: list[bytes]) -> None:
+    """The labels that a file has from its source, and our own; what is no result of ours is called none."""
     # The count of a damaged header may be anything; labels with text are what is there.
-    labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
-    own = own_label(content)
+    labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")]
+    if not own:
+        labels = [label for label in labels if not label.startswith(LABEL.encode())]
+    labels = [*labels[: _LABELS - len(own)], *own]
     for place in range(_LABELS):
-        mrc.header.label[place] = [*labels, own][place] if place <= len(labels) else b""
-    mrc.header.nlabl = len(labels) + 1
+        mrc.header.label[place] = labels[place] if place < len(labels) else b""
+    mrc.header.nlabl = len(labels)

@@ -155,7 +155,7 @@ class NiftiWriter(NibabelWriter):
 
     Args:
         output_dtype: as MONAI has it.
-        is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        is_result: whether the file is labelled as a result of ours; not for what other programs save through MONAI.
         content: what the label says it holds.
         options: other options of MONAI's writer.
     """
@@ -163,7 +163,7 @@ class NiftiWriter(NibabelWriter):
     unit, unit_angstrom = "mm", 1.0
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, content: str = DENOISED, **options: Any
     ) -> None:
         super().__init__(output_dtype, **options)
         self.is_result, self.content = is_result, content

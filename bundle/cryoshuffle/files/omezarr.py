@@ -329,7 +329,7 @@ class OmeZarrWriter(VolumeWriter):
     """
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, ome_zarr: str = VERSIONS[0], **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, ome_zarr: str = VERSIONS[0], **options: Any
     ) -> None:
         super().__init__(output_dtype, is_result, **options)
         # The command line of MONAI makes a number of it.

@@ -301,7 +301,7 @@ class VolumeWriter(ImageWriter):
     Args:
         output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
             clipped.
-        is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        is_result: whether the file is labelled as a result of ours; not for what other programs save through MONAI.
         content: what the label says it holds.
         options: other options of MONAI's writers; not needed here.
 
@@ -312,7 +312,7 @@ class VolumeWriter(ImageWriter):
     """
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, content: str = DENOISED, **options: Any
     ) -> None:
         name = np.dtype(np.float32 if output_dtype is None else output_dtype).name
         if name not in DTYPES:
