@@ -374,3 +374,21 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         check_output(str(path / "0"), str(path))
     assert find_format(f"{path}/").name == "OME-Zarr"
     assert image_suffix(f"{path}/") == ".zarr"
+
+
+@pytest.mark.parametrize("name", ["labels", "notes.txt"])
+def test_what_others_put_into_a_result_is_not_deleted_with_it(tmp_path, name):
+    """Before the work, and where it comes up during the work; levels, marks and hidden files go (control)."""
+    path = tmp_path / "a.zarr"
+    save_tomogram(an_image(noise()), path)
+    (path / ".DS_Store").touch()
+    check_new_tomogram(path, overwrite=True)
+    save_tomogram(an_image(noise()), path)
+    assert not (path / ".DS_Store").exists()
+    (path / name).mkdir()
+    (path / name / "mine").write_text("kept")
+    for refused in (lambda: check_new_tomogram(path, overwrite=True), lambda: save_tomogram(an_image(noise()), path)):
+        with pytest.raises(FileError, match=rf"a\.zarr: holds {name}, which .* move it elsewhere, or choose another"):
+            refused()
+    assert (path / name / "mine").read_text() == "kept"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zarr"]

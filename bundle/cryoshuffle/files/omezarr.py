@@ -201,6 +201,24 @@ def _refuse_cut_chunks(path: Path, array: Any) -> None:
                 raise InputError(f"{path}: its chunk {chunk} is cut short, copy it again")
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace a folder that holds more than levels and marks, labels of others for instance.
+
+    Args:
+        path: of the folder; nothing happens where there is none.
+
+    Raises:
+        FileError: naming the first of what it holds.
+    """
+    names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+    for name in names:
+        if not (name.isdigit() or name in MARKS or name.startswith(".")):
+            raise FileError(
+                f"{path}: holds {name}, which is no part of a result and would be deleted with it: move it elsewhere, "
+                "or choose another name"
+            )
+
+
 def import_zarr(path: str | os.PathLike[str]) -> Any:
     """The package that reads and writes the format.
 
@@ -338,6 +356,7 @@ class OmeZarrWriter(VolumeWriter):
             raise InputError(f"OME-Zarr {self.version} is not written: choose one of {', '.join(VERSIONS)}")
 
     def _write(self, partial: Path, path: Path) -> None:
+        refuse_foreign(path)
         older = self.version == "0.4"
         group = import_zarr(path).create_group(str(partial), zarr_format=2 if older else 3)
         multiscales = [self._describe(path.name, self._write_levels(group, _storage(older)))]
@@ -348,6 +367,8 @@ class OmeZarrWriter(VolumeWriter):
         if self.is_result:
             attributes[LABEL] = {"version": cryoshuffle.__version__, "what": self.content}
         group.attrs.update(attributes)
+        # Once more: it may have come while this was written.
+        refuse_foreign(path)
 
     def _write_levels(self, group: Any, storage: Mapping[str, Any]) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = [tuple(self.data_obj.shape)]
