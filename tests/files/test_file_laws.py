@@ -24,10 +24,11 @@ from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
 from sizes import FULL
 
-from cryoshuffle.errors import FileError, InputError, UserError
+from cryoshuffle.errors import FileError, InputError, UserError, plainly
 from cryoshuffle.files import scratch
 from cryoshuffle.files import writing as outputs
 from cryoshuffle.files.formats import (
+    TomogramReader,
     image_writer,
     is_ours,
     load_tomogram,
@@ -550,3 +551,23 @@ def test_what_monai_saves_is_no_result_of_ours(tmp_path, suffix, of_ours):
     writer = image_writer(f"a{suffix}", is_result=True)
     SaveImage(tmp_path, "result", writer=writer, **options)(loaded)
     assert is_ours(tmp_path / f"in_result{suffix}")
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(("dtype", "words"), [
+    (np.complex64, "holds complex values"), (np.complex128, "holds complex values"), (RGB, "holds values of type RGB"),
+    (np.float64, None), (np.uint8, None),
+])  # fmt: skip
+def test_a_nifti_of_other_than_real_values_is_refused(tmp_path, dtype, words):
+    """As an MRC or Zarr is: its real part would be another volume. Real values are read (control)."""
+    path = tmp_path / "in.nii"
+    nibabel.Nifti1Image(np.ones((4, 5, 6), dtype), np.eye(4)).to_filename(path)
+    if words is None:
+        assert load_tomogram(path).shape == (1, 6, 5, 4)
+        return
+    for refused in (tomogram_shape, load_tomogram, LoadImage(reader=TomogramReader)):
+        with pytest.raises(Exception, match=rf"in\.nii: {words}") as error, plainly():
+            refused(path)
+        assert isinstance(error.value, InputError)

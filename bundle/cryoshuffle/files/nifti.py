@@ -83,7 +83,7 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
         permissive: of other formats; not needed here.
 
     Raises:
-        InputError: if it is no NIfTI, not one volume, or cut short.
+        InputError: if it is no NIfTI, not one volume of real values, or cut short.
     """
     path = Path(path)
     try:
@@ -98,8 +98,18 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
         raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
     if len(shape) != 3:
         raise InputError(f"{path}: has {len(shape)} dimensions {shape[::-1]}, a tomogram needs three")
+    _refuse_other_than_real(path, image)
     _refuse_cut(path, image)
     return header
+
+
+def _refuse_other_than_real(path: str | os.PathLike[str], image: Any) -> None:
+    dtype = np.dtype(image.get_data_dtype())
+    if dtype.kind == "c":
+        raise InputError(f"{path}: holds complex values (a transform, not a tomogram), give the real-space volume")
+    if dtype.kind not in "biuf":
+        name = "".join(dtype.names or ()) or str(dtype)
+        raise InputError(f"{path}: holds values of type {name}, give a volume of real ones")
 
 
 def _refuse_cut(path: Path, image: Any) -> None:
@@ -134,6 +144,9 @@ class NiftiReader(NibabelReader):
 
     Args:
         options: of other readers. A NIfTI is taken whole, and kept in memory however large it is.
+
+    Raises:
+        InputError: from ``get_data``, if the values are not real.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -141,8 +154,11 @@ class NiftiReader(NibabelReader):
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """The volume and its metadata."""
+        images = list(img) if isinstance(img, (list, tuple)) else [img]
+        for image in images:
+            _refuse_other_than_real(image.get_filename(), image)
         array, meta = super().get_data(img)
-        unit, factor = length_unit(img[0] if isinstance(img, (list, tuple)) else img)
+        unit, factor = length_unit(images[0])
         meta.update({key: in_unit(meta[key], factor) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)})
         return array, {**meta, "nifti_unit": unit, "nifti_unit_angstrom": factor}
 
