@@ -571,3 +571,22 @@ def test_a_nifti_of_other_than_real_values_is_refused(tmp_path, dtype, words):
         with pytest.raises(Exception, match=rf"in\.nii: {words}") as error, plainly():
             refused(path)
         assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".zarr", ".nii", ".nii.gz"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_result_that_is_no_number_is_not_written(tmp_path, suffix, value):
+    """Nothing has the final name then, and what had it keeps it. A volume that is no result may hold such voxels, as
+    floating-point numbers only (control)."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    image, path = MetaTensor(torch.rand(1, 8, 9, 10)), tmp_path / f"a{suffix}"
+    image[0, 1, 2, :2] = value
+    with pytest.raises(InputError, match=rf"a\{suffix}: 2 voxels of the result are NaN or Inf.*not written"):
+        save_tomogram(image, path)
+    assert list(tmp_path.iterdir()) == []
+    save_tomogram(image, path, is_result=False)
+    assert int((~np.isfinite(load_tomogram(path).numpy())).sum()) == 2
+    if not suffix.startswith(".nii"):
+        with pytest.raises(InputError, match="2 voxels"):
+            save_tomogram(image, tmp_path / f"b{suffix}", "int16", is_result=False)

@@ -23,7 +23,7 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.linalg import LinAlgError
 
 from cryoshuffle.errors import InputError
-from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label
+from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label, refuse_not_finite
 from cryoshuffle.files.writing import written_whole
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -174,6 +174,9 @@ class NiftiWriter(NibabelWriter):
         is_result: whether the file is labelled as a result of ours; not for what other programs save through MONAI.
         content: what the label says it holds.
         options: other options of MONAI's writer.
+
+    Raises:
+        InputError: from ``write``, if voxels of a result are not finite.
     """
 
     unit, unit_angstrom = "mm", 1.0
@@ -198,6 +201,8 @@ class NiftiWriter(NibabelWriter):
         header.set_xyzt_units(self.unit)
         if self.is_result:
             header["descrip"] = own_label(self.content)
+        if self.is_result:
+            refuse_not_finite(filename, int((~np.isfinite(np.asarray(self.data_obj))).sum()))
         # nibabel tells the kind of a file by the end of its name.
         with written_whole(filename, ending=f".{Path(filename).name}") as partial:
             super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})

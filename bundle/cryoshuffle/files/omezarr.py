@@ -398,6 +398,9 @@ class OmeZarrWriter(VolumeWriter):
         while len(shapes) < LEVELS and min(shapes[-1]) >= 4:
             shapes.append(tuple(-(-n // 2) for n in shapes[-1]))
         for level, shape in enumerate(shapes):
+            if level == 1:
+                # Before means of the voxels are counted too.
+                self._refuse_lost()
             array = group.create_array(
                 str(level),
                 shape=shape,

@@ -292,6 +292,22 @@ class VolumeReader(ImageReader):
         return volumes[0] if single else np.stack(volumes), metas[0]
 
 
+def refuse_not_finite(path: str | os.PathLike[str], count: int) -> None:
+    """Refuse a result that has voxels which are no numbers.
+
+    Args:
+        path: of the file to write.
+        count: of them.
+
+    Raises:
+        InputError: if there are any.
+    """
+    if count:
+        raise InputError(
+            f"{path}: {count} voxels of the result are NaN or Inf, so it is not written: check grey values and network"
+        )
+
+
 class VolumeWriter(ImageWriter):
     """The frame of a writer: it takes one volume, turns it to (Z, Y, X), rounds it, and writes it whole or not at all.
 
@@ -307,7 +323,8 @@ class VolumeWriter(ImageWriter):
 
     Raises:
         InputError: for another type, several channels or fewer than three dimensions; and from ``write``, if more than
-            a thousandth of the voxels were clipped, or all became one value.
+            a thousandth of the voxels were clipped, or all became one value, or if voxels of a result, or of what is
+            written as whole numbers, are not finite.
         FileError: if the file cannot be written; nothing is left behind then.
     """
 
@@ -321,7 +338,8 @@ class VolumeWriter(ImageWriter):
         self.output_dtype = np.dtype(DTYPES[name])
         self.is_result, self.content = is_result, content
         self.meta: dict[str, Any] = {}
-        self._clipped = 0
+        self._clipped, self._not_finite = 0, 0
+        self._path: str | os.PathLike[str] = ""
         self._before, self._after = (np.inf, -np.inf), (np.inf, -np.inf)
 
     @abstractmethod
@@ -367,7 +385,9 @@ class VolumeWriter(ImageWriter):
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write the volume, whole or not at all."""
         super().write(filename, verbose=verbose)
-        with written_whole(filename, needed=self._bytes_needed()) as partial:
+        self._path = filename
+        # What is no number is counted, and makes no noise on its way into means.
+        with written_whole(filename, needed=self._bytes_needed()) as partial, np.errstate(invalid="ignore"):
             self._write(partial, real_path(filename))
             self._refuse_lost()
 
@@ -377,6 +397,7 @@ class VolumeWriter(ImageWriter):
 
     def _as_dtype(self, data: np.ndarray) -> np.ndarray:
         given = data
+        self._not_finite += int(data.size - np.isfinite(data).sum())
         if self.output_dtype != np.float32:
             whole = np.issubdtype(self.output_dtype, np.integer)
             limits: Any = np.iinfo(self.output_dtype.name) if whole else np.finfo(self.output_dtype.name)
@@ -389,7 +410,9 @@ class VolumeWriter(ImageWriter):
         return rounded
 
     def _refuse_lost(self) -> None:
-        """Refuse a result that its type has taken range or all contrast from; a few clipped voxels are told."""
+        """Refuse what is no number, or lost its range or contrast to its type; a few clipped voxels are told."""
+        if self.is_result or np.issubdtype(self.output_dtype, np.integer):
+            refuse_not_finite(self._path, self._not_finite)
         low, high = self._before
         name = self.output_dtype.name
         if self._clipped > _MOST_CLIPPED * np.size(self.data_obj) or (self._after[0] == self._after[1] and low < high):
