@@ -21,11 +21,11 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, Lambda
 from monai.utils import get_seed, set_determinism
 from phantoms import small_tomogram
-from sizes import suite_configs
+from sizes import suite_configs, suite_start
 
 import cryoshuffle
 from cryoshuffle import devices, memory
@@ -331,6 +331,19 @@ def test_a_host_that_computes_in_double_gets_the_numbers_of_one_that_does_not(to
         assert torch.get_default_dtype() is torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_host_that_keeps_no_metadata_gets_the_numbers_of_one_that_does(tomogram, expected, tmp_path):
+    """Axes and header come from them; MONAI's switch is as before. A checkpoint that is applied is no other case."""
+    volume, denoise = mrcfile.read(tomogram), Denoise(suite_start(), device="cpu")
+    applied = denoise(torch.from_numpy(volume)[None])
+    set_track_meta(False)
+    try:
+        assert np.array_equal(cryoshuffle.denoise(tomogram, **QUICK)[0], expected)
+        assert torch.equal(denoise(torch.from_numpy(volume)[None]), applied)
+        assert not get_track_meta()
+    finally:
+        set_track_meta(True)
 
 
 def test_a_gpu_is_asked_for_its_random_numbers_only_where_the_host_uses_it(monkeypatch):

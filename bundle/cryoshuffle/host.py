@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import get_track_meta, set_track_meta
 from monai.utils import get_seed, set_determinism
 
 from cryoshuffle.devices import no_autocast, rounding_kept
@@ -90,11 +91,26 @@ def unheard(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def metadata_kept() -> Iterator[None]:
+    """While this lasts, MONAI's transforms keep the metadata of images, whatever the host has told it.
+
+    Without them a volume has no affine, so its axes are those of the file.
+    """
+    before = get_track_meta()
+    set_track_meta(True)
+    try:
+        yield
+    finally:
+        set_track_meta(before)
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """Run in a state of our own and leave that of the host as it is.
 
-    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch is
-    told to do with all it computes: a run makes numbers float32, computes gradients and casts only what it says.
+    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch
+    and MONAI are told to do with all they compute: a run makes numbers float32, computes gradients, casts only what it
+    says, and keeps metadata.
     """
     cudnn = torch.backends.cudnn
     with ExitStack() as host:
@@ -114,6 +130,7 @@ def undisturbed() -> Iterator[None]:
             host.enter_context(torch.random.fork_rng([]))
         host.callback(set_determinism, get_seed())
         host.enter_context(no_autocast())
+        host.enter_context(metadata_kept())
         host.enter_context(torch.inference_mode(False))
         host.enter_context(torch.enable_grad())
         torch.set_default_dtype(torch.float32)

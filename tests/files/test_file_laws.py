@@ -18,7 +18,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImage, SaveImaged, Spacing, SpatialCrop
 from mrcfile.dtypes import HEADER_DTYPE
 from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
@@ -590,3 +590,26 @@ def test_a_result_that_is_no_number_is_not_written(tmp_path, suffix, value):
     if not suffix.startswith(".nii"):
         with pytest.raises(InputError, match="2 voxels"):
             save_tomogram(image, tmp_path / f"b{suffix}", "int16", is_result=False)
+
+
+@pytest.fixture
+def untracked():
+    """The host has told MONAI to keep no metadata."""
+    set_track_meta(False)
+    yield
+    set_track_meta(True)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".nii"])
+def test_a_host_that_keeps_no_metadata_changes_no_axes(tmp_path, untracked, suffix):
+    """Reading and writing need the affine; what the host has asked for is as before behind them."""
+    volume = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    affine = np.diag([1.5, 2.5, 3.5, 1.0])
+    nibabel.save(nibabel.Nifti1Image(volume.T, affine), tmp_path / "in.nii")
+    image = load_tomogram(tmp_path / "in.nii")
+    assert isinstance(image, MetaTensor)
+    assert np.array_equal(image[0], volume)
+    axes = MetaTensor(torch.from_numpy(volume.T.copy())[None], affine=affine)
+    save_tomogram(axes, tmp_path / f"out{suffix}")
+    assert np.array_equal(load_tomogram(tmp_path / f"out{suffix}")[0], volume)
+    assert not get_track_meta()

@@ -25,6 +25,7 @@ from numpy.linalg import LinAlgError
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label, refuse_not_finite
 from cryoshuffle.files.writing import written_whole
+from cryoshuffle.host import metadata_kept
 
 SUFFIXES = (".nii", ".nii.gz")
 UNKNOWN = "unknown"
@@ -189,7 +190,8 @@ class NiftiWriter(NibabelWriter):
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
         """Take the metadata."""
-        super().set_metadata(meta_dict, resample, **options)
+        with metadata_kept():
+            super().set_metadata(meta_dict, resample, **options)
         meta = meta_dict or {}
         self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))
         if self.affine is not None:
