@@ -613,3 +613,32 @@ def test_a_host_that_keeps_no_metadata_changes_no_axes(tmp_path, untracked, suff
     save_tomogram(axes, tmp_path / f"out{suffix}")
     assert np.array_equal(load_tomogram(tmp_path / f"out{suffix}")[0], volume)
     assert not get_track_meta()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("mode", "output"), [(2, "float32"), (2, "int8"), (6, "int16")])
+def test_a_result_keeps_the_byte_order_that_its_extended_header_is_in(tmp_path, order, mode, output):
+    """Nobody but the program that wrote them knows which bytes of an extended header are one number. So the bytes are
+    left as they are, IMOD's stamp too, and the stamp of the machine says how to read them."""
+    numbers, kind = np.arange(1, 101, dtype=f"{order}i2"), np.dtype(DTYPES[mode]).newbyteorder(order)
+    with mrcfile.new(tmp_path / "in.mrc") as mrc:
+        mrc.set_data(np.arange(60).reshape(3, 4, 5).astype(kind))
+        mrc.set_volume()
+        mrc.voxel_size = 7.0
+        mrc.set_extended_header(numbers.view("V1"))
+        mrc.header.exttyp = b"SERI"
+        extra = bytearray(84)
+        extra[40:48] = np.array([1146047817, 0], f"{order}i4").tobytes()
+        mrc.header.extra2 = bytes(extra)
+    round_trip(tmp_path / "in.mrc", tmp_path / "out.mrc", output_dtype=output)
+    assert is_valid_mrc(tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as after:
+        assert after.header["nx"].dtype == np.dtype(f"{order}i4")
+        assert np.array_equal(np.frombuffer(after.extended_header.tobytes(), f"{order}i2"), numbers)
+        stamp, flags = np.frombuffer(after.header.extra2.tobytes()[40:48], f"{order}i4")
+        assert (stamp, flags & 1) == (1146047817, 1)
+        assert np.array_equal(after.data, np.arange(60).reshape(3, 4, 5))
+        assert after.data.dtype == np.dtype(output).newbyteorder(order)
+        assert float(after.header.dmax) == 59
+        assert np.isclose(after.voxel_size.x, 7.0)
+    assert np.array_equal(load_tomogram(tmp_path / "out.mrc")[0], np.arange(60).reshape(3, 4, 5))

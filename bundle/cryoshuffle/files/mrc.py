@@ -27,7 +27,7 @@ from monai.utils import MetaKeys
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.mrcinterpreter import MrcInterpreter
 from mrcfile.mrcobject import MrcObject
-from mrcfile.utils import data_shape_from_header, dtype_from_mode, mode_from_dtype
+from mrcfile.utils import data_shape_from_header, dtype_from_mode, machine_stamp_from_byte_order, mode_from_dtype
 
 from cryoshuffle.boxes import middle
 from cryoshuffle.errors import FileError, InputError, unreadable
@@ -380,9 +380,9 @@ class MrcWriter(VolumeWriter):
     """Writes one volume as MRC2014, with the header it was read with.
 
     Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
-    new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
-    taken). Of a volume that was cropped or resampled since, voxel size and origin are those of its affine.
-    The file appears under its name only when it is complete.
+    new: dimensions, mode, statistics, and one label of ours (the tenth gives way where all ten are taken). Numbers have
+    the byte order of the source. Of a volume that was cropped or resampled since, voxel size and origin are those of
+    its affine. The file appears under its name only when it is complete.
 
     Args:
         output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
@@ -407,6 +407,8 @@ class MrcWriter(VolumeWriter):
             with mrcfile.new_mmap(plain, volume.shape, mode, overwrite=True, extended_header=extended) as mrc:
                 with plain.open("r+b") as file:
                     scratch.take_room(file, plain.stat().st_size)
+                if source is not None:
+                    _use_byte_order(mrc, _byte_order(source))
                 self._fill(mrc, volume)
                 if source is None:
                     self._describe(mrc)
@@ -464,6 +466,18 @@ class MrcWriter(VolumeWriter):
         header.nxstart = header.nystart = header.nzstart = 0
 
 
+def _use_byte_order(mrc: MrcObject, order: str) -> None:
+    """Write numbers as the source does: what is kept of it byte by byte has numbers that only its program knows."""
+    if order == _byte_order(mrc.header):
+        return
+    mrc.header.byteswap(inplace=True)
+    mrc.header.dtype = mrc.header.dtype.newbyteorder(order)
+    mrc.header.machst = machine_stamp_from_byte_order(order)
+    dtype, shape = mrc.data.dtype.newbyteorder(order), mrc.data.shape
+    mrc._close_data()
+    mrc._open_memmap(dtype, shape)
+
+
 def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
     """Every field of the header but what the new data decide."""
     made_new = {"nx", "ny", "nz", "mode", "nsymbt", "dmin", "dmax", "dmean", "rms", "map", "machst", "nversion"}
@@ -476,9 +490,10 @@ def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
     if int(source["nversion"]) in (20140, 20141):
         mrc.header.nversion = source["nversion"]
     stamp = bytearray(mrc.header.extra2.tobytes())
-    if stamp[40:44] == _IMOD_STAMP.to_bytes(4, "little"):
+    order: Any = "big" if _byte_order(source) == ">" else "little"
+    if stamp[40:44] == _IMOD_STAMP.to_bytes(4, order):
         # We write signed bytes, whatever the input had.
-        stamp[44] |= 1
+        stamp[44 if order == "little" else 47] |= 1
         mrc.header.extra2 = np.void(bytes(stamp))
     if not same_shape:
         z, y, x = voxel_size_zyx(source)
