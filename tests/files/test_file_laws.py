@@ -642,3 +642,28 @@ def test_a_result_keeps_the_byte_order_that_its_extended_header_is_in(tmp_path, 
         assert float(after.header.dmax) == 59
         assert np.isclose(after.voxel_size.x, 7.0)
     assert np.array_equal(load_tomogram(tmp_path / "out.mrc")[0], np.arange(60).reshape(3, 4, 5))
+
+
+@pytest.mark.parametrize(("cell", "words"), [
+    ((100.0, 80.0, 0.0), "is 0 along z"),
+    ((-100.0, 80.0, 60.0), "is -10 along x"),
+    ((np.nan, -80.0, 60.0), "is -10 along y and no number along x"),
+    ((0.0, 0.0, 0.0), "is 0"),
+    ((100.0, 80.0, 60.0), None),
+])  # fmt: skip
+def test_a_voxel_size_that_is_known_in_part_makes_no_squashed_volume(tmp_path, cell, words):
+    """1 Å along all axes, in other formats too; the note names axis and value. One that is known is kept (control)."""
+    path = write_mrc(tmp_path / "in.mrc", np.ones((6, 8, 10), np.float32))
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.header.cella = cell
+    if words is None:
+        image = load_tomogram(path)
+    else:
+        with pytest.warns(UserWarning, match=rf"in\.mrc: the voxel size {words}, 1 Å is assumed along all axes;"):
+            image = load_tomogram(path)
+    assert np.allclose(image.affine[[2, 1, 0], [0, 1, 2]], 10.0 if words is None else 1.0)
+    save_tomogram(image, tmp_path / "out.nii")
+    assert np.allclose(nibabel.load(tmp_path / "out.nii").header.get_zooms(), 10.0 if words is None else 1.0)
+    save_tomogram(image, tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert np.allclose(mrc.header.cella.tolist(), cell, equal_nan=True)

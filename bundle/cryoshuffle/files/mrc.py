@@ -44,6 +44,7 @@ from cryoshuffle.files.volumes import (
     own_label,
     refuse_no_file,
     volume_meta,
+    why_unknown,
 )
 from cryoshuffle.files.writing import partial_file
 
@@ -282,12 +283,16 @@ def _unsigned_bytes(header: np.ndarray) -> bool:
 
 def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
     """Voxel size along (Z, Y, X) in Å; 0 where the header does not say, or says what is no number."""
-    size = [
+    z, y, x = (value if math.isfinite(value) else 0.0 for value in _stored_size(header))
+    return z, y, x
+
+
+def _stored_size(header: np.ndarray) -> list[float]:
+    """Voxel size along (Z, Y, X) in Å, whatever it is; 0 where the header has no count of intervals."""
+    return [
         float(header["cella"][axis]) / int(header[f"m{axis}"]) if int(header[f"m{axis}"]) > 0 else 0.0
         for axis in ("z", "y", "x")
     ]
-    z, y, x = (value if math.isfinite(value) else 0.0 for value in size)
-    return z, y, x
 
 
 def _grid(header: np.ndarray) -> tuple[tuple[float, float, float], list[float]]:
@@ -334,19 +339,17 @@ class MrcReader(VolumeReader):
         InputError: if it is not MRC, cut short, complex, or not one volume.
 
     Warns:
-        UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is. And if bytes are
-            taken for unsigned because of their statistics alone.
+        UserWarning: if the voxel size is not above 0 along an axis; the affine then takes 1 Å along all, and the header
+            stays as it is. And if bytes are taken for unsigned because of their statistics alone.
     """
 
     suffixes = SUFFIXES
 
     def _open(self, path: str | os.PathLike[str]) -> MrcObject:
         file = open_mrc(path, self.permissive, self.folder)
-        if min(voxel_size_zyx(file.header)) <= 0:
+        if why := why_unknown(_stored_size(file.header)):
             # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
-            cell = [float(file.header["cella"][axis]) for axis in ("z", "y", "x")]
-            said = "0" if all(map(math.isfinite, cell)) else "no number"
-            words = f"{path}: the voxel size is {said}, 1 Å is assumed; the header stays as it is"
+            words = f"{path}: the voxel size is {why}, 1 Å is assumed along all axes; the header stays as it is"
             warnings.warn(words, stacklevel=1)
         if not all(math.isfinite(float(file.header["origin"][axis])) for axis in ("z", "y", "x")):
             warnings.warn(f"{path}: the origin is no number, 0 is assumed; the header stays as it is", stacklevel=1)

@@ -37,6 +37,7 @@ from cryoshuffle.files.volumes import (
     grid_of,
     is_named,
     volume_meta,
+    why_unknown,
 )
 from cryoshuffle.memory import most_memory_bytes
 
@@ -327,15 +328,16 @@ class OmeZarrReader(VolumeReader):
         FileError, InputError: see :func:`open_zarr`.
 
     Warns:
-        UserWarning: if the voxel size is not given; the affine then takes 1 Å.
+        UserWarning: if the voxel size is not given, or not above 0 along an axis; the affine then takes 1 Å along all.
     """
 
     suffixes, is_folder = SUFFIXES, True
 
     def _open(self, path: str | os.PathLike[str]) -> ZarrVolume:
         volume = open_zarr(path)
-        if min(volume.voxel_size_zyx) <= 0:
-            warnings.warn(f"{volume.path}: has no voxel size, 1 Å is assumed", stacklevel=1)
+        if why := why_unknown(volume.voxel_size_zyx):
+            words = "has no voxel size" if why == "0" else f"the voxel size is {why}"
+            warnings.warn(f"{volume.path}: {words}, 1 Å is assumed along all axes", stacklevel=1)
         return volume
 
     def _meta(self, volume: ZarrVolume) -> dict[str, Any]:

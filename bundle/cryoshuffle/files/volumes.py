@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import logging
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,19 +122,41 @@ def affine_of(size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> np.ndar
     """The affine of a volume with axes (Z, Y, X), Å.
 
     Args:
-        size_zyx: of a voxel, Å; 1 Å is taken where it is 0.
+        size_zyx: of a voxel, Å; 1 Å is taken along all axes where one is not above 0, for a part of them would squash
+            the volume.
         origin_zyx: of the volume, Å.
 
     Example:
-        >>> affine_of((3.0, 2.0, 0.0), (0.0, 0.0, 7.0)).tolist()
+        >>> affine_of((3.0, 2.0, 1.0), (0.0, 0.0, 7.0)).tolist()
         [[0.0, 0.0, 1.0, 7.0], [0.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     """
+    known = min(size_zyx) > 0
     affine = np.zeros((4, 4))
     for row, axis in enumerate((2, 1, 0)):
-        affine[row, axis] = size_zyx[axis] if size_zyx[axis] > 0 else 1.0
+        affine[row, axis] = size_zyx[axis] if known else 1.0
         affine[row, 3] = origin_zyx[axis]
     affine[3, 3] = 1.0
     return affine
+
+
+def why_unknown(size_zyx: Sequence[float]) -> str:
+    """What is wrong with a voxel size, in words; empty if nothing is.
+
+    Args:
+        size_zyx: as a file says it, Å.
+
+    Example:
+        >>> why_unknown((0.0, 0.0, 0.0)), why_unknown((10.0, -10.0, float("nan"))), why_unknown((10.0, 10.0, 10.0))
+        ('0', '-10 along y and no number along x', '')
+    """
+    wrong = [
+        (f"{size:g}" if math.isfinite(size) else "no number", axis)
+        for size, axis in zip(size_zyx, "zyx", strict=True)
+        if not 0 < size < math.inf
+    ]
+    if len(wrong) == 3 and len({words for words, _ in wrong}) == 1:
+        return wrong[0][0]
+    return " and ".join(f"{words} along {axis}" for words, axis in wrong)
 
 
 def grid_of(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
