@@ -29,7 +29,7 @@ from cryoshuffle.files.writing import partial_path
 from cryoshuffle.fit.transforms import RandLatticeWindow
 from cryoshuffle.inference import inferers
 from cryoshuffle.inference.inferers import HaloWindowInferer
-from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowMerger
+from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowCleaner, WindowMerger
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise.whitening import WhitenNoise
@@ -400,6 +400,24 @@ def test_the_journal_of_values_that_are_replaced_goes_first(tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, overwrite=True)
     assert not WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True).is_done(box)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_windows_that_are_kept_outlive_the_result_that_is_handed_over(tmp_path, keep):
+    """What is done with the result, which is undone in place, leaves them alone until they are removed. Without keeping
+    they go when the result is handed over (control)."""
+    box = (slice(0, 4),) * 3
+    merger = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, keep=keep)
+    merger.begin(box)
+    merger.aggregate(torch.ones(1, 1, 4, 4, 4), (0, 0, 0))
+    merger.mark(box)
+    merger.finalize().mul_(7)
+    assert {one.name for one in tmp_path.iterdir()} == ({JOURNAL, VALUES} if keep else set())
+    again = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True, keep=keep)
+    assert again.is_done(box) == keep
+    assert bool((again.finalize() == (1 if keep else 0)).all())
+    WindowCleaner(tmp_path)()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Merger
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class WindowMerger(Merger):
 
     Windows whose result is whole can be marked, and are then not computed again: not after a retry, and, where there is
     a folder, not after the program was killed either. The values are in a file there, the journal says which windows
-    are done and of what. Both are removed when the result is handed over.
+    are done and of what. Both are removed when the result is handed over, or kept until it is written.
 
     Args:
         merged_shape: ``(B, C, Z, Y, X)`` of the result.
@@ -44,6 +45,8 @@ class WindowMerger(Merger):
             folder.
         resume: go on with an unfinished result in the folder, if there is one.
         overwrite: begin again although there is one.
+        keep: whether values and journal stay in the folder when the result is handed over, which is a copy then. A
+            :class:`WindowCleaner` removes them: writing a result can fail as well.
         values: of zeros, to add to where there is no folder; None makes them.
 
     Raises:
@@ -64,6 +67,7 @@ class WindowMerger(Merger):
         files: Mapping[str, str] | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        keep: bool = False,
         values: Tensor | None = None,
     ) -> None:
         super().__init__(merged_shape, cropped_shape, device)
@@ -77,10 +81,10 @@ class WindowMerger(Merger):
         self._journal, path = self.folder / JOURNAL, self.folder / VALUES
         may_go_on = self._journal.exists() and (resume or not overwrite)
         if not may_go_on or not self._take_up(resume, overwrite):
-            # A journal that outlives its values would call zeros a result.
-            self._journal.unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
+            drop_windows(self.folder)
         self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
+        # Room for it is taken now, not when all the work is done.
+        self._copy = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder)) if keep else None
         self._write()
 
     def _take_up(self, resume: bool, overwrite: bool) -> bool:
@@ -170,16 +174,51 @@ class WindowMerger(Merger):
             self._write()
 
     def finalize(self) -> Tensor:
-        """The result; the file loses its name, and vanishes with the last tensor over it."""
-        if self.folder is not None:
-            (self.folder / JOURNAL).unlink(missing_ok=True)
-            (self.folder / VALUES).unlink(missing_ok=True)
-            self.folder = None
+        """The result; the file loses its name, and vanishes with the last tensor over it, or is kept and copied."""
+        if self.folder is None:
+            return self._values
+        if self._copy is None:
+            drop_windows(self.folder)
+        else:
+            # Whoever is given the result undoes transforms in place.
+            for part in scratch.sections(self._values.shape, 2):
+                self._copy[:, :, part] = self._values[:, :, part]
+            self._values = self._copy
+        self.folder = None
         return self._values
 
     def get_output(self) -> Tensor:
         """The same as :meth:`finalize`."""
         return self.finalize()
+
+
+def drop_windows(folder: str | Path) -> None:
+    """Remove values and journal of a result; the journal first, which would call zeros a result.
+
+    Args:
+        folder: of both; nothing happens where they are not.
+    """
+    for name in (JOURNAL, VALUES):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+class WindowCleaner:
+    """Handler: removes the windows that a :class:`WindowMerger` keeps, once the result is written.
+
+    Args:
+        folder: of values and journal.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Behind the postprocessing, which writes the result."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine | None = None) -> None:
+        """Remove them now."""
+        drop_windows(self.folder)
 
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
