@@ -667,3 +667,20 @@ def test_a_voxel_size_that_is_known_in_part_makes_no_squashed_volume(tmp_path, c
     save_tomogram(image, tmp_path / "out.mrc")
     with mrcfile.open(tmp_path / "out.mrc") as mrc:
         assert np.allclose(mrc.header.cella.tolist(), cell, equal_nan=True)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".zarr", ".nii", ".nii.gz", ".NII.GZ"])
+@pytest.mark.parametrize("letter", ["x", "層"])
+def test_a_name_that_the_system_takes_is_written(tmp_path, suffix, letter):
+    """What is written until it is whole has a longer name of its own, which has to fit as well."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    count = (255 - len(suffix)) // len(letter.encode())
+    path = tmp_path / (count * letter + suffix)
+    image = MetaTensor(torch.rand(1, 4, 5, 6))
+    for _ in range(2):
+        save_tomogram(image, path)
+    assert np.allclose(np.sort(load_tomogram(path).numpy().ravel()), np.sort(image.numpy().ravel()))
+    assert list(tmp_path.iterdir()) == [path]
+    neighbour = path.with_name(count * letter)
+    assert outputs.partial_path(path) != outputs.partial_path(neighbour)

@@ -206,5 +206,7 @@ class NiftiWriter(NibabelWriter):
         if self.is_result:
             refuse_not_finite(filename, int((~np.isfinite(np.asarray(self.data_obj))).sum()))
         # nibabel tells the kind of a file by the end of its name.
-        with written_whole(filename, ending=f".{Path(filename).name}") as partial:
+        name = Path(filename).name
+        ending = next((name[-len(suffix) :] for suffix in SUFFIXES if name.lower().endswith(suffix)), f".{name}")
+        with written_whole(filename, ending=ending) as partial:
             super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})
