@@ -6,7 +6,7 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -91,15 +91,17 @@ def unheard(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def metadata_kept() -> Iterator[None]:
-    """While this lasts, MONAI's transforms keep the metadata of images, whatever the host has told it.
+def usual_defaults() -> Iterator[None]:
+    """While this lasts, MONAI keeps metadata and new tensors are on the CPU, whatever the host has told them.
 
-    Without them a volume has no affine, so its axes are those of the file.
+    Without metadata a volume has no affine, so its axes are those of the file.
     """
     before = get_track_meta()
+    elsewhere = torch.get_default_device().type != "cpu"
     set_track_meta(True)
     try:
-        yield
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
     finally:
         set_track_meta(before)
 
@@ -110,7 +112,7 @@ def undisturbed() -> Iterator[None]:
 
     That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch
     and MONAI are told to do with all they compute: a run makes numbers float32, computes gradients, casts only what it
-    says, and keeps metadata.
+    says, keeps metadata, and makes tensors on the CPU.
     """
     cudnn = torch.backends.cudnn
     with ExitStack() as host:
@@ -130,7 +132,7 @@ def undisturbed() -> Iterator[None]:
             host.enter_context(torch.random.fork_rng([]))
         host.callback(set_determinism, get_seed())
         host.enter_context(no_autocast())
-        host.enter_context(metadata_kept())
+        host.enter_context(usual_defaults())
         host.enter_context(torch.inference_mode(False))
         host.enter_context(torch.enable_grad())
         torch.set_default_dtype(torch.float32)

@@ -38,7 +38,7 @@ from cryoshuffle.files.volumes import (
     refuse_no_file,
 )
 from cryoshuffle.files.writing import check_new_file
-from cryoshuffle.host import metadata_kept
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.lattice import Triple
 
 # Bytes from the beginning of a file that hold our label.
@@ -306,7 +306,7 @@ def load_tomogram(
     against = [] if beside is None else _axes_against(path, header, beside, read_header(beside, permissive))
     # The middle of an even number of voxels is another one from the other side.
     reader = TomogramReader(permissive, folder, None if against else largest)
-    with plainly(), metadata_kept():
+    with plainly(), usual_defaults():
         image: Any = LoadImage(reader, ensure_channel_first=True)(str(path))
         if axcodes is not None:
             image = Orientation(axcodes, labels=None)(image)

@@ -25,7 +25,7 @@ from numpy.linalg import LinAlgError
 from cryoshuffle.errors import InputError
 from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label, refuse_not_finite
 from cryoshuffle.files.writing import written_whole
-from cryoshuffle.host import metadata_kept
+from cryoshuffle.host import usual_defaults
 
 SUFFIXES = (".nii", ".nii.gz")
 UNKNOWN = "unknown"
@@ -190,7 +190,7 @@ class NiftiWriter(NibabelWriter):
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
         """Take the metadata."""
-        with metadata_kept():
+        with usual_defaults():
             super().set_metadata(meta_dict, resample, **options)
         meta = meta_dict or {}
         self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))

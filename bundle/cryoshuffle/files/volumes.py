@@ -23,7 +23,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.writing import real_path, written_whole
-from cryoshuffle.host import metadata_kept
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.lattice import Triple
 
 logger = logging.getLogger("cryoshuffle")
@@ -402,7 +402,7 @@ class VolumeWriter(ImageWriter):
             return
         affine = torch.as_tensor(self.meta[MetaKeys.AFFINE])
         image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=affine)
-        with metadata_kept():
+        with usual_defaults():
             turned = MetaTensor(Orientation(axcodes=AXIS_CODES, labels=None)(image))
         self.data_obj = turned.as_tensor()[0].numpy()
         self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)

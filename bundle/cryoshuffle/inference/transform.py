@@ -16,7 +16,7 @@ from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.files.intensity import ForEachKey, StandardiseIntensityd
 from cryoshuffle.files.volumes import AXIS_CODES, refuse_masked, tells_axes
-from cryoshuffle.host import metadata_kept
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.inference.checkpoints import load_network, read_model_settings
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.whitening import WhitenNoised
@@ -73,6 +73,7 @@ class Denoise(Transform):
         self._plain = Compose(steps)
         self._turned = Compose([Orientationd(_KEY, AXIS_CODES, labels=None), *steps])
 
+    @usual_defaults()
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         """Denoise an image; an autocast of the caller's changes nothing."""
         refuse_masked(img)
@@ -80,7 +81,7 @@ class Denoise(Transform):
         if image.ndim != 4 or len(image) != 1:
             raise InputError(f"an image of shape {tuple(image.shape)} is not one volume, give (1, Z, Y, X)")
         chain = self._turned if tells_axes(img) else self._plain
-        with torch.no_grad(), no_autocast(), metadata_kept(), plainly():
+        with torch.no_grad(), no_autocast(), plainly():
             given: Any = chain({_KEY: image})[_KEY]
             denoised = self.inferer(given.as_tensor()[None], self.network)[0]
             output = MetaTensor(denoised, meta=given.meta, applied_operations=given.applied_operations)
