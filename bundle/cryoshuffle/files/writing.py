@@ -152,13 +152,13 @@ def _replace(path: Path, partial: Path) -> None:
 
 
 def write_text(content: str, path: str | os.PathLike[str]) -> None:
-    """Write text as UTF-8, whole or not at all.
+    """Write text as UTF-8, whole or not at all; bytes of names that are no UTF-8 are spelled out.
 
     Raises:
         FileError: if the file cannot be written; nothing is left behind then.
     """
     with written_whole(path, way_out="choose another folder") as partial:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
