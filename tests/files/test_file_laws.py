@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImage, SaveImaged, Spacing, SpatialCrop
 from mrcfile.dtypes import HEADER_DTYPE
-from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
-from sizes import FULL
+from phantoms import REAL_TOMOGRAM, is_valid_mrc, small_tomogram, write_mrc
+from sizes import FULL, suite_start
 
+from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FileError, InputError, UserError, plainly
 from cryoshuffle.files import scratch
 from cryoshuffle.files import writing as outputs
@@ -684,3 +685,20 @@ def test_a_name_that_the_system_takes_is_written(tmp_path, suffix, letter):
     assert list(tmp_path.iterdir()) == [path]
     neighbour = path.with_name(count * letter)
     assert outputs.partial_path(path) != outputs.partial_path(neighbour)
+
+
+def test_a_name_that_begins_with_a_tilde_is_that_of_a_file(tmp_path, monkeypatch):
+    """MONAI would take it for somebody's home; our checks do not, and nor does a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    small_tomogram(tmp_path / "~tomo.mrc", (24, 40, 40))
+    (tmp_path / "~").mkdir()
+    os.link("~tomo.mrc", "~/x.mrc")
+    plain = load_tomogram(tmp_path / "~tomo.mrc")
+    for name in ("~tomo.mrc", "~/x.mrc"):
+        assert torch.equal(load_tomogram(name), plain)
+    model = str(suite_start())
+    for name in ("~tomo.mrc", "~/x.mrc"):
+        assert main(["apply", model, name, "~out.mrc", "--quiet", "--overwrite"]) == 0
+    assert (tmp_path / "~out.mrc").exists()
+    assert main(["fit", "~/x.mrc", "--checkpoint", "~c.pt", "--quiet", "--no-refine", "--steps", "2"]) == 0

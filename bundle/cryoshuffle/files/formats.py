@@ -307,7 +307,7 @@ def load_tomogram(
     # The middle of an even number of voxels is another one from the other side.
     reader = TomogramReader(permissive, folder, None if against else largest)
     with plainly(), usual_defaults():
-        image: Any = LoadImage(reader, ensure_channel_first=True)(str(path))
+        image: Any = LoadImage(reader, ensure_channel_first=True, expanduser=False)(str(path))
         if axcodes is not None:
             image = Orientation(axcodes, labels=None)(image)
     turned: Any = torch.flip(image, [axis + 1 for axis in against]) if against else image
