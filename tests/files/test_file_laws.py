@@ -37,6 +37,7 @@ from cryoshuffle.files.formats import (
     save_tomogram,
     tomogram_shape,
 )
+from cryoshuffle.files.masks import load_mask
 from cryoshuffle.files.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
@@ -702,3 +703,43 @@ def test_a_name_that_begins_with_a_tilde_is_that_of_a_file(tmp_path, monkeypatch
         assert main(["apply", model, name, "~out.mrc", "--quiet", "--overwrite"]) == 0
     assert (tmp_path / "~out.mrc").exists()
     assert main(["fit", "~/x.mrc", "--checkpoint", "~c.pt", "--quiet", "--no-refine", "--steps", "2"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_a_mask_without_numbers_is_said_to_be_that(tmp_path):
+    """One that is 0 everywhere is another mistake (control)."""
+    for name, value, words in (("nan", np.nan, "has no voxel that is a number"), ("zero", 0.0, "is 0 everywhere")):
+        path = write_mrc(tmp_path / f"{name}.mrc", np.full((6, 8, 10), value, np.float32))
+        with pytest.raises(InputError, match=rf"{name}\.mrc: {words}, a mask is not 0 where the specimen is"):
+            load_mask(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_may_have_axes_of_one_behind_its_three(tmp_path, suffix):
+    """As a Zarr may have them before: some programs write a time or channel of one. Two are refused (control)."""
+    volume = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    nibabel.Nifti1Image(volume, np.eye(4)).to_filename(tmp_path / f"three{suffix}")
+    plain = load_tomogram(tmp_path / f"three{suffix}")
+    for name, axes in (("four", 1), ("five", 2)):
+        path = tmp_path / f"{name}{suffix}"
+        nibabel.Nifti1Image(volume.reshape(4, 5, 6, *[1] * axes), np.eye(4)).to_filename(path)
+        assert tomogram_shape(path) == (6, 5, 4)
+        image = load_tomogram(path)
+        assert torch.equal(image.as_tensor(), plain.as_tensor())
+        save_tomogram(image, tmp_path / f"out{suffix}")
+        assert torch.equal(load_tomogram(tmp_path / f"out{suffix}").as_tensor(), plain.as_tensor())
+    nibabel.Nifti1Image(np.stack([volume] * 2, -1), np.eye(4)).to_filename(tmp_path / f"two{suffix}")
+    with pytest.raises(InputError, match=r"has 4 dimensions .* a tomogram needs three"):
+        load_tomogram(tmp_path / f"two{suffix}")
+
+
+def test_a_nifti_whose_affine_is_flat_is_refused_in_words(tmp_path):
+    """Not in those of numpy."""
+    path = tmp_path / "in.nii"
+    nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)).to_filename(path)
+    with path.open("r+b") as file:
+        file.seek(312)  # srow_z, the third row of the affine
+        file.write(bytes(16))
+    words = r"in\.nii: is not a valid NIfTI file \(its affine gives the voxels no volume or is no number\), check"
+    with pytest.raises(InputError, match=words):
+        tomogram_shape(path)

@@ -89,10 +89,13 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
     path = Path(path)
     try:
         image: Any = nibabel.load(path)
-        shape = tuple(getattr(image, "shape", ()))
+        shape = _volume_shape(tuple(getattr(image, "shape", ())))
         unit, factor = length_unit(image)
         note = f"names no unit of length, its voxels are taken for {_smallest_voxel(image):g} Å"
         header = VolumeHeader(shape, in_unit(image.affine, factor), [note] if unit == UNKNOWN else [])
+        axes = header.affine[:3, :3]
+        if not np.isfinite(header.affine).all() or np.linalg.det(axes) == 0:
+            raise ValueError("its affine gives the voxels no volume or is no number")
         if len(shape) == 3:
             header.placed()
     except (ImageFileError, OSError, EOFError, zlib.error, ValueError, LinAlgError) as error:
@@ -102,6 +105,11 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
     _refuse_other_than_real(path, image)
     _refuse_cut(path, image)
     return header
+
+
+def _volume_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without axes of one behind its three, as programs that know of time and channels write them."""
+    return shape[:3] if math.prod(shape[3:]) == 1 else shape
 
 
 def _refuse_other_than_real(path: str | os.PathLike[str], image: Any) -> None:
@@ -159,6 +167,9 @@ class NiftiReader(NibabelReader):
         for image in images:
             _refuse_other_than_real(image.get_filename(), image)
         array, meta = super().get_data(img)
+        if len(images) == 1 and array.shape != _volume_shape(array.shape):
+            array = array.reshape(_volume_shape(array.shape))
+            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
         unit, factor = length_unit(images[0])
         meta.update({key: in_unit(meta[key], factor) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)})
         return array, {**meta, "nifti_unit": unit, "nifti_unit_angstrom": factor}
