@@ -21,11 +21,11 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, get_track_meta, set_track_meta
 from monai.transforms import Compose, Lambda
 from monai.utils import get_seed, set_determinism
 from phantoms import small_tomogram
-from sizes import suite_configs
+from sizes import suite_configs, suite_start
 
 import cryoshuffle
 from cryoshuffle import devices, memory
@@ -33,6 +33,7 @@ from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.preflight import check_output
 from cryoshuffle.errors import FileError, FitInterruptedError, InputError, SettingError, UserError, plainly
 from cryoshuffle.files.formats import load_tomogram
+from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.fit.data import WindowDataset, image_paths
 from cryoshuffle.fit.handlers import GracefulStop
 from cryoshuffle.host import is_terminal, undisturbed, unheard, while_running
@@ -331,6 +332,38 @@ def test_a_host_that_computes_in_double_gets_the_numbers_of_one_that_does_not(to
         assert torch.get_default_dtype() is torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_a_host_that_keeps_no_metadata_gets_the_numbers_of_one_that_does(tomogram, expected, tmp_path):
+    """Axes and header come from them; MONAI's switch is as before. A checkpoint that is applied is no other case."""
+    volume, denoise = mrcfile.read(tomogram), Denoise(suite_start(), device="cpu")
+    applied = denoise(torch.from_numpy(volume)[None])
+    set_track_meta(False)
+    try:
+        assert np.array_equal(cryoshuffle.denoise(tomogram, **QUICK)[0], expected)
+        assert torch.equal(denoise(torch.from_numpy(volume)[None]), applied)
+        assert not get_track_meta()
+    finally:
+        set_track_meta(True)
+
+
+def test_a_host_whose_tensors_are_elsewhere_gets_the_numbers_of_one_that_has_said_nothing(tomogram, expected):
+    """Its default device is as before; what is computed with double precision is on the CPU."""
+    volume, denoise = mrcfile.read(tomogram), Denoise(suite_start(), device="cpu")
+    given = torch.from_numpy(volume)[None]
+    applied = denoise(given)
+    torch.set_default_device("meta")
+    try:
+        for one in (denoise(given), FillNotFinite()(given), load_tomogram(tomogram)):
+            assert one.device.type == "cpu"
+        standard = StandardiseIntensity()
+        made = standard(given)
+        assert made.device.type == standard.inverse(made).device.type == "cpu"
+        assert torch.equal(denoise(given).as_tensor(), applied.as_tensor())
+        assert np.array_equal(cryoshuffle.denoise(tomogram, **QUICK)[0], expected)
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
 
 
 def test_a_gpu_is_asked_for_its_random_numbers_only_where_the_host_uses_it(monkeypatch):

@@ -6,13 +6,14 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import get_track_meta, set_track_meta
 from monai.utils import get_seed, set_determinism
 
 from cryoshuffle.devices import no_autocast, rounding_kept
@@ -90,11 +91,28 @@ def unheard(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def usual_defaults() -> Iterator[None]:
+    """While this lasts, MONAI keeps metadata and new tensors are on the CPU, whatever the host has told them.
+
+    Without metadata a volume has no affine, so its axes are those of the file.
+    """
+    before = get_track_meta()
+    elsewhere = torch.get_default_device().type != "cpu"
+    set_track_meta(True)
+    try:
+        with torch.device("cpu") if elsewhere else nullcontext():
+            yield
+    finally:
+        set_track_meta(before)
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """Run in a state of our own and leave that of the host as it is.
 
-    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch is
-    told to do with all it computes: a run makes numbers float32, computes gradients and casts only what it says.
+    That is: random numbers, how products are rounded, the memory limit, where modules are looked for, and what torch
+    and MONAI are told to do with all they compute: a run makes numbers float32, computes gradients, casts only what it
+    says, keeps metadata, and makes tensors on the CPU.
     """
     cudnn = torch.backends.cudnn
     with ExitStack() as host:
@@ -114,6 +132,7 @@ def undisturbed() -> Iterator[None]:
             host.enter_context(torch.random.fork_rng([]))
         host.callback(set_determinism, get_seed())
         host.enter_context(no_autocast())
+        host.enter_context(usual_defaults())
         host.enter_context(torch.inference_mode(False))
         host.enter_context(torch.enable_grad())
         torch.set_default_dtype(torch.float32)

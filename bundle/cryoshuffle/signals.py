@@ -36,7 +36,7 @@ def listening(heard: Callable[[int, Any], None]) -> Iterator[None]:
 
 
 class _Stream:
-    """A stream whose reader may go: the rest goes nowhere then, and nothing fails."""
+    """A stream whose reader may go: the rest goes nowhere then, and nothing fails. Signs it lacks are spelled out."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -48,6 +48,8 @@ class _Stream:
         """As the stream does it."""
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError as error:
+            return self.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
         except BrokenPipeError:
             self._drop()
         return len(text)

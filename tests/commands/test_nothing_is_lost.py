@@ -35,7 +35,7 @@ WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": NiftiWriter, "a.n
 
 def write(writer, path, volume=VOLUME, **options):
     """As a result is written."""
-    one = writer(**options)
+    one = writer(is_result=True, **options)
     one.set_data_array(volume[None], channel_dim=0)
     one.set_metadata({}, resample=False)
     one.write(str(path))
@@ -303,7 +303,7 @@ def test_labels_are_kept_whatever_their_count_says(tmp_path, count, texts):
             mrc.header.label[place] = f"text {place}".encode() if place < texts else b""
         mrc.header.nlabl = count
     image = load_tomogram(str(tmp_path / "in.mrc"), permissive=True)
-    writer = MrcWriter()
+    writer = MrcWriter(is_result=True)
     writer.set_data_array(image, 0)
     writer.set_metadata(image.meta)
     writer.write(tmp_path / "out.mrc")

@@ -15,18 +15,29 @@ import mrcfile
 import nibabel
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from monai.data import MetaTensor
-from monai.transforms import LoadImage, LoadImaged, SaveImaged
+from monai.data import MetaTensor, get_track_meta, set_track_meta
+from monai.transforms import LoadImage, LoadImaged, Orientation, SaveImage, SaveImaged, Spacing, SpatialCrop
 from mrcfile.dtypes import HEADER_DTYPE
-from phantoms import REAL_TOMOGRAM, is_valid_mrc, write_mrc
-from sizes import FULL
+from phantoms import REAL_TOMOGRAM, is_valid_mrc, small_tomogram, write_mrc
+from sizes import FULL, suite_start
 
-from cryoshuffle.errors import FileError, InputError, UserError
+from cryoshuffle.commands.cli import main
+from cryoshuffle.errors import FileError, InputError, UserError, plainly
 from cryoshuffle.files import scratch
 from cryoshuffle.files import writing as outputs
-from cryoshuffle.files.formats import load_tomogram, register_formats, save_tomogram, tomogram_shape
+from cryoshuffle.files.formats import (
+    TomogramReader,
+    image_writer,
+    is_ours,
+    load_tomogram,
+    register_formats,
+    save_tomogram,
+    tomogram_shape,
+)
+from cryoshuffle.files.masks import load_mask
 from cryoshuffle.files.mrc import MrcReader, MrcWriter, open_mrc, voxel_size_zyx
 
 MADE_NEW = {"mode", "dmin", "dmax", "dmean", "rms", "machst", "nlabl", "label"}
@@ -71,7 +82,7 @@ def test_header_and_data_survive(tmp_path, mode, order, axes, start, origin, siz
         mrc.header.nlabl = labels
         for i in range(10):
             mrc.header.label[i] = f"label {i}".encode() if i < labels else b""
-    round_trip(source, result)
+    round_trip(source, result, is_result=True)
     assert is_valid_mrc(result)
     with mrcfile.open(source) as before, mrcfile.open(result) as after:
         assert np.array_equal(before.data.astype(np.float32), after.data)
@@ -474,3 +485,261 @@ def test_a_file_that_is_none_is_not_called_cut_short(tmp_path, content):
         (tmp_path / "short.mrc").write_bytes((tmp_path / "torn.mrc").read_bytes()[:length])
         with pytest.raises(InputError, match="is cut short"):
             tomogram_shape(tmp_path / "short.mrc")
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".mrc.bz2"])
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("longer", ["extended header", "sections"])
+def test_a_file_that_is_longer_than_its_header_says_is_refused(tmp_path, monkeypatch, suffix, large, longer):
+    """An extended header that the header does not name shifts all voxels, a count of sections too low drops some; read
+    permissively it is said. The file with a true header is read without a word (control)."""
+    if large:
+        monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(suffix).suffix, bytes)
+    whole = bytearray(write_mrc(tmp_path / "whole.mrc", np.ones((8, 9, 10), np.float32)).read_bytes())
+    (tmp_path / f"true{suffix}").write_bytes(pack(bytes(whole)))
+    if longer == "sections":
+        whole[8:12] = (4).to_bytes(4, "little")
+    else:
+        whole[1024:1024] = bytes(1024)
+    path, folder = tmp_path / f"longer{suffix}", tmp_path / "run"
+    path.write_bytes(pack(bytes(whole)))
+    with pytest.raises(InputError, match=r"longer\.mrc.*: is longer than its header says .*add --permissive"):
+        load_tomogram(path, folder=folder)
+    with pytest.warns(UserWarning, match=r"longer\.mrc.*: is longer than its header says"):
+        load_tomogram(path, True, folder)
+    assert load_tomogram(tmp_path / f"true{suffix}", folder=folder).shape == (1, 8, 9, 10)
+
+
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(("change", "size", "origin"), [
+    (SpatialCrop(roi_start=(1, 2, 3), roi_end=(7, 8, 9)), 7.5, (122.5, 15.0, 7.5)),
+    (Spacing((15.0, 15.0, 15.0)), 15.0, (100.0, 0.0, 0.0)),
+    (Orientation("RAS", labels=None), 7.5, (100.0, 0.0, 0.0)),
+])  # fmt: skip
+def test_what_monai_crops_or_resamples_is_written_with_its_own_grid(tmp_path, change, size, origin, moved):
+    """Voxel size and origin are those of the affine, and the start of the cell is no longer that of the input. What
+    is only turned keeps all of its header (control)."""
+    path = write_mrc(tmp_path / "in.mrc", np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32), 7.5)
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.header.origin.x, mrc.header.nxstart = 100.0, 5
+    image = LoadImage(ensure_channel_first=True)(path)
+    changed = change(image) if moved else image
+    save_tomogram(changed, tmp_path / "out.mrc")
+    turned = Orientation("SAR", labels=None)(changed)
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert np.array_equal(mrc.data, turned[0])
+        assert np.allclose(voxel_size_zyx(mrc.header), size if moved else 7.5)
+        assert np.allclose(mrc.header.origin.tolist(), origin if moved else (100.0, 0.0, 0.0))
+        kept = not moved or isinstance(change, Orientation)
+        assert int(mrc.header.nxstart) == (5 if kept else 0)
+    assert np.allclose(load_tomogram(tmp_path / "out.mrc").affine, turned.affine)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".zarr", ".nii.gz"])
+@pytest.mark.parametrize("of_ours", [False, True])
+def test_what_monai_saves_is_no_result_of_ours(tmp_path, suffix, of_ours):
+    """A segmentation, of a result of ours too, is none that --overwrite may replace or a batch leaves out; what the
+    bundle's own writer writes is (control)."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    image = MetaTensor(torch.rand(1, 4, 5, 6))
+    save_tomogram(image, tmp_path / "in.mrc", is_result=of_ours)
+    assert is_ours(tmp_path / "in.mrc") == of_ours
+    options: dict[str, Any] = {"output_ext": suffix, "separate_folder": False, "print_log": False, "resample": False}
+    loaded = LoadImage(ensure_channel_first=True)(tmp_path / "in.mrc")
+    SaveImage(tmp_path, "seg", **options)(loaded)
+    assert not is_ours(tmp_path / f"in_seg{suffix}")
+    writer = image_writer(f"a{suffix}", is_result=True)
+    SaveImage(tmp_path, "result", writer=writer, **options)(loaded)
+    assert is_ours(tmp_path / f"in_result{suffix}")
+
+
+RGB = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+
+
+@pytest.mark.parametrize(("dtype", "words"), [
+    (np.complex64, "holds complex values"), (np.complex128, "holds complex values"), (RGB, "holds values of type RGB"),
+    (np.float64, None), (np.uint8, None),
+])  # fmt: skip
+def test_a_nifti_of_other_than_real_values_is_refused(tmp_path, dtype, words):
+    """As an MRC or Zarr is: its real part would be another volume. Real values are read (control)."""
+    path = tmp_path / "in.nii"
+    nibabel.Nifti1Image(np.ones((4, 5, 6), dtype), np.eye(4)).to_filename(path)
+    if words is None:
+        assert load_tomogram(path).shape == (1, 6, 5, 4)
+        return
+    for refused in (tomogram_shape, load_tomogram, LoadImage(reader=TomogramReader)):
+        with pytest.raises(Exception, match=rf"in\.nii: {words}") as error, plainly():
+            refused(path)
+        assert isinstance(error.value, InputError)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".zarr", ".nii", ".nii.gz"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_result_that_is_no_number_is_not_written(tmp_path, suffix, value):
+    """Nothing has the final name then, and what had it keeps it. A volume that is no result may hold such voxels, as
+    floating-point numbers only (control)."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    image, path = MetaTensor(torch.rand(1, 8, 9, 10)), tmp_path / f"a{suffix}"
+    image[0, 1, 2, :2] = value
+    with pytest.raises(InputError, match=rf"a\{suffix}: 2 voxels of the result are NaN or Inf.*not written"):
+        save_tomogram(image, path)
+    assert list(tmp_path.iterdir()) == []
+    save_tomogram(image, path, is_result=False)
+    assert int((~np.isfinite(load_tomogram(path).numpy())).sum()) == 2
+    if not suffix.startswith(".nii"):
+        with pytest.raises(InputError, match="2 voxels"):
+            save_tomogram(image, tmp_path / f"b{suffix}", "int16", is_result=False)
+
+
+@pytest.fixture
+def untracked():
+    """The host has told MONAI to keep no metadata."""
+    set_track_meta(False)
+    yield
+    set_track_meta(True)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".nii"])
+def test_a_host_that_keeps_no_metadata_changes_no_axes(tmp_path, untracked, suffix):
+    """Reading and writing need the affine; what the host has asked for is as before behind them."""
+    volume = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    affine = np.diag([1.5, 2.5, 3.5, 1.0])
+    nibabel.save(nibabel.Nifti1Image(volume.T, affine), tmp_path / "in.nii")
+    image = load_tomogram(tmp_path / "in.nii")
+    assert isinstance(image, MetaTensor)
+    assert np.array_equal(image[0], volume)
+    axes = MetaTensor(torch.from_numpy(volume.T.copy())[None], affine=affine)
+    save_tomogram(axes, tmp_path / f"out{suffix}")
+    assert np.array_equal(load_tomogram(tmp_path / f"out{suffix}")[0], volume)
+    assert not get_track_meta()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("mode", "output"), [(2, "float32"), (2, "int8"), (6, "int16")])
+def test_a_result_keeps_the_byte_order_that_its_extended_header_is_in(tmp_path, order, mode, output):
+    """Nobody but the program that wrote them knows which bytes of an extended header are one number. So the bytes are
+    left as they are, IMOD's stamp too, and the stamp of the machine says how to read them."""
+    numbers, kind = np.arange(1, 101, dtype=f"{order}i2"), np.dtype(DTYPES[mode]).newbyteorder(order)
+    with mrcfile.new(tmp_path / "in.mrc") as mrc:
+        mrc.set_data(np.arange(60).reshape(3, 4, 5).astype(kind))
+        mrc.set_volume()
+        mrc.voxel_size = 7.0
+        mrc.set_extended_header(numbers.view("V1"))
+        mrc.header.exttyp = b"SERI"
+        extra = bytearray(84)
+        extra[40:48] = np.array([1146047817, 0], f"{order}i4").tobytes()
+        mrc.header.extra2 = bytes(extra)
+    round_trip(tmp_path / "in.mrc", tmp_path / "out.mrc", output_dtype=output)
+    assert is_valid_mrc(tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as after:
+        assert after.header["nx"].dtype == np.dtype(f"{order}i4")
+        assert np.array_equal(np.frombuffer(after.extended_header.tobytes(), f"{order}i2"), numbers)
+        stamp, flags = np.frombuffer(after.header.extra2.tobytes()[40:48], f"{order}i4")
+        assert (stamp, flags & 1) == (1146047817, 1)
+        assert np.array_equal(after.data, np.arange(60).reshape(3, 4, 5))
+        assert after.data.dtype == np.dtype(output).newbyteorder(order)
+        assert float(after.header.dmax) == 59
+        assert np.isclose(after.voxel_size.x, 7.0)
+    assert np.array_equal(load_tomogram(tmp_path / "out.mrc")[0], np.arange(60).reshape(3, 4, 5))
+
+
+@pytest.mark.parametrize(("cell", "words"), [
+    ((100.0, 80.0, 0.0), "is 0 along z"),
+    ((-100.0, 80.0, 60.0), "is -10 along x"),
+    ((np.nan, -80.0, 60.0), "is -10 along y and no number along x"),
+    ((0.0, 0.0, 0.0), "is 0"),
+    ((100.0, 80.0, 60.0), None),
+])  # fmt: skip
+def test_a_voxel_size_that_is_known_in_part_makes_no_squashed_volume(tmp_path, cell, words):
+    """1 Å along all axes, in other formats too; the note names axis and value. One that is known is kept (control)."""
+    path = write_mrc(tmp_path / "in.mrc", np.ones((6, 8, 10), np.float32))
+    with mrcfile.open(path, "r+") as mrc:
+        mrc.header.cella = cell
+    if words is None:
+        image = load_tomogram(path)
+    else:
+        with pytest.warns(UserWarning, match=rf"in\.mrc: the voxel size {words}, 1 Å is assumed along all axes;"):
+            image = load_tomogram(path)
+    assert np.allclose(image.affine[[2, 1, 0], [0, 1, 2]], 10.0 if words is None else 1.0)
+    save_tomogram(image, tmp_path / "out.nii")
+    assert np.allclose(nibabel.load(tmp_path / "out.nii").header.get_zooms(), 10.0 if words is None else 1.0)
+    save_tomogram(image, tmp_path / "out.mrc")
+    with mrcfile.open(tmp_path / "out.mrc") as mrc:
+        assert np.allclose(mrc.header.cella.tolist(), cell, equal_nan=True)
+
+
+@pytest.mark.parametrize("suffix", [".mrc", ".mrc.gz", ".zarr", ".nii", ".nii.gz", ".NII.GZ"])
+@pytest.mark.parametrize("letter", ["x", "層"])
+def test_a_name_that_the_system_takes_is_written(tmp_path, suffix, letter):
+    """What is written until it is whole has a longer name of its own, which has to fit as well."""
+    if suffix == ".zarr":
+        pytest.importorskip("zarr")
+    count = (255 - len(suffix)) // len(letter.encode())
+    path = tmp_path / (count * letter + suffix)
+    image = MetaTensor(torch.rand(1, 4, 5, 6))
+    for _ in range(2):
+        save_tomogram(image, path)
+    assert np.allclose(np.sort(load_tomogram(path).numpy().ravel()), np.sort(image.numpy().ravel()))
+    assert list(tmp_path.iterdir()) == [path]
+    neighbour = path.with_name(count * letter)
+    assert outputs.partial_path(path) != outputs.partial_path(neighbour)
+
+
+def test_a_name_that_begins_with_a_tilde_is_that_of_a_file(tmp_path, monkeypatch):
+    """MONAI would take it for somebody's home; our checks do not, and nor does a run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    small_tomogram(tmp_path / "~tomo.mrc", (24, 40, 40))
+    (tmp_path / "~").mkdir()
+    os.link("~tomo.mrc", "~/x.mrc")
+    plain = load_tomogram(tmp_path / "~tomo.mrc")
+    for name in ("~tomo.mrc", "~/x.mrc"):
+        assert torch.equal(load_tomogram(name), plain)
+    model = str(suite_start())
+    for name in ("~tomo.mrc", "~/x.mrc"):
+        assert main(["apply", model, name, "~out.mrc", "--quiet", "--overwrite"]) == 0
+    assert (tmp_path / "~out.mrc").exists()
+    assert main(["fit", "~/x.mrc", "--checkpoint", "~c.pt", "--quiet", "--no-refine", "--steps", "2"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+def test_a_mask_without_numbers_is_said_to_be_that(tmp_path):
+    """One that is 0 everywhere is another mistake (control)."""
+    for name, value, words in (("nan", np.nan, "has no voxel that is a number"), ("zero", 0.0, "is 0 everywhere")):
+        path = write_mrc(tmp_path / f"{name}.mrc", np.full((6, 8, 10), value, np.float32))
+        with pytest.raises(InputError, match=rf"{name}\.mrc: {words}, a mask is not 0 where the specimen is"):
+            load_mask(str(path))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_may_have_axes_of_one_behind_its_three(tmp_path, suffix):
+    """As a Zarr may have them before: some programs write a time or channel of one. Two are refused (control)."""
+    volume = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    nibabel.Nifti1Image(volume, np.eye(4)).to_filename(tmp_path / f"three{suffix}")
+    plain = load_tomogram(tmp_path / f"three{suffix}")
+    for name, axes in (("four", 1), ("five", 2)):
+        path = tmp_path / f"{name}{suffix}"
+        nibabel.Nifti1Image(volume.reshape(4, 5, 6, *[1] * axes), np.eye(4)).to_filename(path)
+        assert tomogram_shape(path) == (6, 5, 4)
+        image = load_tomogram(path)
+        assert torch.equal(image.as_tensor(), plain.as_tensor())
+        save_tomogram(image, tmp_path / f"out{suffix}")
+        assert torch.equal(load_tomogram(tmp_path / f"out{suffix}").as_tensor(), plain.as_tensor())
+    nibabel.Nifti1Image(np.stack([volume] * 2, -1), np.eye(4)).to_filename(tmp_path / f"two{suffix}")
+    with pytest.raises(InputError, match=r"has 4 dimensions .* a tomogram needs three"):
+        load_tomogram(tmp_path / f"two{suffix}")
+
+
+def test_a_nifti_whose_affine_is_flat_is_refused_in_words(tmp_path):
+    """Not in those of numpy."""
+    path = tmp_path / "in.nii"
+    nibabel.Nifti1Image(np.zeros((4, 5, 6), np.float32), np.eye(4)).to_filename(path)
+    with path.open("r+b") as file:
+        file.seek(312)  # srow_z, the third row of the affine
+        file.write(bytes(16))
+    words = r"in\.nii: is not a valid NIfTI file \(its affine gives the voxels no volume or is no number\), check"
+    with pytest.raises(InputError, match=words):
+        tomogram_shape(path)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cryoshuffle.files.formats import (
     split_suffix,
     tomogram_shape,
 )
+from cryoshuffle.files.masks import load_mask
 from cryoshuffle.files.omezarr import VERSIONS, OmeZarrReader, OmeZarrWriter, open_zarr
 from cryoshuffle.files.volumes import volume_meta
 from cryoshuffle.files.writing import checksum
@@ -272,7 +274,7 @@ def test_other_things_are_refused_in_a_sentence(tmp_path, monkeypatch):
 
 
 def test_missing_and_damaged_chunks_are_noticed(tmp_path):
-    """A few missing ones are said, as the format allows them; most missing, or a damaged one, is the end."""
+    """Missing ones are said, as the format allows them; all missing, or a damaged one, is the end."""
     path = as_the_portal(tmp_path / "a.zarr", noise((32, 32, 32)))
     chunks = sorted(one for one in (path / "0").rglob("*") if one.is_file() and not one.name.startswith("."))
     assert len(chunks) == 8
@@ -286,12 +288,54 @@ def test_missing_and_damaged_chunks_are_noticed(tmp_path):
     with pytest.raises(FileError, match=r"chunks at z 0 to 32.*copy it again"):
         OmeZarrReader().get_data(open_zarr(path))
     chunks[0].unlink()
-    with pytest.warns(UserWarning, match="1 of 8 chunks are missing"):
+    with pytest.warns(UserWarning, match="1 of 8 chunks are missing and read as 0"):
         open_zarr(path)
-    for chunk in chunks[1:6]:
+    for chunk in chunks[1:]:
         chunk.unlink()
-    with pytest.raises(InputError, match="6 of its 8 chunks are missing"):
+    with pytest.raises(InputError, match="all of its 8 chunks are missing, copy it again"):
         open_zarr(path)
+
+
+def as_others_do(path: Path, volume: np.ndarray, **options: Any) -> Path:
+    """An OME-Zarr 0.5 without the chunks that hold nothing, as Zarr writes it by default."""
+    group = zarr.create_group(str(path), zarr_format=3)
+    group.create_array("0", shape=volume.shape, dtype=volume.dtype, chunks=(8, 8, 8), fill_value=0, **options)[:] = (
+        volume
+    )
+    axes = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
+    level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [10.0] * 3}]}
+    group.attrs.update({"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}})
+    return path
+
+
+def test_missing_shards_are_noticed(tmp_path):
+    """A shard holds many chunks, and is one file; with all of them there nothing is said (control)."""
+    path = as_others_do(tmp_path / "a.zarr", noise((24, 40, 40)), shards=(16, 16, 16))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_zarr(path)
+    shards = sorted(one for one in (path / "0" / "c").rglob("*") if one.is_file())
+    assert len(shards) == 18
+    for shard in shards[:8]:
+        shard.unlink()
+    (path / "0" / "c" / "7").mkdir()
+    (path / "0" / "c" / "7" / "notes.txt").touch()
+    with pytest.warns(UserWarning, match="8 of 18 shards are missing and read as 0"):
+        open_zarr(path)
+
+
+def test_what_holds_nothing_need_not_be_stored(tmp_path):
+    """A mask with one chunk that is not 0, and a tomogram padded with zeros: the voxels are those that were written."""
+    mask = np.zeros((24, 40, 40), np.uint8)
+    mask[8:16, 16:24, 16:24] = 1
+    padded = noise((24, 40, 40))
+    padded[:, :, 8:] = 0
+    for name, volume in (("mask", mask), ("padded", padded)):
+        path = as_others_do(tmp_path / f"{name}.zarr", volume)
+        with pytest.warns(UserWarning, match="of 75 chunks are missing and read as 0"):
+            assert np.array_equal(load_tomogram(path)[0], volume)
+    with pytest.warns(UserWarning, match="74 of 75"):
+        assert np.array_equal(load_mask(str(tmp_path / "mask.zarr")), mask)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -374,3 +418,21 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         check_output(str(path / "0"), str(path))
     assert find_format(f"{path}/").name == "OME-Zarr"
     assert split_suffix(f"{path}/")[1] == ".zarr"
+
+
+@pytest.mark.parametrize("name", ["labels", "notes.txt"])
+def test_what_others_put_into_a_result_is_not_deleted_with_it(tmp_path, name):
+    """Before the work, and where it comes up during the work; levels, marks and hidden files go (control)."""
+    path = tmp_path / "a.zarr"
+    save_tomogram(an_image(noise()), path)
+    (path / ".DS_Store").touch()
+    check_new_tomogram(path, overwrite=True)
+    save_tomogram(an_image(noise()), path)
+    assert not (path / ".DS_Store").exists()
+    (path / name).mkdir()
+    (path / name / "mine").write_text("kept")
+    for refused in (lambda: check_new_tomogram(path, overwrite=True), lambda: save_tomogram(an_image(noise()), path)):
+        with pytest.raises(FileError, match=rf"a\.zarr: holds {name}, which .* move it elsewhere, or choose another"):
+            refused()
+    assert (path / name / "mine").read_text() == "kept"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.zarr"]

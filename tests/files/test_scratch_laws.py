@@ -29,7 +29,7 @@ from cryoshuffle.files.writing import partial_path
 from cryoshuffle.fit.transforms import RandLatticeWindow
 from cryoshuffle.inference import inferers
 from cryoshuffle.inference.inferers import HaloWindowInferer
-from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowMerger
+from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowCleaner, WindowMerger
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
 from cryoshuffle.noise.whitening import WhitenNoise
@@ -360,6 +360,64 @@ def test_a_result_of_something_else_is_begun_again_where_that_is_asked_for(tmp_p
     anew = WindowMerger((1, 1, 2, 2, 2), **other, overwrite=True)
     assert not anew.is_done(box)
     assert not bool(anew.finalize().any())
+
+
+def _one_window_done(folder: Path) -> tuple[slice, slice, slice]:
+    """A result of ones, of which the first of two windows is done."""
+    box, merger = (slice(0, 2), slice(0, 4), slice(0, 4)), WindowMerger((1, 1, 4, 4, 4), folder=folder)
+    merger.begin(box)
+    merger.aggregate(torch.ones(1, 1, 2, 4, 4), (0, 0, 0))
+    merger.mark(box)
+    return box
+
+
+@pytest.mark.parametrize(("size", "words"), [(None, "is missing"), (100, "has 100 bytes"), (512, "has 512 bytes")])
+def test_a_journal_is_not_believed_without_its_values(tmp_path, size, words):
+    """Windows that are called done would be zeros. With --overwrite too the result begins again; values of the size
+    of the shape are gone on with (control)."""
+    box = _one_window_done(tmp_path)
+    control = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True)
+    assert control.is_done(box)
+    assert bool((control._values[:, :, :2] == 1).all())
+    (tmp_path / VALUES).unlink() if size is None else os.truncate(tmp_path / VALUES, size)
+    with pytest.raises(InputError, match=rf"denoising\.values: {words}.*256 bytes.*--resume --overwrite"):
+        WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True)
+    anew = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True, overwrite=True)
+    assert not anew.is_done(box)
+    assert not bool(anew._values.any())
+
+
+def test_the_journal_of_values_that_are_replaced_goes_first(tmp_path, monkeypatch):
+    """A kill before the new journal is written: --resume does not take the new zeros for the old result."""
+    box = _one_window_done(tmp_path)
+
+    def killed(*given: Any) -> None:
+        Path(given[2]).write_bytes(bytes(256))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scratch, "empty_volume", killed)
+        with pytest.raises(KeyboardInterrupt):
+            WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, overwrite=True)
+    assert not WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True).is_done(box)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_windows_that_are_kept_outlive_the_result_that_is_handed_over(tmp_path, keep):
+    """What is done with the result, which is undone in place, leaves them alone until they are removed. Without keeping
+    they go when the result is handed over (control)."""
+    box = (slice(0, 4),) * 3
+    merger = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, keep=keep)
+    merger.begin(box)
+    merger.aggregate(torch.ones(1, 1, 4, 4, 4), (0, 0, 0))
+    merger.mark(box)
+    merger.finalize().mul_(7)
+    assert {one.name for one in tmp_path.iterdir()} == ({JOURNAL, VALUES} if keep else set())
+    again = WindowMerger((1, 1, 4, 4, 4), folder=tmp_path, resume=True, keep=keep)
+    assert again.is_done(box) == keep
+    assert bool((again.finalize() == (1 if keep else 0)).all())
+    WindowCleaner(tmp_path)()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])

@@ -24,9 +24,10 @@ from cryoshuffle.boxes import Box
 from cryoshuffle.commands.cli import main
 from cryoshuffle.files import scratch
 from cryoshuffle.files.locks import lock_run, unlock_run
+from cryoshuffle.files.mrc import MrcWriter
 from cryoshuffle.files.writing import checksum
 from cryoshuffle.inference.checkpoints import load_plain
-from cryoshuffle.inference.mergers import JOURNAL, WindowMerger
+from cryoshuffle.inference.mergers import JOURNAL, VALUES, WindowMerger
 from cryoshuffle.report.log import read_history
 from cryoshuffle.simulation.tilt_series import simulate
 
@@ -93,6 +94,31 @@ def test_a_killed_denoising_goes_on_after_its_last_window(tmp_path, fitted, monk
     assert np.array_equal(results[0], results[2])
     assert left_behind(tmp_path) == []
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("fault", ["SIGTERM", "a full disk"])
+def test_windows_are_kept_until_the_result_is_written(tmp_path, fitted, monkeypatch, capsys, fault):
+    """Not one is computed again, and the result is that of a run that nothing interrupted."""
+    tomogram, checkpoint = fitted
+    whole, cut = (apply(checkpoint, tomogram, tmp_path / f"{name}.mrc") for name in ("whole", "cut"))
+    assert main(whole) == 0
+
+    def fail(self: MrcWriter, *given: object) -> None:
+        if fault == "SIGTERM":
+            signal.raise_signal(signal.SIGTERM)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MrcWriter, "_fill", fail)
+        assert main(cut) == (3 if fault == "SIGTERM" else 2)
+    assert not (tmp_path / "cut.mrc").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowMerger, "mark", lambda self, box: pytest.fail("a window was computed again"))
+        assert main([*cut, "--resume"]) == 0
+    assert np.array_equal(mrcfile.read(tmp_path / "whole.mrc"), mrcfile.read(tmp_path / "cut.mrc"))
+    assert left_behind(tmp_path) == []
+    assert not (tmp_path / "cut_run" / VALUES).exists()
+    assert not (tmp_path / "cut_run" / JOURNAL).exists()
 
 
 def test_other_windows_on_disk_differ_by_rounding(tmp_path, fitted):

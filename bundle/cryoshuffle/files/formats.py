@@ -38,6 +38,7 @@ from cryoshuffle.files.volumes import (
     refuse_no_file,
 )
 from cryoshuffle.files.writing import check_new_file
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.lattice import Triple
 
 # Bytes from the beginning of a file that hold our label.
@@ -62,6 +63,7 @@ class VolumeFormat:
             ``permissive``.
         dtypes: that its writer takes.
         marks: files that a volume of it holds, the one that is written last first; empty where the volume is a file.
+        check_old: raises a ``FileError`` if what a path holds is more than a volume of it, so is not to be replaced.
         check_extra: raises an ``InputError`` that names a path if a package that the format needs is missing.
     """
 
@@ -73,6 +75,7 @@ class VolumeFormat:
     read_header: Callable[[Path, bool], VolumeHeader]
     dtypes: tuple[str, ...] = tuple(DTYPES)
     marks: tuple[str, ...] = ()
+    check_old: Callable[[Path], Any] | None = None
     check_extra: Callable[[Path], Any] | None = None
 
     @property
@@ -89,7 +92,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     VolumeFormat("MRC", mrc.SUFFIXES, ".mrc", mrc.MrcReader, mrc.MrcWriter, mrc.read_header),
     VolumeFormat(
         "OME-Zarr", omezarr.SUFFIXES, ".zarr", omezarr.OmeZarrReader, omezarr.OmeZarrWriter, omezarr.read_header,
-        marks=omezarr.MARKS, check_extra=omezarr.import_zarr,
+        marks=omezarr.MARKS, check_old=omezarr.refuse_foreign, check_extra=omezarr.import_zarr,
     ),
     VolumeFormat(
         "NIfTI", nifti.SUFFIXES, ".nii.gz", nifti.NiftiReader, nifti.NiftiWriter, nifti.read_header, dtypes=("float32",)
@@ -170,7 +173,8 @@ def image_writer(path: str | os.PathLike[str], **options: Any) -> Callable[..., 
 
     Args:
         path: of the file.
-        options: of the writer of one format, ``ome_zarr`` for instance; the writers of others ignore them.
+        options: of the writer; the writers of other formats ignore ``ome_zarr``. ``is_result=True`` labels the file as
+            a result of ours.
 
     Raises:
         InputError: if the name is of no format.
@@ -292,10 +296,10 @@ def load_tomogram(
     against = [] if beside is None else _axes_against(path, header, beside, read_header(beside, permissive))
     # The middle of an even number of voxels is another one from the other side.
     reader = TomogramReader(permissive, folder, None if against else largest)
-    with plainly():
-        image: Any = LoadImage(reader, ensure_channel_first=True)(str(path))
-    if axcodes is not None:
-        image = Orientation(axcodes, labels=None)(image)
+    with plainly(), usual_defaults():
+        image: Any = LoadImage(reader, ensure_channel_first=True, expanduser=False)(str(path))
+        if axcodes is not None:
+            image = Orientation(axcodes, labels=None)(image)
     turned: Any = torch.flip(image, [axis + 1 for axis in against]) if against else image
     result: MetaTensor = turned
     return result
@@ -370,13 +374,15 @@ def check_new_tomogram(path: str | os.PathLike[str], overwrite: bool = False) ->
 
     Args:
         path: of the tomogram.
-        overwrite: allow one that exists; a folder only if a volume of the format is in it.
+        overwrite: allow one that exists; a folder only if a volume of the format is in it, and nothing else.
 
     Raises:
-        FileError: see :func:`cryoshuffle.files.writing.check_new_file`.
+        FileError: see :func:`cryoshuffle.files.writing.check_new_file`; or if files of others are in it.
         InputError: if the name is of no format.
     """
     path, one = Path(path), format_of(path)
     if one.is_folder and path.is_dir() and not any((path / mark).exists() for mark in one.marks):
         raise FileError(f"{path}: is a folder, but no {one.name}, choose another name")
     check_new_file(path, overwrite, one.is_folder)
+    if one.check_old is not None:
+        one.check_old(path)

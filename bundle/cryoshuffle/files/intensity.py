@@ -20,6 +20,7 @@ from monai.utils import TransformBackends, convert_to_tensor
 from cryoshuffle.errors import InputError
 from cryoshuffle.files import scratch
 from cryoshuffle.files.volumes import file_of
+from cryoshuffle.host import usual_defaults
 
 logger = logging.getLogger("cryoshuffle")
 
@@ -27,6 +28,11 @@ logger = logging.getLogger("cryoshuffle")
 def _name(image: Any) -> str:
     """The file an image came from, for messages."""
     return file_of(image) or "the tomogram"
+
+
+def _on_cpu(shape: torch.Size) -> torch.Tensor:
+    """A new tensor for numbers that are computed in double precision, which not every other device has."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 class FillNotFinite(Transform):
@@ -46,16 +52,18 @@ class FillNotFinite(Transform):
     def __init__(self, fill: bool = True) -> None:
         self.fill = fill
 
+    @usual_defaults()
     def __call__(self, img: NdarrayOrTensor) -> NdarrayOrTensor:
         """Fill an image."""
         if not self.fill:
             return img
         image = convert_to_tensor(img, track_meta=True)
-        values, count, total = image.as_tensor(), 0, 0.0
+        # On the CPU: not every other device has double precision.
+        values, count, total = image.as_tensor().cpu(), 0, 0.0
         first, last = [*values.shape[1:]], [0, 0, 0]
         for part in scratch.sections(values.shape):
             bad = ~torch.isfinite(values[:, part])
-            voxels = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0])
+            voxels = torch.nonzero(bad)[:, 1:] + torch.tensor([part.start, 0, 0], device="cpu")
             if len(voxels):
                 first = [min(a, int(b)) for a, b in zip(first, voxels.amin(dim=0), strict=True)]
                 last = [max(a, int(b)) for a, b in zip(last, voxels.amax(dim=0), strict=True)]
@@ -72,7 +80,7 @@ class FillNotFinite(Transform):
             "%s: %d voxels are NaN or Inf, in %s; the mean of the others, %g, takes their place",
             _name(image), count, where, mean,
         )  # fmt: skip
-        return MetaTensor(filled, meta=image.meta, applied_operations=image.applied_operations)
+        return MetaTensor(filled.to(image.device), meta=image.meta, applied_operations=image.applied_operations)
 
 
 class ForEachKey(MapTransform):
@@ -154,22 +162,24 @@ class StandardiseIntensity(InvertibleTransform):
 
     backend = [TransformBackends.TORCH]
 
+    @usual_defaults()
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         """Standardise an image."""
         image = convert_to_tensor(img, track_meta=True)
-        values = image.as_tensor()
+        values = image.as_tensor().cpu()
         if values.dtype == torch.bool:
             raise InputError(f"{_name(image)}: is a mask, not an image of grey values: leave it out of the keys")
         mean, std = _statistics(values, _name(image))
-        standard = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        standard = values if scratch.on_disk(values) else _on_cpu(values.shape)
         for part in scratch.sections(values.shape):
             for z in range(part.start, part.stop):
                 standard[:, z] = (values[:, z].double() - mean) / std
-        result: MetaTensor = MetaTensor(standard, meta=image.meta)
+        result: MetaTensor = MetaTensor(standard.to(image.device), meta=image.meta)
         result.applied_operations = image.applied_operations
         self.push_transform(result, extra_info={"mean": mean, "std": std})
         return result
 
+    @usual_defaults()
     def inverse(self, data: NdarrayOrTensor) -> MetaTensor:
         """Give an image its mean and scale back."""
         image = convert_to_tensor(data, track_meta=True)
@@ -179,13 +189,13 @@ class StandardiseIntensity(InvertibleTransform):
                 "StandardiseIntensity"
             )
         info = self.pop_transform(image)["extra_info"]
-        values, std = image.as_tensor(), float(info["std"])
+        values, std = image.as_tensor().cpu(), float(info["std"])
         mean = 0.0 if image.meta.get(IS_SPREAD) else float(info["mean"])
-        restored = values if scratch.on_disk(values) else torch.empty(values.shape, dtype=torch.float32)
+        restored = values if scratch.on_disk(values) else _on_cpu(values.shape)
         for part in scratch.sections(values.shape):
             for z in range(part.start, part.stop):
                 restored[:, z] = values[:, z].double() * std + mean
-        result: MetaTensor = MetaTensor(restored, meta=image.meta)
+        result: MetaTensor = MetaTensor(restored.to(image.device), meta=image.meta)
         result.applied_operations = image.applied_operations
         return result
 

@@ -71,7 +71,9 @@ def read_mask(
     for part in scratch.sections(values.shape, 0):
         section = values[part]
         two &= bool(((section == low) | (section == high) | ~section.isfinite()).all())
-    if low > high or low == high == 0:
+    if low > high:
+        raise InputError(f"{path}: has no voxel that is a number, a mask is not 0 where the specimen is")
+    if low == high == 0:
         raise InputError(f"{path}: is 0 everywhere, a mask is not 0 where the specimen is")
     if low == high:
         if not outside:

@@ -27,12 +27,13 @@ from monai.utils import MetaKeys
 from mrcfile.dtypes import HEADER_DTYPE
 from mrcfile.mrcinterpreter import MrcInterpreter
 from mrcfile.mrcobject import MrcObject
-from mrcfile.utils import data_shape_from_header, dtype_from_mode, mode_from_dtype
+from mrcfile.utils import data_shape_from_header, dtype_from_mode, machine_stamp_from_byte_order, mode_from_dtype
 
 from cryoshuffle.boxes import middle
 from cryoshuffle.errors import FileError, InputError, unreadable
 from cryoshuffle.files import scratch
 from cryoshuffle.files.volumes import (
+    LABEL,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
@@ -43,6 +44,7 @@ from cryoshuffle.files.volumes import (
     own_label,
     refuse_no_file,
     volume_meta,
+    why_unknown,
 )
 from cryoshuffle.files.writing import partial_file
 
@@ -51,6 +53,10 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bzip2"}
 _STACK = "is a stack of images by its header, a tilt series perhaps: name the tomogram made of it"
 _IMOD_STAMP = 1146047817
 _LABELS = 10
+# What rounding may change of an affine: voxel sizes, as a share, and places, voxels.
+_SAME_SIZE, _SAME_PLACE = 1e-5, 1e-2
+# How mrcfile says that more bytes follow the voxels.
+_LONGER = "larger than expected"
 # Where the header says how long the extended header is, and how much smaller compression makes a file at most.
 _NSYMBT = slice(92, 96)
 _STAMP = slice(208, 212)
@@ -72,7 +78,11 @@ def open_mrc(
 
     Raises:
         FileError: if the file is missing or cannot be read, or there is no room to unpack it.
-        InputError: if it is not MRC, is cut short, or holds something other than one real volume.
+        InputError: if it is not MRC, is cut short, is longer than its header says and not read permissively, or holds
+            something other than one real volume.
+
+    Warns:
+        UserWarning: if it is longer than its header says and read permissively.
     """
     path = Path(path)
     size = _check_header(path, permissive)[1]
@@ -95,6 +105,11 @@ def open_mrc(
         raise InputError(_why_not_mrc(path, reason, permissive))
     try:
         _refuse_other_than_volume(path, mrc.data.dtype, mrc.data.shape)
+        if any(_LONGER in str(one.message) for one in caught):
+            words = f"{path}: is longer than its header says ({size} bytes), so its voxels may be others than it means"
+            if not permissive:
+                raise InputError(f"{words}: check the file, or add --permissive to read it all the same")
+            warnings.warn(words, stacklevel=1)
     except InputError:
         mrc.close()
         raise
@@ -116,7 +131,10 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
     path = Path(path)
     header, _ = _check_header(path, permissive)
     if path.suffix.lower() not in _COMPRESSIONS:
-        open_mrc(path, permissive).close()
+        with warnings.catch_warnings():
+            # What is noted of a file is said where its voxels are read.
+            warnings.simplefilter("ignore")
+            open_mrc(path, permissive).close()
     stored = tuple(int(n) for n in data_shape_from_header(header))
     _refuse_other_than_volume(path, dtype_from_mode(header.mode), stored)
     shape, affine = [stored[axis] for axis in _axis_order(header)], affine_of(*_grid(header))
@@ -189,8 +207,11 @@ def _unpack(path: Path, size: int, folder: Path, permissive: bool) -> MrcObject:
                 while missing and (block := packed.read(min(missing, 2**22))):
                     file.write(block)
                     missing -= len(block)
+                longer = not missing and bool(packed.read(1))
         if missing:
             raise EOFError(f"Expected {size} bytes, there are {size - missing}")
+        if longer:
+            warnings.warn(_LONGER, stacklevel=1)
         return mrcfile.mmap(partial, permissive=permissive)
 
 
@@ -262,12 +283,16 @@ def _unsigned_bytes(header: np.ndarray) -> bool:
 
 def voxel_size_zyx(header: np.ndarray) -> tuple[float, float, float]:
     """Voxel size along (Z, Y, X) in Å; 0 where the header does not say, or says what is no number."""
-    size = [
+    z, y, x = (value if math.isfinite(value) else 0.0 for value in _stored_size(header))
+    return z, y, x
+
+
+def _stored_size(header: np.ndarray) -> list[float]:
+    """Voxel size along (Z, Y, X) in Å, whatever it is; 0 where the header has no count of intervals."""
+    return [
         float(header["cella"][axis]) / int(header[f"m{axis}"]) if int(header[f"m{axis}"]) > 0 else 0.0
         for axis in ("z", "y", "x")
     ]
-    z, y, x = (value if math.isfinite(value) else 0.0 for value in size)
-    return z, y, x
 
 
 def _grid(header: np.ndarray) -> tuple[tuple[float, float, float], list[float]]:
@@ -314,19 +339,17 @@ class MrcReader(VolumeReader):
         InputError: if it is not MRC, cut short, complex, or not one volume.
 
     Warns:
-        UserWarning: if the voxel size is 0; the affine then takes 1 Å and the header stays as it is. And if bytes are
-            taken for unsigned because of their statistics alone.
+        UserWarning: if the voxel size is not above 0 along an axis; the affine then takes 1 Å along all, and the header
+            stays as it is. And if bytes are taken for unsigned because of their statistics alone.
     """
 
     suffixes = SUFFIXES
 
     def _open(self, path: str | os.PathLike[str]) -> MrcObject:
         file = open_mrc(path, self.permissive, self.folder)
-        if min(voxel_size_zyx(file.header)) <= 0:
+        if why := why_unknown(_stored_size(file.header)):
             # Attributed to this module, not to MONAI's loader: the command line shows our notes only.
-            cell = [float(file.header["cella"][axis]) for axis in ("z", "y", "x")]
-            said = "0" if all(map(math.isfinite, cell)) else "no number"
-            words = f"{path}: the voxel size is {said}, 1 Å is assumed; the header stays as it is"
+            words = f"{path}: the voxel size is {why}, 1 Å is assumed along all axes; the header stays as it is"
             warnings.warn(words, stacklevel=1)
         if not all(math.isfinite(float(file.header["origin"][axis])) for axis in ("z", "y", "x")):
             warnings.warn(f"{path}: the origin is no number, 0 is assumed; the header stays as it is", stacklevel=1)
@@ -360,8 +383,9 @@ class MrcWriter(VolumeWriter):
     """Writes one volume as MRC2014, with the header it was read with.
 
     Kept field by field: voxel size, origin, nstart, axis order, cell, labels, extra space and extended header. Made
-    new: dimensions, mode, statistics, machine stamp, and one label of ours (the tenth gives way where all ten are
-    taken). The file appears under its name only when it is complete.
+    new: dimensions, mode, statistics, and one label of ours (the tenth gives way where all ten are taken). Numbers have
+    the byte order of the source. Of a volume that was cropped or resampled since, voxel size and origin are those of
+    its affine. The file appears under its name only when it is complete.
 
     Args:
         output_dtype: ``float32`` (mode 2), ``float16`` (12), ``int8`` (0), ``int16`` (1) or ``uint16`` (6); whole
@@ -386,13 +410,15 @@ class MrcWriter(VolumeWriter):
             with mrcfile.new_mmap(plain, volume.shape, mode, overwrite=True, extended_header=extended) as mrc:
                 with plain.open("r+b") as file:
                     scratch.take_room(file, plain.stat().st_size)
+                if source is not None:
+                    _use_byte_order(mrc, _byte_order(source))
                 self._fill(mrc, volume)
                 if source is None:
                     self._describe(mrc)
                 else:
                     _copy_header(source, mrc)
-                if self.is_result:
-                    _add_label(mrc, self.content)
+                    self._move(mrc)
+                _set_labels(mrc, [own_label(self.content)] if self.is_result else [])
             if compression is not None:
                 _compress(plain, partial, compression)
 
@@ -427,6 +453,33 @@ class MrcWriter(VolumeWriter):
         mrc.header.origin.z, mrc.header.origin.y, mrc.header.origin.x = origin
         mrc.set_volume()
 
+    def _move(self, mrc: MrcObject) -> None:
+        """Voxel size and origin from the affine, where the volume was cropped or resampled since it was read."""
+        affine, before = (self.meta.get(key) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE))
+        if affine is None or before is None:
+            return
+        (size, origin), (old_size, old_origin) = (grid_of(np.asarray(one, dtype=float)) for one in (affine, before))
+        resampled = not np.allclose(size, old_size, rtol=_SAME_SIZE, atol=0)
+        if not resampled and np.allclose(origin, old_origin, rtol=0, atol=_SAME_PLACE * size.min()):
+            return
+        if resampled:
+            mrc.voxel_size = tuple(size[::-1])
+        header = mrc.header
+        header.origin.z, header.origin.y, header.origin.x = origin
+        header.nxstart = header.nystart = header.nzstart = 0
+
+
+def _use_byte_order(mrc: MrcObject, order: str) -> None:
+    """Write numbers as the source does: what is kept of it byte by byte has numbers that only its program knows."""
+    if order == _byte_order(mrc.header):
+        return
+    mrc.header.byteswap(inplace=True)
+    mrc.header.dtype = mrc.header.dtype.newbyteorder(order)
+    mrc.header.machst = machine_stamp_from_byte_order(order)
+    dtype, shape = mrc.data.dtype.newbyteorder(order), mrc.data.shape
+    mrc._close_data()
+    mrc._open_memmap(dtype, shape)
+
 
 def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
     """Every field of the header but what the new data decide."""
@@ -440,9 +493,10 @@ def _copy_header(source: np.ndarray, mrc: MrcObject) -> None:
     if int(source["nversion"]) in (20140, 20141):
         mrc.header.nversion = source["nversion"]
     stamp = bytearray(mrc.header.extra2.tobytes())
-    if stamp[40:44] == _IMOD_STAMP.to_bytes(4, "little"):
+    order: Any = "big" if _byte_order(source) == ">" else "little"
+    if stamp[40:44] == _IMOD_STAMP.to_bytes(4, order):
         # We write signed bytes, whatever the input had.
-        stamp[44] |= 1
+        stamp[44 if order == "little" else 47] |= 1
         mrc.header.extra2 = np.void(bytes(stamp))
     if not same_shape:
         z, y, x = voxel_size_zyx(source)
@@ -458,10 +512,13 @@ def _compress(source: Path, target: Path, compression: str) -> None:
             shutil.copyfileobj(plain, packer, 2**20)
 
 
-def _add_label(mrc: MrcObject, content: str) -> None:
+def _set_labels(mrc: MrcObject, own: list[bytes]) -> None:
+    """The labels that a file has from its source, and our own; what is no result of ours is called none."""
     # The count of a damaged header may be anything; labels with text are what is there.
-    labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")][: _LABELS - 1]
-    own = own_label(content)
+    labels = [bytes(label) for label in mrc.header.label if bytes(label).strip(b"\0 ")]
+    if not own:
+        labels = [label for label in labels if not label.startswith(LABEL.encode())]
+    labels = [*labels[: _LABELS - len(own)], *own]
     for place in range(_LABELS):
-        mrc.header.label[place] = [*labels, own][place] if place <= len(labels) else b""
-    mrc.header.nlabl = len(labels) + 1
+        mrc.header.label[place] = labels[place] if place < len(labels) else b""
+    mrc.header.nlabl = len(labels)

@@ -23,8 +23,9 @@ from nibabel.filebasedimages import ImageFileError
 from numpy.linalg import LinAlgError
 
 from cryoshuffle.errors import InputError
-from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label
+from cryoshuffle.files.volumes import DENOISED, VolumeHeader, own_label, refuse_not_finite
 from cryoshuffle.files.writing import written_whole
+from cryoshuffle.host import usual_defaults
 
 SUFFIXES = (".nii", ".nii.gz")
 UNKNOWN = "unknown"
@@ -83,23 +84,41 @@ def read_header(path: str | os.PathLike[str], permissive: bool = False) -> Volum
         permissive: of other formats; not needed here.
 
     Raises:
-        InputError: if it is no NIfTI, not one volume, or cut short.
+        InputError: if it is no NIfTI, not one volume of real values, or cut short.
     """
     path = Path(path)
     try:
         image: Any = nibabel.load(path)
-        shape = tuple(getattr(image, "shape", ()))
+        shape = _volume_shape(tuple(getattr(image, "shape", ())))
         unit, factor = length_unit(image)
         note = f"names no unit of length, its voxels are taken for {_smallest_voxel(image):g} Å"
         header = VolumeHeader(shape, in_unit(image.affine, factor), [note] if unit == UNKNOWN else [])
+        axes = header.affine[:3, :3]
+        if not np.isfinite(header.affine).all() or np.linalg.det(axes) == 0:
+            raise ValueError("its affine gives the voxels no volume or is no number")
         if len(shape) == 3:
             header.placed()
     except (ImageFileError, OSError, EOFError, zlib.error, ValueError, LinAlgError) as error:
         raise InputError(f"{path}: is not a valid NIfTI file ({error}), check the file") from error
     if len(shape) != 3:
         raise InputError(f"{path}: has {len(shape)} dimensions {shape[::-1]}, a tomogram needs three")
+    _refuse_other_than_real(path, image)
     _refuse_cut(path, image)
     return header
+
+
+def _volume_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without axes of one behind its three, as programs that know of time and channels write them."""
+    return shape[:3] if math.prod(shape[3:]) == 1 else shape
+
+
+def _refuse_other_than_real(path: str | os.PathLike[str], image: Any) -> None:
+    dtype = np.dtype(image.get_data_dtype())
+    if dtype.kind == "c":
+        raise InputError(f"{path}: holds complex values (a transform, not a tomogram), give the real-space volume")
+    if dtype.kind not in "biuf":
+        name = "".join(dtype.names or ()) or str(dtype)
+        raise InputError(f"{path}: holds values of type {name}, give a volume of real ones")
 
 
 def _refuse_cut(path: Path, image: Any) -> None:
@@ -134,6 +153,9 @@ class NiftiReader(NibabelReader):
 
     Args:
         options: of other readers. A NIfTI is taken whole, and kept in memory however large it is.
+
+    Raises:
+        InputError: from ``get_data``, if the values are not real.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -141,8 +163,14 @@ class NiftiReader(NibabelReader):
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """The volume and its metadata."""
+        images = list(img) if isinstance(img, (list, tuple)) else [img]
+        for image in images:
+            _refuse_other_than_real(image.get_filename(), image)
         array, meta = super().get_data(img)
-        unit, factor = length_unit(img[0] if isinstance(img, (list, tuple)) else img)
+        if len(images) == 1 and array.shape != _volume_shape(array.shape):
+            array = array.reshape(_volume_shape(array.shape))
+            meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = float("nan")
+        unit, factor = length_unit(images[0])
         meta.update({key: in_unit(meta[key], factor) for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE)})
         return array, {**meta, "nifti_unit": unit, "nifti_unit_angstrom": factor}
 
@@ -155,22 +183,26 @@ class NiftiWriter(NibabelWriter):
 
     Args:
         output_dtype: as MONAI has it.
-        is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        is_result: whether the file is labelled as a result of ours; not for what other programs save through MONAI.
         content: what the label says it holds.
         options: other options of MONAI's writer.
+
+    Raises:
+        InputError: from ``write``, if voxels of a result are not finite.
     """
 
     unit, unit_angstrom = "mm", 1.0
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, content: str = DENOISED, **options: Any
     ) -> None:
         super().__init__(output_dtype, **options)
         self.is_result, self.content = is_result, content
 
     def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = True, **options: Any) -> None:
         """Take the metadata."""
-        super().set_metadata(meta_dict, resample, **options)
+        with usual_defaults():
+            super().set_metadata(meta_dict, resample, **options)
         meta = meta_dict or {}
         self.unit, self.unit_angstrom = str(meta.get("nifti_unit", "mm")), float(meta.get("nifti_unit_angstrom", 1.0))
         if self.affine is not None:
@@ -182,6 +214,10 @@ class NiftiWriter(NibabelWriter):
         header.set_xyzt_units(self.unit)
         if self.is_result:
             header["descrip"] = own_label(self.content)
+        if self.is_result:
+            refuse_not_finite(filename, int((~np.isfinite(np.asarray(self.data_obj))).sum()))
         # nibabel tells the kind of a file by the end of its name.
-        with written_whole(filename, ending=f".{Path(filename).name}") as partial:
+        name = Path(filename).name
+        ending = next((name[-len(suffix) :] for suffix in SUFFIXES if name.lower().endswith(suffix)), f".{name}")
+        with written_whole(filename, ending=ending) as partial:
             super().write(partial, verbose=verbose, **{"header": header, **obj_kwargs})

@@ -11,7 +11,9 @@ Source:
 from __future__ import annotations
 
 import math
+import operator
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ from cryoshuffle.files.volumes import (
     grid_of,
     is_named,
     volume_meta,
+    why_unknown,
 )
 from cryoshuffle.memory import most_memory_bytes
 
@@ -120,11 +123,11 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
 
     Raises:
         FileError: if there is no such folder.
-        InputError: if it is no OME-Zarr, holds something other than one real volume, or most of it is missing; or if
+        InputError: if it is no OME-Zarr, holds something other than one real volume, or all of it is missing; or if
             the package zarr is.
 
     Warns:
-        UserWarning: if some of its chunks are missing; the format reads them as one value.
+        UserWarning: if some of its chunks or shards are missing; the format reads them as one value.
     """
     path = Path(path)
     zarr = import_zarr(path)
@@ -133,7 +136,8 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
     try:
         node, multiscale, name = _find_array(path, zarr)
         size, origin = _scales(multiscale, name, node.ndim)
-        chunks, stored = (node.nchunks, node.nchunks_initialized) if look else (1, 1)
+        missing, chunks = _count_missing(node) if look else (0, 1)
+        pieces = "chunks" if node.shards is None else "shards"
         dtype, shape = np.dtype(node.dtype), tuple(int(n) for n in node.shape)
         largest = math.prod(int(n) for n in node.chunks) * dtype.itemsize
     except InputError:
@@ -145,8 +149,8 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
         raise InputError(f"{path}: holds values of type {dtype}, a tomogram has real ones")
     if len(shape) < 3 or min(shape[-3:]) < 2 or math.prod(shape[:-3]) != 1:
         raise InputError(f"{path}: has the shape {shape}, give one volume of three dimensions at a time")
-    if 2 * stored < chunks:
-        raise InputError(f"{path}: {chunks - stored} of its {chunks} chunks are missing, copy it again")
+    if missing == chunks:
+        raise InputError(f"{path}: all of its {chunks} {pieces} are missing, copy it again")
     if largest > max(_SMALL, most_memory_bytes() // 2):
         raise InputError(
             f"{path}: its chunks take {largest / 2**20:.0f} MiB each, too much to read them one by one; "
@@ -154,8 +158,10 @@ def open_zarr(path: str | os.PathLike[str], look: bool = True) -> ZarrVolume:
         )
     if look:
         _refuse_cut_chunks(path, node)
-    if stored < chunks:
-        warnings.warn(f"{path}: {chunks - stored} of {chunks} chunks are missing, they read as one value", stacklevel=1)
+    if missing:
+        # Zarr does not store what holds nothing but that value, and does not say so.
+        words = f"{missing} of {chunks} {pieces} are missing and read as {float(node.fill_value or 0):g}"
+        warnings.warn(f"{path}: {words}; nothing is wrong if that is what they held", stacklevel=1)
     z, y, x = shape[-3:]
     return ZarrVolume(path, node, (z, y, x), (size[0], size[1], size[2]), (origin[0], origin[1], origin[2]))
 
@@ -188,17 +194,53 @@ def _find_array(path: Path, zarr: Any) -> tuple[Any, Mapping[str, Any], str]:
     return node[name], multiscale, name
 
 
+def _count_missing(array: Any) -> tuple[int, int]:
+    """How many of the files that hold the voxels are missing, and how many there should be."""
+    sides = array.chunks if array.shards is None else array.shards
+    grid, place = [-(-n // side) for n, side in zip(array.shape, sides, strict=True)], _place(array)
+    stored = set()
+    for file in place.rglob("*"):
+        key = re.fullmatch(r"(?:c[./])?(\d+(?:[./]\d+)*)", file.relative_to(place).as_posix())
+        numbers = [int(part) for part in re.split(r"[./]", key[1])] if key else []
+        if len(numbers) == len(grid) and all(map(operator.lt, numbers, grid)) and file.is_file():
+            stored.add(tuple(numbers))
+    return math.prod(grid) - len(stored), math.prod(grid)
+
+
+def _place(array: Any) -> Path:
+    """The folder of an array."""
+    return Path(array.store.root) / array.path
+
+
 def _refuse_cut_chunks(path: Path, array: Any) -> None:
     """Blosc reads beyond the end of a chunk that was cut short, where it holds noise that could not be compressed."""
     codecs = [type(codec).__name__ for codec in array.compressors]
     if array.shards is not None or not codecs or not codecs[-1].startswith("Blosc"):
         return
-    for chunk in (Path(array.store.root) / array.path).rglob("*"):
+    for chunk in _place(array).rglob("*"):
         if chunk.is_file() and not chunk.name.startswith(".") and chunk.name != "zarr.json":
             with chunk.open("rb") as file:
                 header = file.read(16)
             if len(header) < 16 or int.from_bytes(header[12:], "little") > chunk.stat().st_size:
                 raise InputError(f"{path}: its chunk {chunk} is cut short, copy it again")
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace a folder that holds more than levels and marks, labels of others for instance.
+
+    Args:
+        path: of the folder; nothing happens where there is none.
+
+    Raises:
+        FileError: naming the first of what it holds.
+    """
+    names = sorted(one.name for one in path.iterdir()) if path.is_dir() else []
+    for name in names:
+        if not (name.isdigit() or name in MARKS or name.startswith(".")):
+            raise FileError(
+                f"{path}: holds {name}, which is no part of a result and would be deleted with it: move it elsewhere, "
+                "or choose another name"
+            )
 
 
 def import_zarr(path: str | os.PathLike[str]) -> Any:
@@ -286,15 +328,16 @@ class OmeZarrReader(VolumeReader):
         FileError, InputError: see :func:`open_zarr`.
 
     Warns:
-        UserWarning: if the voxel size is not given; the affine then takes 1 Å.
+        UserWarning: if the voxel size is not given, or not above 0 along an axis; the affine then takes 1 Å along all.
     """
 
     suffixes, is_folder = SUFFIXES, True
 
     def _open(self, path: str | os.PathLike[str]) -> ZarrVolume:
         volume = open_zarr(path)
-        if min(volume.voxel_size_zyx) <= 0:
-            warnings.warn(f"{volume.path}: has no voxel size, 1 Å is assumed", stacklevel=1)
+        if why := why_unknown(volume.voxel_size_zyx):
+            words = "has no voxel size" if why == "0" else f"the voxel size is {why}"
+            warnings.warn(f"{volume.path}: {words}, 1 Å is assumed along all axes", stacklevel=1)
         return volume
 
     def _meta(self, volume: ZarrVolume) -> dict[str, Any]:
@@ -329,7 +372,7 @@ class OmeZarrWriter(VolumeWriter):
     """
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, ome_zarr: str = VERSIONS[0], **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, ome_zarr: str = VERSIONS[0], **options: Any
     ) -> None:
         super().__init__(output_dtype, is_result, **options)
         # The command line of MONAI makes a number of it.
@@ -338,6 +381,7 @@ class OmeZarrWriter(VolumeWriter):
             raise InputError(f"OME-Zarr {self.version} is not written: choose one of {', '.join(VERSIONS)}")
 
     def _write(self, partial: Path, path: Path) -> None:
+        refuse_foreign(path)
         older = self.version == "0.4"
         group = import_zarr(path).create_group(str(partial), zarr_format=2 if older else 3)
         multiscales = [self._describe(path.name, self._write_levels(group, _storage(older)))]
@@ -348,12 +392,17 @@ class OmeZarrWriter(VolumeWriter):
         if self.is_result:
             attributes[LABEL] = {"version": cryoshuffle.__version__, "what": self.content}
         group.attrs.update(attributes)
+        # Once more: it may have come while this was written.
+        refuse_foreign(path)
 
     def _write_levels(self, group: Any, storage: Mapping[str, Any]) -> list[tuple[int, ...]]:
         shapes: list[tuple[int, ...]] = [tuple(self.data_obj.shape)]
         while len(shapes) < LEVELS and min(shapes[-1]) >= 4:
             shapes.append(tuple(-(-n // 2) for n in shapes[-1]))
         for level, shape in enumerate(shapes):
+            if level == 1:
+                # Before means of the voxels are counted too.
+                self._refuse_lost()
             array = group.create_array(
                 str(level),
                 shape=shape,

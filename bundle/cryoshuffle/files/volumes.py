@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import logging
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.writing import real_path, written_whole
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.lattice import Triple
 
 logger = logging.getLogger("cryoshuffle")
@@ -120,19 +122,41 @@ def affine_of(size_zyx: Sequence[float], origin_zyx: Sequence[float]) -> np.ndar
     """The affine of a volume with axes (Z, Y, X), Å.
 
     Args:
-        size_zyx: of a voxel, Å; 1 Å is taken where it is 0.
+        size_zyx: of a voxel, Å; 1 Å is taken along all axes where one is not above 0, for a part of them would squash
+            the volume.
         origin_zyx: of the volume, Å.
 
     Example:
-        >>> affine_of((3.0, 2.0, 0.0), (0.0, 0.0, 7.0)).tolist()
+        >>> affine_of((3.0, 2.0, 1.0), (0.0, 0.0, 7.0)).tolist()
         [[0.0, 0.0, 1.0, 7.0], [0.0, 2.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
     """
+    known = min(size_zyx) > 0
     affine = np.zeros((4, 4))
     for row, axis in enumerate((2, 1, 0)):
-        affine[row, axis] = size_zyx[axis] if size_zyx[axis] > 0 else 1.0
+        affine[row, axis] = size_zyx[axis] if known else 1.0
         affine[row, 3] = origin_zyx[axis]
     affine[3, 3] = 1.0
     return affine
+
+
+def why_unknown(size_zyx: Sequence[float]) -> str:
+    """What is wrong with a voxel size, in words; empty if nothing is.
+
+    Args:
+        size_zyx: as a file says it, Å.
+
+    Example:
+        >>> why_unknown((0.0, 0.0, 0.0)), why_unknown((10.0, -10.0, float("nan"))), why_unknown((10.0, 10.0, 10.0))
+        ('0', '-10 along y and no number along x', '')
+    """
+    wrong = [
+        (f"{size:g}" if math.isfinite(size) else "no number", axis)
+        for size, axis in zip(size_zyx, "zyx", strict=True)
+        if not 0 < size < math.inf
+    ]
+    if len(wrong) == 3 and len({words for words, _ in wrong}) == 1:
+        return wrong[0][0]
+    return " and ".join(f"{words} along {axis}" for words, axis in wrong)
 
 
 def grid_of(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -292,6 +316,22 @@ class VolumeReader(ImageReader):
         return volumes[0] if single else np.stack(volumes), metas[0]
 
 
+def refuse_not_finite(path: str | os.PathLike[str], count: int) -> None:
+    """Refuse a result that has voxels which are no numbers.
+
+    Args:
+        path: of the file to write.
+        count: of them.
+
+    Raises:
+        InputError: if there are any.
+    """
+    if count:
+        raise InputError(
+            f"{path}: {count} voxels of the result are NaN or Inf, so it is not written: check grey values and network"
+        )
+
+
 class VolumeWriter(ImageWriter):
     """The frame of a writer: it takes one volume, turns it to (Z, Y, X), rounds it, and writes it whole or not at all.
 
@@ -301,18 +341,19 @@ class VolumeWriter(ImageWriter):
     Args:
         output_dtype: ``float32``, ``float16``, ``int8``, ``int16`` or ``uint16``; whole numbers are rounded and
             clipped.
-        is_result: whether the file is labelled as a result of ours; False for a volume that was not denoised.
+        is_result: whether the file is labelled as a result of ours; not for what other programs save through MONAI.
         content: what the label says it holds.
         options: other options of MONAI's writers; not needed here.
 
     Raises:
         InputError: for another type, several channels or fewer than three dimensions; and from ``write``, if more than
-            a thousandth of the voxels were clipped, or all became one value.
+            a thousandth of the voxels were clipped, or all became one value, or if voxels of a result, or of what is
+            written as whole numbers, are not finite.
         FileError: if the file cannot be written; nothing is left behind then.
     """
 
     def __init__(
-        self, output_dtype: Any = np.float32, is_result: bool = True, content: str = DENOISED, **options: Any
+        self, output_dtype: Any = np.float32, is_result: bool = False, content: str = DENOISED, **options: Any
     ) -> None:
         name = np.dtype(np.float32 if output_dtype is None else output_dtype).name
         if name not in DTYPES:
@@ -321,7 +362,8 @@ class VolumeWriter(ImageWriter):
         self.output_dtype = np.dtype(DTYPES[name])
         self.is_result, self.content = is_result, content
         self.meta: dict[str, Any] = {}
-        self._clipped = 0
+        self._clipped, self._not_finite = 0, 0
+        self._path: str | os.PathLike[str] = ""
         self._before, self._after = (np.inf, -np.inf), (np.inf, -np.inf)
 
     @abstractmethod
@@ -360,14 +402,17 @@ class VolumeWriter(ImageWriter):
             return
         affine = torch.as_tensor(self.meta[MetaKeys.AFFINE])
         image = MetaTensor(torch.as_tensor(np.ascontiguousarray(self.data_obj))[None], affine=affine)
-        turned = MetaTensor(Orientation(axcodes=AXIS_CODES, labels=None)(image))
+        with usual_defaults():
+            turned = MetaTensor(Orientation(axcodes=AXIS_CODES, labels=None)(image))
         self.data_obj = turned.as_tensor()[0].numpy()
         self.meta[MetaKeys.AFFINE] = np.asarray(turned.affine)
 
     def write(self, filename: str | os.PathLike[str], verbose: bool = False, **kwargs: Any) -> None:
         """Write the volume, whole or not at all."""
         super().write(filename, verbose=verbose)
-        with written_whole(filename, needed=self._bytes_needed()) as partial:
+        self._path = filename
+        # What is no number is counted, and makes no noise on its way into means.
+        with written_whole(filename, needed=self._bytes_needed()) as partial, np.errstate(invalid="ignore"):
             self._write(partial, real_path(filename))
             self._refuse_lost()
 
@@ -377,6 +422,7 @@ class VolumeWriter(ImageWriter):
 
     def _as_dtype(self, data: np.ndarray) -> np.ndarray:
         given = data
+        self._not_finite += int(data.size - np.isfinite(data).sum())
         if self.output_dtype != np.float32:
             whole = np.issubdtype(self.output_dtype, np.integer)
             limits: Any = np.iinfo(self.output_dtype.name) if whole else np.finfo(self.output_dtype.name)
@@ -389,7 +435,9 @@ class VolumeWriter(ImageWriter):
         return rounded
 
     def _refuse_lost(self) -> None:
-        """Refuse a result that its type has taken range or all contrast from; a few clipped voxels are told."""
+        """Refuse what is no number, or lost its range or contrast to its type; a few clipped voxels are told."""
+        if self.is_result or np.issubdtype(self.output_dtype, np.integer):
+            refuse_not_finite(self._path, self._not_finite)
         low, high = self._before
         name = self.output_dtype.name
         if self._clipped > _MOST_CLIPPED * np.size(self.data_obj) or (self._after[0] == self._after[1] and low < high):

@@ -23,6 +23,8 @@ from cryoshuffle.errors import FileError, unreadable
 _known: dict[str, str] = {}
 # So long after it was changed, seconds, a file that is changed again has other times, however coarse they are.
 SETTLED_S = 2.0
+# Bytes of a name that fits into the name of a partial file as it is; a system takes 255 as a rule.
+_LONGEST = 120
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
@@ -40,11 +42,13 @@ def partial_path(path: str | os.PathLike[str], kind: str = "", ending: str = "")
         ending: of the name, where it matters.
     """
     path, host = Path(path), platform.node()
-    for other in path.parent.glob(f".{glob.escape(path.name)}.*.partial{glob.escape(ending)}"):
+    encoded = os.fsencode(path.name)
+    name = path.name if len(encoded) <= _LONGEST else hashlib.sha256(encoded).hexdigest()
+    for other in path.parent.glob(f".{glob.escape(name)}.*.partial{glob.escape(ending)}"):
         owner = re.search(rf"\.{re.escape(host)}\.(\d+)\.partial{re.escape(ending)}$", other.name)
         if owner and not _lives(int(owner[1])):
             remove(other)
-    return path.with_name(f".{path.name}.{kind}{host}.{os.getpid()}.partial{ending}")
+    return path.with_name(f".{name}.{kind}{host}.{os.getpid()}.partial{ending}")
 
 
 def _lives(process: int) -> bool:
@@ -148,13 +152,13 @@ def _replace(path: Path, partial: Path) -> None:
 
 
 def write_text(content: str, path: str | os.PathLike[str]) -> None:
-    """Write text as UTF-8, whole or not at all.
+    """Write text as UTF-8, whole or not at all; bytes of names that are no UTF-8 are spelled out.
 
     Raises:
         FileError: if the file cannot be written; nothing is left behind then.
     """
     with written_whole(path, way_out="choose another folder") as partial:
-        partial.write_text(content, encoding="utf-8")
+        partial.write_text(content, encoding="utf-8", errors="backslashreplace")
 
 
 def as_plain(value: Any) -> Any:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Engine, Events
 from monai.inferers import Merger
 from torch import Tensor
 
@@ -29,7 +31,7 @@ class WindowMerger(Merger):
 
     Windows whose result is whole can be marked, and are then not computed again: not after a retry, and, where there is
     a folder, not after the program was killed either. The values are in a file there, the journal says which windows
-    are done and of what. Both are removed when the result is handed over.
+    are done and of what. Both are removed when the result is handed over, or kept until it is written.
 
     Args:
         merged_shape: ``(B, C, Z, Y, X)`` of the result.
@@ -43,12 +45,14 @@ class WindowMerger(Merger):
             folder.
         resume: go on with an unfinished result in the folder, if there is one.
         overwrite: begin again although there is one.
+        keep: whether values and journal stay in the folder when the result is handed over, which is a copy then. A
+            :class:`WindowCleaner` removes them: writing a result can fail as well.
         values: of zeros, to add to where there is no folder; None makes them.
 
     Raises:
         SettingError: if there is an unfinished result and neither resume nor overwrite is asked for, or if it is of
             something else; the message names what has changed.
-        InputError: if the journal is damaged.
+        InputError: if the journal is damaged, or the values that it is of are missing or of another size.
         FileError: if there is no room.
     """
 
@@ -63,6 +67,7 @@ class WindowMerger(Merger):
         files: Mapping[str, str] | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        keep: bool = False,
         values: Tensor | None = None,
     ) -> None:
         super().__init__(merged_shape, cropped_shape, device)
@@ -76,8 +81,10 @@ class WindowMerger(Merger):
         self._journal, path = self.folder / JOURNAL, self.folder / VALUES
         may_go_on = self._journal.exists() and (resume or not overwrite)
         if not may_go_on or not self._take_up(resume, overwrite):
-            path.unlink(missing_ok=True)
+            drop_windows(self.folder)
         self._values = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder, path))
+        # Room for it is taken now, not when all the work is done.
+        self._copy = torch.from_numpy(scratch.empty_volume(merged_shape, self.folder)) if keep else None
         self._write()
 
     def _take_up(self, resume: bool, overwrite: bool) -> bool:
@@ -101,9 +108,24 @@ class WindowMerger(Merger):
                 f"{self._journal}: the result was begun with something else ({changed}), use that again or begin it "
                 "again with --resume --overwrite, which keeps a fit"
             )
+        lost = self._why_lost(done)
+        if lost and not overwrite:
+            raise InputError(f"{lost}: begin it again with --resume --overwrite, which keeps a fit")
+        if lost:
+            logger.info("%s: the result is begun again", lost)
+            return False
         self.done = done
         logger.info("going on with a result of which %d windows are done", len(done))
         return True
+
+    def _why_lost(self, done: set[tuple[int, ...]]) -> str:
+        """What is wrong with the values of windows that are done, in words; empty if nothing is."""
+        path, size = self._journal.with_name(VALUES), 4 * math.prod(self.identity["shape"])
+        length = path.stat().st_size if path.is_file() else None
+        if not done or length == size:
+            return ""
+        state = "is missing" if length is None else f"has {length} bytes"
+        return f"{path}: {state}, and the {len(done)} windows that are done need {size} bytes"
 
     def _write(self) -> None:
         write_json({"identity": self.identity, "done": sorted(self.done)}, self._journal)
@@ -152,16 +174,51 @@ class WindowMerger(Merger):
             self._write()
 
     def finalize(self) -> Tensor:
-        """The result; the file loses its name, and vanishes with the last tensor over it."""
-        if self.folder is not None:
-            (self.folder / JOURNAL).unlink(missing_ok=True)
-            (self.folder / VALUES).unlink(missing_ok=True)
-            self.folder = None
+        """The result; the file loses its name, and vanishes with the last tensor over it, or is kept and copied."""
+        if self.folder is None:
+            return self._values
+        if self._copy is None:
+            drop_windows(self.folder)
+        else:
+            # Whoever is given the result undoes transforms in place.
+            for part in scratch.sections(self._values.shape, 2):
+                self._copy[:, :, part] = self._values[:, :, part]
+            self._values = self._copy
+        self.folder = None
         return self._values
 
     def get_output(self) -> Tensor:
         """The same as :meth:`finalize`."""
         return self.finalize()
+
+
+def drop_windows(folder: str | Path) -> None:
+    """Remove values and journal of a result; the journal first, which would call zeros a result.
+
+    Args:
+        folder: of both; nothing happens where they are not.
+    """
+    for name in (JOURNAL, VALUES):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
+class WindowCleaner:
+    """Handler: removes the windows that a :class:`WindowMerger` keeps, once the result is written.
+
+    Args:
+        folder: of values and journal.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Behind the postprocessing, which writes the result."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine | None = None) -> None:
+        """Remove them now."""
+        drop_windows(self.folder)
 
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:

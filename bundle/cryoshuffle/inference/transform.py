@@ -16,6 +16,7 @@ from cryoshuffle.devices import choose_device, no_autocast
 from cryoshuffle.errors import InputError, plainly
 from cryoshuffle.files.intensity import ForEachKey, StandardiseIntensityd
 from cryoshuffle.files.volumes import AXIS_CODES, refuse_masked, tells_axes
+from cryoshuffle.host import usual_defaults
 from cryoshuffle.inference.checkpoints import Model
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.noise.whitening import WhitenNoised
@@ -72,6 +73,7 @@ class Denoise(Transform):
         self._plain = Compose(steps)
         self._turned = Compose([Orientationd(_KEY, AXIS_CODES, labels=None), *steps])
 
+    @usual_defaults()
     def __call__(self, img: NdarrayOrTensor) -> MetaTensor:
         """Denoise an image; an autocast of the caller's changes nothing."""
         refuse_masked(img)
