@@ -130,10 +130,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _denoise(options: DenoiseCommand) -> int:
-    from cryoshuffle.commands.runs import run_denoise, with_output
+    from cryoshuffle.commands.runs import run_denoise, told_if_written, with_output
 
     options = with_output(options)
-    _say_result(options, run_denoise(options))
+    with told_if_written(options):
+        _say_result(options, run_denoise(options))
     return 0
 
 
@@ -148,10 +149,11 @@ def _fit(options: FitCommand) -> int:
 
 
 def _apply(options: ApplyCommand) -> int:
-    from cryoshuffle.commands.runs import run_apply, with_output
+    from cryoshuffle.commands.runs import run_apply, told_if_written, with_output
 
     options = with_output(options)
-    _say_result(options, run_apply(options))
+    with told_if_written(options):
+        _say_result(options, run_apply(options))
     return 0
 
 

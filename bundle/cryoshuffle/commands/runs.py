@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cryoshuffle
 from cryoshuffle.commands.options import ApplyCommand, DenoiseCommand, FitCommand, FitOptions, RunCommand, config_value
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, stop_behind
 
 logger = logging.getLogger("cryoshuffle")
 Run = TypeVar("Run", DenoiseCommand, ApplyCommand)
@@ -58,6 +59,50 @@ def with_output(options: Run) -> Run:
     known, stem = find_format(tomogram), stem_beside(tomogram)
     name = f"{stem.name}_denoised{known.result_suffix if known else '.mrc'}"
     return dataclasses.replace(options, output=str((Path(output) if in_folder else stem.parent) / name))
+
+
+def _file_state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """What tells a file or folder from another one under its name; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+@contextmanager
+def told_if_written(options: DenoiseCommand | ApplyCommand) -> Iterator[None]:
+    """Where the block is stopped after the result got its name, say so, and what of the rest is missing.
+
+    Args:
+        options: of the command, with the path of its result.
+
+    Raises:
+        FitInterruptedError: with those words in place of the ones it came with.
+    """
+    folder = run_dir(options.output_dir, options.output)
+    provenance, page = folder / "provenance.json", folder / "report.html"
+    named = {"the residual": options.residual, "the error map": options.error, "the report": page}
+    paths = {words: path for words, path in named.items() if path is not None}
+    before = {path: _file_state(path) for path in (options.output, provenance, *paths.values())}
+    try:
+        yield
+    except BaseException as error:
+        is_new = {path: _file_state(path) not in (None, state) for path, state in before.items()}
+        if not isinstance(stop_behind(error), FitInterruptedError) or not is_new[options.output]:
+            raise
+        missing = [words for words, path in paths.items() if not is_new[path]]
+        if not missing:
+            words = f"{options.output} is written, and so is {list(paths)[-1]}"
+        elif is_new[provenance]:
+            words = f"{options.output} is written, its report is not: cryoshuffle report {folder} makes it"
+        else:
+            listed, verb, it = " and ".join(missing), *(("is", "it") if len(missing) == 1 else ("are", "them"))
+            words = (
+                f"{options.output} is written, {listed} {verb} not: the same command with --resume --overwrite makes "
+                f"{it}" + (", and fits nothing anew" if isinstance(options, DenoiseCommand) else "")
+            )
+        raise FitInterruptedError(f"stopped; {words}") from error
 
 
 def _settings(options: RunCommand, folder: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from monai.engines.utils import IterationEvents
 from PIL import Image
 
-from cryoshuffle.errors import FileError, FitInterruptedError
+from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import checksum, write_json, write_text
 from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
@@ -386,8 +387,8 @@ class ReportPage:
         output_dir: of the run.
         permissive: also take MRC files whose header breaks the standard.
 
-    Raises:
-        FitInterruptedError: from the engine, if a signal comes while the page is made; the result is there then.
+    Invariant:
+        No report of another result lies beside this one, wherever the run ends.
     """
 
     def __init__(self, output_dir: str, permissive: bool = False) -> None:
@@ -395,13 +396,14 @@ class ReportPage:
 
     def attach(self, engine: Engine) -> None:
         """Write at the end; stands behind :class:`cryoshuffle.report.provenance.Provenance`."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.forget)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def forget(self, engine: Engine) -> None:
+        """Remove the report of another result, just before that is replaced."""
+        for name in (PAGE_NAME, FINDINGS_NAME):
+            (Path(self.output_dir) / name).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""
-        try:
-            logger.info("report: %s", write_page(self.output_dir, self.permissive, is_new=True))
-        except FitInterruptedError as error:
-            raise FitInterruptedError(
-                f"stopped; the result is written, its report is not: cryoshuffle report {self.output_dir} makes it"
-            ) from error
+        logger.info("report: %s", write_page(self.output_dir, self.permissive, is_new=True))

@@ -139,12 +139,13 @@ class Provenance:
         self.device = torch.device(device)
 
     def attach(self, engine: Engine) -> None:
-        """Look at the input before the result is written, and write when it is."""
+        """Look at the input, and remove what is of another result, before this one is written; write when it is."""
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _check(self, engine: Engine) -> None:
         self.beginning.check()
+        self.path.unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""
