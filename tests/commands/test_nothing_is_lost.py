@@ -162,8 +162,9 @@ def test_files_of_others_in_the_folder_of_a_run_are_kept(tmp_path, raw, monkeypa
     assert "work" in capsys.readouterr().err
 
 
-def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys):
-    """``apply`` into the folder of another run is refused, unless that result is gone or --overwrite is said."""
+@pytest.mark.parametrize("words", [["apply", "model.pt"], ["denoise"]], ids=["apply", "denoise"])
+def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys, words):
+    """A run in the folder of another one is refused, unless that result is gone or --overwrite is said."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.network_config", lambda content, path: {})
@@ -171,9 +172,9 @@ def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys
     folder.mkdir()
     (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
     (folder / "provenance.json").write_text(json.dumps({"output": {"path": str(first)}}))
-    command = ["apply", "model.pt", str(raw), str(tmp_path / "second.mrc"), "--report", str(folder)]
-    for words, sentence in (([], f"holds the report of {first}"), (["--overwrite"], "work")):
-        assert main([*command, *words]) == 2
+    command = [*words, str(raw), str(tmp_path / "second.mrc"), "--report", str(folder)]
+    for more, sentence in (([], f"holds the report of {first}"), (["--overwrite"], "work")):
+        assert main([*command, *more]) == 2
         assert sentence in capsys.readouterr().err
     first.unlink()
     assert main(command) == 2

@@ -256,6 +256,7 @@ def run_denoise(options: DenoiseCommand) -> Path:
     check_run_dir(folder)
     check_own_folder(folder)
     _check_kept(options, options.output)
+    _check_report_of_another(folder, options)
     if (
         options.resume
         and not options.overwrite
@@ -308,7 +309,7 @@ def run_fit(options: FitCommand) -> Path:
     return folder
 
 
-def _check_report_of_another(folder: Path, options: ApplyCommand) -> None:
+def _check_report_of_another(folder: Path, options: DenoiseCommand | ApplyCommand) -> None:
     """Refuse a folder whose report is that of another result."""
     from cryoshuffle.report.provenance import locate
 
