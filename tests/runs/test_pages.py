@@ -21,6 +21,7 @@ from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.napari import read_run
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.writing import checksum, save_whole
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.report import measurement as measured
@@ -214,18 +215,27 @@ def test_a_run_is_read_from_any_folder(fitted, tmp_path, monkeypatch, capsys):
     assert locate("results/out.mrc", run).samefile("results/out.mrc")
 
 
-def test_a_result_that_is_another_one_gets_no_page(fitted, tmp_path, capsys):
-    """A file of its name that the run did not write; the one that it wrote gets one (control)."""
-    tomogram, model = fitted
-    result = tmp_path / "out.mrc"
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("out.mrc", "wrote"), ("in.mrc", "denoised"), ("c.pt", "applied"), ("out.zarr", "wrote")],
+)
+def test_files_that_are_other_ones_get_no_page(fitted, tmp_path, capsys, name, words):
+    """A result, tomogram or network of its name that is not the run's; those that are get one (control)."""
+    tomogram, model = (Path(shutil.copy(path, tmp_path)) for path in fitted)
+    result = tmp_path / ("out.zarr" if name == "out.zarr" else "out.mrc")
     assert main(["apply", str(model), str(tomogram), str(result), "--quiet"]) == 0
     assert main(["report", str(tmp_path / "out_run")]) == 0
     page = (tmp_path / "out_run" / PAGE_NAME).read_bytes()
-    write_mrc(result, mrcfile.read(result) * 2)
+    if name == "c.pt":
+        save_whole({**load_plain(model), "version": "another"}, model)
+    elif name == "in.mrc":
+        write_mrc(tomogram, mrcfile.read(tomogram) * 2)
+    else:
+        save_tomogram(load_tomogram(tomogram), result)
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out_run")]) == 2
     said = capsys.readouterr().err
-    assert f"{result}: is not what the run wrote" in said
+    assert f"{tmp_path / name}: is not what the run {words}, its SHA-256 is not" in said
     assert said.count("\n") == 1
     assert (tmp_path / "out_run" / PAGE_NAME).read_bytes() == page
 
@@ -247,7 +257,7 @@ def _with_noise(run: Path, place: Path, spectrum: torch.Tensor, result: np.ndarr
     provenance = json.loads((place / "provenance.json").read_text())
     model = place / "model.pt"
     save_whole({**load_plain(model), "noise": {"spectrum": spectrum, "levels": False}}, model)
-    provenance["network"]["path"] = str(model)
+    provenance["network"] = {"path": str(model), "sha256": checksum(model)}
     output = write_mrc(place / "result.mrc", result)
     provenance["output"] = {"path": str(output), "sha256": checksum(output)}
     (place / "provenance.json").write_text(json.dumps(provenance))
@@ -367,6 +377,9 @@ def test_the_model_of_a_run_is_read_once_and_its_noise_checked(fitted, tmp_path,
     checkpoint = torch.load(own, weights_only=True)
     checkpoint["noise"]["spectrum"] = torch.ones(4, 4, 3)
     torch.save(checkpoint, own)
+    provenance = json.loads((tmp_path / "out_run" / "provenance.json").read_text())
+    provenance["network"]["sha256"] = checksum(own)
+    (tmp_path / "out_run" / "provenance.json").write_text(json.dumps(provenance))
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out_run")]) == 2
     assert "own.pt: its noise is of shape (4, 4, 3) or negative, fit a model anew" in capsys.readouterr().err

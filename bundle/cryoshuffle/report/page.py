@@ -37,6 +37,8 @@ PAGE_NAME = "report.html"
 FINDINGS_NAME = "report.json"
 # That the provenance of a run names, with checksums.
 _FILES = ("input", "output", "residual", "error", "network")
+# Those that the page is of, and what the run did with each.
+_COMPARED = {"output": "wrote", "input": "denoised", "network": "applied"}
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
 _ALARMS = ("place",)
@@ -306,14 +308,15 @@ def _located(provenance: Mapping[str, Any], place: Path) -> dict[str, Any]:
     return {**provenance, **files, "settings": settings}
 
 
-def _check_result(provenance: Mapping[str, Any]) -> None:
-    """Refuse a result in one file that is another one than the run wrote."""
-    path, written = provenance["output"]["path"], provenance["output"]["sha256"]
-    if Path(path).is_file() and checksum(path) != written:
-        raise FileError(
-            f"{path}: is not what the run wrote, its SHA-256 is not {written[:12]}...: put that file back, or denoise "
-            "again"
-        )
+def _check_files(provenance: Mapping[str, Any]) -> None:
+    """Refuse a result, tomogram or network that is another one than that of the run; one that is gone is told later."""
+    for name, what in _COMPARED.items():
+        path, before = provenance[name]["path"], provenance[name]["sha256"]
+        if Path(path).exists() and checksum(path) != before:
+            raise FileError(
+                f"{path}: is not what the run {what}, its SHA-256 is not {before[:12]}...: put that file back, or "
+                "denoise again"
+            )
 
 
 def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new: bool = False) -> Path:
@@ -322,14 +325,14 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
     Args:
         folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
         permissive: also take MRC files whose header breaks the standard.
-        is_new: the result was written just now, so its checksum is not looked at.
+        is_new: the result was written just now, so checksums are not looked at.
 
     Returns:
         path of the page.
 
     Raises:
-        FileError: if there is no finished run in the folder, one of its files is missing, the result is another one
-            than the run wrote, or the page cannot be written.
+        FileError: if there is no finished run in the folder, one of its files is missing, result, tomogram or network
+            is another one than that of the run, or the page cannot be written.
         InputError: if a file of it cannot be used.
     """
     place = Path(folder)
@@ -338,7 +341,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
         raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
     provenance = _located(provenance, place)
     if not is_new:
-        _check_result(provenance)
+        _check_files(provenance)
     settings, noise = provenance["settings"], provenance["noise"]
     models, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
