@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
+from unittest.mock import Mock
 
 import distributed
 import mrcfile
@@ -28,6 +29,7 @@ from monai.data import MetaTensor
 from phantoms import small_tomogram
 
 from cryoshuffle.commands import batch as batch_module
+from cryoshuffle.commands import cli
 from cryoshuffle.commands.batch import _recorded, command_of, is_done, share_machine
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import Item, find_halves, read_list, write_star
@@ -66,7 +68,7 @@ def test_lists_name_tomograms_in_every_way(tmp_path, monkeypatch):
     """Files, a pattern, a text file beside them, a folder without what lies in a Zarr or a run, a star file."""
     data = _folder(tmp_path / "data", ("b.mrc", "a.rec.gz", "note.txt", "c.nii.gz"))
     _folder(data / "d.zarr" / "0", ("x.mrc",))
-    _folder(data / "b_run", ("y.mrc",))
+    _folder(data / "b_run", ("y.mrc", "run.log"))
     (tmp_path / "list.txt").write_text("# mine\ndata/b.mrc\n\n data/c.nii.gz \n")
     monkeypatch.chdir(tmp_path)
 
@@ -135,6 +137,21 @@ def test_results_are_no_tomograms_of_a_batch(tmp_path, caplog):
     assert not caplog.text
     with pytest.raises(InputError, match="names no tomogram"):
         names("data/error.mrc")
+
+
+@pytest.mark.parametrize("mark", ["run.log", "provenance.json", "batch.json", None])
+def test_raw_data_in_a_folder_with_the_name_of_a_run_are_no_run(tmp_path, caplog, mark):
+    """Only what a run of ours wrote is not looked into, and what is left out so is told; named by itself it counts."""
+    volumes = _folder(tmp_path / "session" / "day1_run", ("TS1.mrc",))
+    _folder(tmp_path / "session" / "day2", ("TS2.mrc",))
+    _folder(tmp_path / "session" / "TS2_run", ("run.log", "model.pt"))
+    if mark is not None:
+        (volumes / mark).touch()
+    names = [item.name for item in read_list([str(tmp_path / "session")], tmp_path / "out")]
+    assert names == (["TS1", "TS2"] if mark is None else ["TS2"])
+    told = f"{volumes}: left out, as a run of cryoshuffle wrote this folder: name it to denoise what is in it"
+    assert caplog.messages == ([] if mark is None else [told])
+    assert [item.name for item in read_list([str(volumes)], tmp_path / "out")] == ["TS1"]
 
 
 def test_a_simulation_is_one_tomogram_with_its_halves(tmp_path, caplog):
@@ -488,6 +505,32 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert "say --overwrite" in complained
     assert re.search("was run with .*, now with --seed", complained)
     assert "--quiet" not in complained
+
+
+@pytest.mark.parametrize("name", ["result.png", "report.json"])
+def test_a_batch_ends_well_without_a_picture_or_a_report_of_one(batch, tmp_path, name):
+    """Its row has no picture, or says why it has no verdict; with both it has both (control)."""
+    folder = _copy(batch, tmp_path / "copy")
+    index = folder / "out" / "index.html"
+    assert "data:image/png" in index.read_text()
+    index.unlink()
+    if name == "result.png":
+        (folder / "out" / "a_run" / name).unlink()
+    else:
+        (folder / "out" / "a_run" / name).write_text("{")
+    assert main(_batch_words(folder)) == 0
+    assert "data:image/png" not in index.read_text()
+    assert ("a_run/report.json: cannot be read" in index.read_text()) == (name == "report.json")
+
+
+def test_star_files_are_written_before_the_page(tmp_path, monkeypatch):
+    """A page that cannot be written takes nothing from what comes next in a workflow."""
+    written = []
+    monkeypatch.setattr("cryoshuffle.commands.lists.write_star", lambda *words: written.append(words[1].name))
+    monkeypatch.setattr("cryoshuffle.report.page.write_index", Mock(side_effect=FileError("no room")))
+    with pytest.raises(FileError, match="no room"):
+        cli._write_results(tmp_path, [], [], {"a.star": tmp_path / "a.star"})
+    assert written == ["a.star"]
 
 
 def test_another_network_under_its_name_makes_another_run(tmp_path):

@@ -227,13 +227,14 @@ def _write_results(
     from cryoshuffle.report.page import write_index
 
     write_json([vars(outcome) for outcome in outcomes], folder / "batch.json")
-    rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
-    paths = {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms")}
     results = {item.name: item.output for item, outcome in zip(items, outcomes, strict=True) if outcome.is_done}
+    # What comes next in a workflow needs these first.
+    paths = {}
     for source, target in stars.items():
         paths["star"] = target
         write_star(source, target, results)
-    return paths
+    rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
+    return {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms"), **paths}
 
 
 def _noise(options: NoiseCommand) -> int:

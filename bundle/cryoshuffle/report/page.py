@@ -174,6 +174,19 @@ def _score_charts(scores: Mapping[str, Any], numbers: Mapping[str, Any]) -> list
     return charts
 
 
+def _thumbnail(path: Path) -> str:
+    """The middle of a result, small; empty where a run has no picture, which is not worth the page of all."""
+    try:
+        planes = picture_planes(path)
+    except FileError:
+        return ""
+    plane = next((tile for key, tile in planes.items() if key.startswith("after, xy")), None)
+    if plane is None:
+        return ""
+    plane.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _data_url(plane)
+
+
 def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]], title: str) -> Path:
     """Write ``index.html`` of a batch: a line a tomogram, with its middle, what its report found, and a link to it.
 
@@ -183,21 +196,22 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
         title: of the page.
 
     Raises:
-        FileError: if the page cannot be written, or the report of a run not read.
+        FileError: if the page cannot be written. Where the report of a run cannot be read, its row says so.
     """
     place, lines = Path(folder), []
     for row in rows:
         run = place / row["run"]
-        report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
         status = "done before" if row["status"] == "skipped" else row["status"]
         line = {"name": row["name"], "status": status, "verdict": "", "words": row["words"], "picture": "", "link": ""}
+        try:
+            report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
+        except FileError as error:
+            report, line["words"] = None, str(error)
         if report is not None:
             line["verdict"] = report["verdict"]["word"]
             line["link"] = f"{quote(row['run'])}/{PAGE_NAME}"
             line["words"] = " ".join(one["words"] for one in report["findings"] if one["level"] != "ok") or "Good."
-            planes = [tile for key, tile in picture_planes(run / PICTURE_NAME).items() if key.startswith("after, xy")]
-            planes[0].thumbnail((_THUMBNAIL, _THUMBNAIL))
-            line["picture"] = _data_url(planes[0])
+            line["picture"] = _thumbnail(run / PICTURE_NAME)
         lines.append(line)
     path = place / "index.html"
     write_text(_TEMPLATES.get_template("index.html").render(title=title, rows=lines), path)
