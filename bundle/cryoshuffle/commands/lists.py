@@ -30,6 +30,8 @@ _LISTS = (".txt", ".lst", ".list")
 _ARETOMO = "_Vol"
 _ARETOMO_HALVES = ("_EVN_Vol", "_ODD_Vol")
 _WARP_HALVES = ("even", "odd")
+# What is in the folder of a run, but for one that has not begun.
+_RUN_MARKS = ("run.log", "provenance.json", "batch.json")
 # Path of a tomogram, name it has in a list, paths of its halves.
 _Named: TypeAlias = "tuple[str, str | None, str | None, str | None]"
 
@@ -216,10 +218,20 @@ def _volumes(folder: Path, seen: set[Path]) -> Iterator[str]:
         if _is_volume_folder(path):
             yield str(path)
         elif path.is_dir():
-            if not path.name.endswith("_run"):
-                yield from _volumes(path, seen)
+            inside = _volumes(path, seen)
+            if not _is_run(path):
+                yield from inside
+            elif next(inside, None) is not None:
+                logger.warning(
+                    "%s: left out, as a run of cryoshuffle wrote this folder: name it to denoise what is in it", path
+                )
         elif split_suffix(path)[1] and not path.name.startswith("."):
             yield str(path)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, by its name and what lies in it."""
+    return path.name.endswith("_run") and any((path / name).is_file() for name in _RUN_MARKS)
 
 
 def _starfile() -> Any:
