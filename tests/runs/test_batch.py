@@ -304,6 +304,25 @@ def _as_alone(folder: Path, name: str, result: Path) -> bool:
     return np.array_equal(mrcfile.read(folder / "out" / f"{name}.mrc"), mrcfile.read(result))
 
 
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("kill -KILL $$", -9, "was killed by SIGKILL, out of memory perhaps: give a smaller --memory, or fewer --work"),
+        ("kill -SEGV $$", -11, "was killed by SIGSEGV, see the run.log in its folder"),
+        ("exit 2", 2, "note: in.mrc: the voxel size is 0"),
+    ],
+)
+def test_a_run_that_is_killed_says_by_what(tmp_path, monkeypatch, end, code, words):
+    """Not a note that it wrote before; of one that ends by itself the last line counts (control)."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho 'cryoshuffle: note: in.mrc: the voxel size is 0' >&2\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(batch_module, "sys", Mock(executable=str(program)))
+    ended, said = batch_module._run(["apply"], {})
+    assert ended == code
+    assert said.startswith(words)
+
+
 def test_a_batch_of_nothing_leaves_no_folder(tmp_path, capsys):
     """Where nothing that is named is there, that is one sentence, and no page of results that are none."""
     assert main(["batch", str(tmp_path / "nosuch"), str(tmp_path / "out")]) == 2

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -282,10 +283,24 @@ def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, 
             _running.add(process)
             lines = [line.strip() for line in process.stderr if line.strip()]
         _running.discard(process)
+        if process.returncode < 0:
+            # What it wrote last, a note perhaps, is not why.
+            return process.returncode, _killed_by(-process.returncode)
         said = lines[-1].removeprefix("cryoshuffle: ") if lines else f"ended with code {process.returncode}"
         if process.returncode != 2 or _BUSY not in said or time.monotonic() > ends:
             return process.returncode, said
         time.sleep(1)
+
+
+def _killed_by(number: int) -> str:
+    """Why a process was ended by a signal, and the way out, in a sentence."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if name == "SIGKILL":
+        return f"was killed by {name}, out of memory perhaps: give a smaller --memory, or fewer --workers"
+    return f"was killed by {name}, see the run.log in its folder"
 
 
 def _ask_to_stop(outputs: Collection[str] | None = None) -> int:
