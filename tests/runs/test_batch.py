@@ -480,6 +480,17 @@ def test_runs_are_as_many_as_their_device_has_room_for(monkeypatch, device, work
     assert share.workers == workers
 
 
+def test_a_batch_takes_the_cores_that_it_was_given(monkeypatch):
+    """Of a node those of its job; all where the system does not tell (control)."""
+    monkeypatch.setattr(batch_module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(batch_module.os, "sched_getaffinity", lambda process: set(range(3, 11)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = batch_module._share_of(batch_module.Cluster(), 9, None, "cpu")
+    assert (share.workers, share.threads) == (2, 4)
+    monkeypatch.delattr(batch_module.os, "sched_getaffinity")
+    assert batch_module._share_of(batch_module.Cluster(), 9, None, "cpu").workers == 9
+
+
 def test_memory_is_for_each_run_where_a_cluster_has_them():
     """There nothing divides it; here it is divided by the runs (control)."""
     assert batch_module._share_of(batch_module.Cluster(scheduler="tcp://node:8786"), 4, 3.0).words == ("--memory=3",)

@@ -335,7 +335,7 @@ class Cluster:
         scheduler: address of a Dask scheduler that runs already, ``tcp://...``.
         slurm: path of a YAML file with the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many.
         workers: runs at once on this machine; None for :func:`share_machine`.
-        cores: of this machine that the runs may take together; None for all.
+        cores: of this machine that the runs may take together; None for all that this process may use.
     """
 
     scheduler: str | None = None
@@ -445,11 +445,16 @@ def _device_of(command: Sequence[str]) -> str:
     return next((word.removeprefix("--device=") for word in command if word.startswith("--device=")), "auto")
 
 
+def _count_cores() -> int:
+    """Cores that this process may use: of a node those of its job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _share_of(cluster: Cluster, runs: int, memory_gib: float | None, device: str = "auto") -> _Share:
     """What each of some runs on a device of this name may take."""
     if not cluster.is_here:
         return _Share(words=() if memory_gib is None else (f"--memory={memory_gib:g}",))
-    cores, gpus = cluster.cores or os.cpu_count() or 1, count_gpus(device)
+    cores, gpus = cluster.cores or _count_cores(), count_gpus(device)
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, cores // cluster.workers)
