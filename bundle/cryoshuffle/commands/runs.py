@@ -199,6 +199,15 @@ _OWN_NAMES = (
 _LOG_BEGINS = " INFO cryoshuffle "
 
 
+def _has_own_provenance(folder: Path) -> bool:
+    """Whether a folder says of its result that this program made it."""
+    try:
+        content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and str(content.get("program")).startswith("cryoshuffle ")
+
+
 def check_own_folder(folder: Path) -> None:
     """Refuse a folder that holds files of the names of ours which no run of ours wrote.
 
@@ -212,6 +221,8 @@ def check_own_folder(folder: Path) -> None:
     log = folder / "run.log"
     try:
         is_ours = log.is_file() and _LOG_BEGINS in log.read_text(encoding="utf-8", errors="replace")[:4096]
+        # Where the program around a run has turned logging off, the log is empty.
+        is_ours = is_ours or _has_own_provenance(folder)
     except OSError as error:
         raise FileError(f"{log}: cannot be read ({error.strerror}), choose another folder with --report") from error
     # On a full disk a log may have got its name and nothing else.
