@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from phantoms import is_valid_mrc, small_tomogram, write_mrc
+from phantoms import CONFIGS, is_valid_mrc, small_tomogram, write_mrc
 from scipy.ndimage import gaussian_filter
 
 from cryoshuffle.commands.cli import main
@@ -400,18 +400,38 @@ def test_a_leaking_network_is_stopped_before_its_first_step(tmp_path, capsys, mo
 
 
 def test_check_says_what_it_cannot_judge(tmp_path, capsys):
-    """A missing config, one without a network, one with another network."""
+    """A missing config, one without a network, one with another network or one that cannot be made, folders."""
     (tmp_path / "none.json").write_text("{}")
     (tmp_path / "other.yaml").write_text("network_def: {_target_: torch.nn.Identity}")
     (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "overlay.yaml").write_text('"lattice#stride": 2')
+    (tmp_path / "target.yaml").write_text("network_def: {_target_: nope.Network}")
+    (tmp_path / "value.yaml").write_text("network_def: {_target_: cryoshuffle.network.BlindSpotNet, lattice: 3}")
+    (tmp_path / "refers.yaml").write_text('network_def: "@nothing"')
+    for name in ("empty", "run/blind.pt", "fit/model.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch() if name.endswith(".pt") else (tmp_path / name).mkdir()
     for name, words in (
+        ("list.json", "has no network_def, name a config that declares the network"),
+        ("overlay.yaml", "has no network_def"),
+        (CONFIGS / "denoise.yaml", "has no network_def"),
+        (CONFIGS / "evaluate.yaml", "has no network_def"),
+        ("target.yaml", "its network_def cannot be made (Cannot locate class or function path: 'nope.Network'), check"),
+        ("value.yaml", "its network_def cannot be made ("),
+        ("refers.yaml", "its network_def cannot be made (the referring item `@nothing` is not defined in the config"),
+        ("empty", "is a folder, name a checkpoint or a config"),
+        ("run", f"is a folder, name the network in it: {tmp_path / 'run' / 'blind.pt'}"),
+        ("fit", f"is a folder, name the network in it: {tmp_path / 'fit' / 'model.pt'}"),
         ("missing.json", "no such config"),
         ("none.json", "has no network_def"),
         ("other.yaml", "is a Identity"),
         ("broken.yaml", "not a config that can be read"),
     ):
         assert main(["check", str(tmp_path / name)]) == 2
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
 
 
 def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):

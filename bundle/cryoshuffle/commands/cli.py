@@ -434,6 +434,11 @@ def _check(options: CheckCommand) -> int:
 
 
 def _network_of(path: str) -> Any:
+    if Path(path).is_dir():
+        networks = [Path(path) / name for name in ("blind.pt", "model.pt")]
+        inside = next((str(one) for one in networks if one.is_file()), None)
+        way_out = "name a checkpoint or a config" if inside is None else f"name the network in it: {inside}"
+        raise FileError(f"{path}: is a folder, {way_out}")
     if not path.lower().endswith((".json", ".yaml", ".yml")):
         from cryoshuffle.inference.checkpoints import load_network
 
@@ -447,15 +452,25 @@ def _network_of(path: str) -> Any:
         raise FileError(f"{path}: there is no such config, check the path")
     parser = ConfigParser()
     try:
-        parser.read_config(path)
+        content: Any = ConfigParser.load_config_file(path)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: is not a config that can be read, check its syntax") from error
-    if "network_def" not in parser:
+    # An overlay cannot be read without the config that it changes, so it is looked at as it stands.
+    if not isinstance(content, dict) or "network_def" not in content:
         raise InputError(f"{path}: has no network_def, name a config that declares the network")
-    if parser.get("blind") == "auto":
-        print("the config measures the noise of its tomogram; judged with a blind plane across y in its place")
-        parser.update({"blind": "plane", "tilt_axis": "y"})
-    network = parser.get_parsed_content("network_def")
+    try:
+        parser.read_config(content)
+        if parser.get("blind") == "auto":
+            print("the config measures the noise of its tomogram; judged with a blind plane across y in its place")
+            parser.update({"blind": "plane", "tilt_axis": "y"})
+        network = parser.get_parsed_content("network_def")
+    except Exception as error:  # a config is code, which can fail in any way
+        if user_error(error) is not None:
+            raise
+        # MONAI says where it was, in several lines, and keeps what went wrong behind.
+        first = (isinstance(error, RuntimeError) and error.__cause__) or error
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{path}: its network_def cannot be made ({reason}), check it") from error
     if not isinstance(network, BlindSpotNet):
         raise InputError(f"{path}: its network_def is a {type(network).__name__}, not a BlindSpotNet")
     return network
