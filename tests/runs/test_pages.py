@@ -215,6 +215,35 @@ def test_a_run_is_read_from_any_folder(fitted, tmp_path, monkeypatch, capsys):
     assert locate("results/out.mrc", run).samefile("results/out.mrc")
 
 
+@pytest.mark.parametrize("missing", ["all", "is a list", "settings", "noise", "device", "input"])
+def test_damaged_provenance_is_a_sentence(run, tmp_path, capsys, missing):
+    """And no page; whole it gets one (control)."""
+    place = shutil.copytree(run, tmp_path / "a_run")
+    provenance = json.loads((place / "provenance.json").read_text())
+    assert main(["report", str(place)]) == 0
+    provenance.pop(missing, None)
+    content = {"all": {}, "is a list": []}.get(missing, provenance)
+    (place / "provenance.json").write_text(json.dumps(content))
+    (place / PAGE_NAME).unlink()
+    capsys.readouterr()
+    assert main(["report", str(place)]) == 2
+    said = capsys.readouterr().err
+    assert f"{place / 'provenance.json'}: is not as a run wrote it, denoise again to have a report" in said
+    assert said.count("\n") == 1
+    assert not (place / PAGE_NAME).exists()
+
+
+def test_a_finished_fit_has_no_result_to_report_on(fitted, tmp_path, capsys):
+    """One that was cut short is told from it (control)."""
+    place = shutil.copytree(fitted[1].with_name("c_run"), tmp_path / "c_run")
+    assert main(["report", str(place)]) == 2
+    assert "c_run: holds a fit and no result, so there is nothing to report on: denoise" in capsys.readouterr().err
+    state = place / "state.pt"
+    save_whole({**load_plain(state), "finished": False}, state)
+    assert main(["report", str(place)]) == 2
+    assert "holds an unfinished fit" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("out.mrc", "wrote"), ("in.mrc", "denoised"), ("c.pt", "applied"), ("out.zarr", "wrote")],

@@ -35,7 +35,16 @@ from cryoshuffle.commands.options import (
     ReportCommand,
     SimulateCommand,
 )
-from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
+from cryoshuffle.errors import (
+    FileError,
+    FitInterruptedError,
+    InputError,
+    UsageError,
+    UserError,
+    behind,
+    stop_behind,
+    user_error,
+)
 from cryoshuffle.signals import listening, readers_may_go
 
 if TYPE_CHECKING:
@@ -387,18 +396,35 @@ def _evaluate(options: EvaluateCommand) -> int:
 
 
 def _page(options: ReportCommand) -> int:
-    from cryoshuffle.fit.checkpoint import STATE_NAME
     from cryoshuffle.report.page import read_verdict, write_page
 
-    if (Path(options.folder) / STATE_NAME).is_file():
-        raise InputError(
-            f"{options.folder}: holds an unfinished fit, so its files are of two runs: finish it with --resume, then "
-            "write its report"
-        )
+    _refuse_fit(Path(options.folder))
     _say(report=write_page(options.folder, options.permissive))
     _say_time(options.folder)
     print(f"{'verdict:':12}{read_verdict(options.folder)}")
     return 0
+
+
+def _refuse_fit(folder: Path) -> None:
+    """Refuse a folder whose fit is not finished, or has no result yet."""
+    from cryoshuffle.inference.checkpoints import load_plain
+    from cryoshuffle.report.provenance import PROVENANCE_NAME
+
+    states = sorted(folder.glob("state*.pt"))
+    try:
+        is_finished = all(load_plain(path).get("finished") for path in states)
+    except UserError:
+        is_finished = False
+    if not is_finished:
+        raise InputError(
+            f"{folder}: holds an unfinished fit, so its files are of two runs: finish it with --resume, then write its "
+            "report"
+        )
+    if states and not (folder / PROVENANCE_NAME).is_file():
+        raise InputError(
+            f"{folder}: holds a fit and no result, so there is nothing to report on: denoise with its network by "
+            "cryoshuffle apply, or finish a denoise with --resume"
+        )
 
 
 def _relion_shim(options: RelionShimCommand) -> int:

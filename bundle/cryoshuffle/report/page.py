@@ -39,6 +39,7 @@ FINDINGS_NAME = "report.json"
 _FILES = ("input", "output", "residual", "error", "network")
 # Those that the page is of, and what the run did with each.
 _COMPARED = {"output": "wrote", "input": "denoised", "network": "applied"}
+_MACHINE = ("program", "python", "torch", "device", "began", "ended")
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
 _ALARMS = ("place",)
@@ -295,7 +296,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
             for name in _FILES
             if provenance.get(name) is not None
         ],
-        "machine": [[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],
+        "machine": [[name, provenance[name]] for name in _MACHINE],
         "settings": [[name, json.dumps(value)] for name, value in settings.items()],
         "beside": [name for name in ("run.log", "provenance.json", "noise.json") if (place / name).is_file()],
     }
@@ -320,6 +321,30 @@ def _located(provenance: Mapping[str, Any], place: Path) -> dict[str, Any]:
     if halves is not None:
         settings = {**settings, "halves": [str(locate(half, place)) for half in halves]}
     return {**provenance, **files, "settings": settings}
+
+
+def _read_provenance(place: Path) -> Mapping[str, Any]:
+    """What a run says its result was made of.
+
+    Raises:
+        FileError: if there is none, or it lacks what a page needs.
+    """
+    path = place / "provenance.json"
+    provenance = _read(path)
+    if provenance is None:
+        raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
+    is_whole = (
+        isinstance(provenance, dict)
+        and {*_MACHINE, "noise"} <= set(provenance)
+        and isinstance(provenance.get("settings"), dict)
+        and {"fill_nan", "checkpoint"} <= set(provenance["settings"])
+        and all(
+            isinstance(provenance.get(name), dict) and {"path", "sha256"} <= set(provenance[name]) for name in _COMPARED
+        )
+    )
+    if not is_whole:
+        raise FileError(f"{path}: is not as a run wrote it, denoise again to have a report")
+    return provenance
 
 
 def _check_files(provenance: Mapping[str, Any]) -> None:
@@ -350,10 +375,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
         InputError: if a file of it cannot be used.
     """
     place = Path(folder)
-    provenance = _read(place / "provenance.json")
-    if provenance is None:
-        raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
-    provenance = _located(provenance, place)
+    provenance = _located(_read_provenance(place), place)
     if not is_new:
         _check_files(provenance)
     settings, noise = provenance["settings"], provenance["noise"]
