@@ -363,6 +363,28 @@ def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
     assert "The data hold" not in text
 
 
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("kind", ["a spike", "next to nothing", "large", "tiny"])
+def test_numbers_of_strange_volumes_are_numbers(fitted, tmp_path, kind):
+    """One voxel of 1e30, all but two voxels filled, values of 1e31, a few voxels: a page, and JSON that others read."""
+    values = 10 * np.random.default_rng(0).standard_normal((24, 40, 40)).astype(np.float32)
+    if kind == "a spike":
+        values[5, 5, 5] = 1e30
+    elif kind == "next to nothing":
+        values[:] = np.nan
+        values[3, 3, 3], values[4, 4, 4] = 1, 2
+    elif kind == "large":
+        values *= 1e30
+    else:
+        values = values[:8, :8]
+    tomogram, out = write_mrc(tmp_path / "in.mrc", values), tmp_path / "out.mrc"
+    assert main(["apply", str(fitted[1]), str(tomogram), str(out), "--fill-nan", "--quiet"]) == 0
+    text = (tmp_path / "out_run" / FINDINGS_NAME).read_text()
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
+    assert "nan" not in read_verdict(tmp_path / "out_run").split()
+
+
 def test_halves_are_compared_in_the_middle_the_page_is_of(halved, monkeypatch):
     """As large as the rest of the page's numbers, which bounds its memory; of the whole it is another curve."""
     monkeypatch.setattr(measured, "_SIDE", 32)
