@@ -327,9 +327,10 @@ def _check_report_of_another(folder: Path, options: DenoiseCommand | ApplyComman
     try:
         content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         other = locate(content["output"]["path"], folder)
-    except (OSError, ValueError, LookupError, TypeError):
+        is_array = bool(content["output"].get("in_memory"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return
-    if not options.overwrite and other.exists() and other.resolve() != Path(options.output).resolve():
+    if not options.overwrite and not is_array and other.exists() and other.resolve() != Path(options.output).resolve():
         raise FileError(f"{folder}: holds the report of {other}, choose another folder with --report")
 
 

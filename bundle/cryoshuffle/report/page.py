@@ -19,6 +19,7 @@ from monai.engines.utils import IterationEvents
 from PIL import Image
 
 from cryoshuffle.errors import FileError
+from cryoshuffle.files.formats import split_suffix
 from cryoshuffle.files.writing import checksum, write_json, write_text
 from cryoshuffle.inference.checkpoints import load_plain, model_settings, stored_noise
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
@@ -265,10 +266,23 @@ def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[dict[Pa
     return {network: checkpoint}, [1, 1, 1] if stride is None else list(stride)
 
 
+def _is_array(provenance: Mapping[str, Any], name: str) -> bool:
+    """Whether a file of a run stood for an array of the program around it."""
+    return bool(provenance[name].get("in_memory"))
+
+
 def _other_looks(provenance: Mapping[str, Any], permissive: bool) -> dict[str, str]:
-    """Commands for a smoother and a more detailed result, which take no fit; other options are those of the run."""
+    """Commands for a smoother and a more detailed result, which take no fit; other options are those of the run.
+
+    None where the tomogram was an array; beside the tomogram where the result is one.
+    """
+    if _is_array(provenance, "input"):
+        return {}
     network, source = (shlex.quote(provenance[name]["path"]) for name in ("network", "input"))
     output = Path(provenance["output"]["path"])
+    if _is_array(provenance, "output"):
+        tomogram = Path(provenance["input"]["path"])
+        output = tomogram.with_name(f"{split_suffix(tomogram)[0]}{output.suffix}")
     flags = {"--permissive": permissive, **{f"--{n.replace('_', '-')}": provenance["settings"].get(n) for n in _KEPT}}
     same = "".join(f" {flag}" for flag, is_set in flags.items() if is_set)
     return {
@@ -283,7 +297,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
     settings, noise = provenance["settings"], provenance["noise"]
     return {
         "title": Path(provenance["output"]["path"]).name,
-        "source": Path(provenance["input"]["path"]).name,
+        "source": "An array" if _is_array(provenance, "input") else Path(provenance["input"]["path"]).name,
         "way": "from itself alone" if noise is not None else f"by the network {settings['checkpoint']}",
         "run": provenance,
         "noise": noise,
@@ -292,7 +306,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
         "window": provenance.get("window_zyx"),
         "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
         "files": [
-            [name, provenance[name]["path"], provenance[name]["sha256"]]
+            [name, "in memory" if _is_array(provenance, name) else provenance[name]["path"], provenance[name]["sha256"]]
             for name in _FILES
             if provenance.get(name) is not None
         ],
@@ -347,8 +361,14 @@ def _read_provenance(place: Path) -> Mapping[str, Any]:
     return provenance
 
 
-def _check_files(provenance: Mapping[str, Any]) -> None:
+def _check_files(place: Path, provenance: Mapping[str, Any]) -> None:
     """Refuse a result, tomogram or network that is another one than that of the run; one that is gone is told later."""
+    for name, what in (("input", "tomogram"), ("output", "result")):
+        if _is_array(provenance, name):
+            raise FileError(
+                f"{place}: its {what} was an array in memory, so its report cannot be made anew: denoise a file, or "
+                "the array again"
+            )
     for name, what in _COMPARED.items():
         path, before = provenance[name]["path"], provenance[name]["sha256"]
         if Path(path).exists() and checksum(path) != before:
@@ -377,7 +397,7 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
     place = Path(folder)
     provenance = _located(_read_provenance(place), place)
     if not is_new:
-        _check_files(provenance)
+        _check_files(place, provenance)
     settings, noise = provenance["settings"], provenance["noise"]
     models, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
