@@ -563,6 +563,28 @@ def test_star_files_are_written_before_the_page(tmp_path, monkeypatch):
     assert written == ["a.star"]
 
 
+def test_other_halves_under_their_names_make_another_run(tmp_path):
+    """Where the command reads them; a batch that applies a network does not (control), nor do older records tell."""
+    data = _folder(tmp_path / "data", ("a.mrc", "a_even.mrc", "a_odd.mrc"))
+    paths = [str(data / name) for name in ("a.mrc", "a_even.mrc", "a_odd.mrc")]
+    item = Item("a", paths[0], str(tmp_path / "out" / "a.mrc"), *paths[1:])
+    (tmp_path / "net.pt").touch()
+    fit, applied = command_of(item, []), command_of(item, [], str(tmp_path / "net.pt"))
+    for command in (fit, applied):
+        with _recorded(item, command) as run:
+            Path(item.output).touch()
+            run.code = 0
+        assert is_done(item, command)
+        (data / "a_odd.mrc").write_text("another")
+        if command is fit:
+            with pytest.raises(InputError, match=r"is of another run .*halves was"):
+                is_done(item, command)
+            record = json.loads((item.folder / "batch.json").read_text())
+            record.pop("halves")
+            (item.folder / "batch.json").write_text(json.dumps(record))
+        assert is_done(item, command)
+
+
 def test_another_network_under_its_name_makes_another_run(tmp_path):
     """One that is fitted anew is told of; the same one is not, nor what an older version did not record (control)."""
     network = tmp_path / "net.pt"

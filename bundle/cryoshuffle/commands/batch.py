@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import torch
 
-from cryoshuffle.commands.lists import Item, last_file
+from cryoshuffle.commands.lists import Item, file_states, last_file
 from cryoshuffle.devices import count_gpus
 from cryoshuffle.errors import FileError, InputError, named_changes
 from cryoshuffle.files.mean import save_mean
@@ -94,8 +94,8 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
             raise FileError(f"{output}: exists already and no batch wrote it, choose another folder")
         return False
     now = _as_record(item, command)
-    # Older versions recorded no networks.
-    before = {key: record.get(key, now[key] if key == "network" else None) for key in now}
+    # Older versions recorded neither networks nor halves.
+    before = {key: record.get(key, now[key] if key in {"network", "halves"} else None) for key in now}
     # Other words alone are told; a command line of two screens would hide them.
     words = _other_words(before.pop("command") or [], now.pop("command"))
     changes = ", ".join(part for part in (words, named_changes(before, now)) if part)
@@ -147,7 +147,17 @@ def _other_words(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _as_record(item: Item, command: Sequence[str]) -> dict[str, Any]:
-    return {"command": list(command), **item.state(), "network": _network_state(command)}
+    return {
+        "command": list(command), **item.state(), "halves": _halves_state(item, command),
+        "network": _network_state(command),
+    }  # fmt: skip
+
+
+def _halves_state(item: Item, command: Sequence[str]) -> list[list[int]] | None:
+    """What tells halves that a command reads from others under their names; None for none, or if they are the item."""
+    if item.is_mean or not any(word.startswith("--even=") for word in command):
+        return None
+    return file_states([Path(half) for half in (item.even, item.odd) if half])
 
 
 def _network_state(command: Sequence[str]) -> list[int] | None:

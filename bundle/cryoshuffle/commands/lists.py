@@ -64,8 +64,13 @@ class Item:
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
         paths = [Path(one) for one in (self.even, self.odd) if one] if self.is_mean else [Path(self.tomogram)]
-        files = [file for path in paths for file in last_file(path)]
-        return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+        return {"tomogram": self.tomogram, "state": file_states(paths)}
+
+
+def file_states(paths: Sequence[Path]) -> list[list[int]]:
+    """Size and time of volumes, which tell them from others under their names; none for those that are not there."""
+    files = [file for path in paths for file in last_file(path)]
+    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def last_file(path: Path) -> list[Path]:
