@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import os
 import resource
@@ -23,6 +24,7 @@ from scipy.ndimage import gaussian_filter
 from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.report.log import read_history
@@ -271,6 +273,41 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path, capsys):
     ):
         save_whole({**good, "network_def": evil}, tmp_path / "evil.pt")
         assert "which a checkpoint may not" in refused("evil.pt")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "words"),
+    [
+        ("blend", "trust", "its blend is not as a fit wrote it (KeyError: 'trust'), make one with cryoshuffle fit"),
+        ("blend", "sigma", "its blend is not as a fit wrote it (KeyError: 'sigma')"),
+        ("blend", "gain", "its blend is not as a fit wrote it (KeyError: 'gain')"),
+        ("lattice", "stride", "its lattice is not as a fit wrote it (KeyError: 'stride')"),
+        ("lattice", "blind_set", "its lattice is not as a fit wrote it (KeyError: 'blind_set')"),
+        ("blind_set", "radius", "its lattice is not as a fit wrote it (KeyError: 'radius')"),
+        ("network_def", "_target_", "does not say which network it belongs to"),
+        ("whitening", "", "its whitening is not as a fit wrote it ("),
+        ("", "", None),
+    ],
+)
+def test_a_model_that_lacks_a_value_is_refused(fitted, tmp_path, capsys, part, name, words):
+    """In one sentence, whatever it lacks; whole it denoises (control)."""
+    tomogram, model = fitted
+    content = copy.deepcopy(load_plain(model))
+    if content["blend"] is None:
+        content["blend"] = {"trust": 1.0, "sigma": [1.0, 1.0, 1.0], "gain": 1.0}
+    if part == "whitening":
+        content["whitening"] = {"axis": "y"}
+    elif part:
+        (content["lattice"]["blind_set"] if part == "blind_set" else content[part]).pop(name)
+    save_whole(content, tmp_path / "m.pt")
+    command = ["apply", str(tmp_path / "m.pt"), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]
+    assert main(command) == (0 if words is None else 2)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if words is not None:
+        assert f"{tmp_path / 'm.pt'}: {words}" in said
+        assert said.count("\n") == 1
+    assert (tmp_path / "out.mrc").exists() == (words is None)
 
 
 def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
