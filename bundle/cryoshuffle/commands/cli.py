@@ -607,7 +607,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return code
         except BaseException as error:
-            return _report(error)
+            return _report(error, command)
 
 
 def _stop(command: type[Command], number: int, frame: Any) -> None:
@@ -619,7 +619,18 @@ def _stop(command: type[Command], number: int, frame: Any) -> None:
     raise FitInterruptedError(f"stopped; no result was written, {way_on}")
 
 
-def _report(error: BaseException) -> int:
+def _use_less_memory(command: type[Command]) -> str:
+    """What a command can do about too little memory: its own options, if it has such."""
+    options = command.options()
+    # That of evaluate names windows that are there already.
+    window = ["window"] if "steps" in options else []
+    flags = [options[name].flag for name in (*window, "inference_window", "memory_gib") if name in options]
+    if not flags:
+        return "crop the tomogram, or take a machine with more"
+    return f"use a smaller {', '.join(flags[:-1])} or {flags[-1]}, or --device cpu"
+
+
+def _report(error: BaseException, command: type[Command]) -> int:
     stop = stop_behind(error)
     if stop is not None:
         _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")
@@ -631,7 +642,7 @@ def _report(error: BaseException) -> int:
     from cryoshuffle.memory import is_out_of_memory
 
     if any(is_out_of_memory(one) for one in behind(error)):
-        _complain("cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu")
+        _complain(f"cryoshuffle: out of memory, {_use_less_memory(command)}")
         return 2
     raise error
 
