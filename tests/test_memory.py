@@ -19,16 +19,47 @@ from cryoshuffle.memory import (
 )
 
 
-def test_the_memory_of_a_container_counts(tmp_path, monkeypatch):
-    """The least of what there is and what a container or job may use; "max" and absent files say nothing."""
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A folder that stands for that of the system, without a limit, and a file that says where this process is."""
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "self")
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    return tmp_path / "cgroup"
+
+
+@pytest.mark.parametrize(
+    ("own", "limit", "counts"),
+    [
+        (None, "memory.max", True),
+        (None, "memory/memory.limit_in_bytes", True),
+        ("0::/slurm/job_1/step_0", "memory.max", True),
+        ("0::/slurm/job_1/step_0", "slurm/job_1/memory.max", True),
+        ("0::/slurm/job_1/step_0", "slurm/job_1/step_0/memory.max", True),
+        ("0::/slurm/job_1/step_0", "slurm/job_2/memory.max", False),
+        ("9:cpu,memory:/slurm/job_1\n0::/", "memory/slurm/job_1/memory.limit_in_bytes", True),
+        ("9:cpu:/slurm/job_1\n0::/", "memory/slurm/job_1/memory.limit_in_bytes", False),
+    ],
+)
+def test_the_memory_of_a_container_or_job_counts(groups, own, limit, counts):
+    """The least of what there is and what its groups may use, up to the root; "max" says nothing, nor do others."""
     cpu = torch.device("cpu")
-    monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "absent"),))
     whole = memory_bytes(cpu)
     assert whole > 2**20
-    for text, expected in (("max\n", whole), ("1048576\n", 2**20), (str(2**60), whole)):
-        (tmp_path / "limit").write_text(text)
-        monkeypatch.setattr(memory, "LIMITS", (str(tmp_path / "absent"), str(tmp_path / "limit")))
+    (groups / limit).parent.mkdir(parents=True, exist_ok=True)
+    if own is not None:
+        (groups.parent / "self").write_text(f"{own}\n")
+    for text, expected in (("max\n", whole), ("1048576\n", 2**20 if counts else whole), (str(2**60), whole)):
+        (groups / limit).write_text(text)
         assert memory_bytes(cpu) == expected
+
+
+def test_the_memory_of_a_slurm_job_counts(groups, monkeypatch):
+    """In MiB; 0 stands for all (control)."""
+    whole = memory_bytes(torch.device("cpu"))
+    for text, expected in (("64", 64 * 2**20), ("0", whole), ("", whole)):
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", text)
+        assert memory_bytes(torch.device("cpu")) == expected
 
 
 def test_the_memory_of_the_program_follows_from_what_there_is_unless_it_is_said(monkeypatch):

@@ -23,6 +23,7 @@ from cryoshuffle.commands.runs import run_denoise
 from cryoshuffle.errors import InputError, UsageError, UserError, user_error
 from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.volumes import AXIS_CODES, affine_of, refuse_masked, tells_axes
+from cryoshuffle.report.provenance import IN_MEMORY_NAME
 
 Array = TypeVar("Array", np.ndarray, Tensor, MetaTensor)
 PathLike: TypeAlias = "str | os.PathLike[str]"
@@ -180,6 +181,7 @@ def denoise(
     """
     with _ONE_RUN, tempfile.TemporaryDirectory(prefix="cryoshuffle_") as temporary:
         folder = Path(temporary)
+        (folder / IN_MEMORY_NAME).touch()
         given = _on_disk(tomogram, folder / "tomogram.mrc", voxel_size_angstrom)
         result = folder / "denoised.mrc" if output is None else Path(output)
         # A table that goes into a temporary folder is for nobody.

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ import torch
 from cryoshuffle.errors import SettingError
 
 logger = logging.getLogger("cryoshuffle")
-# Where a container says how much memory it may use, and what is taken for there where no one says.
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+# Where the system says which group this process is in, and each group, of version 1 and 2, how much it may use; what a
+# Slurm job may use, MiB; and what is taken for there where no one says.
+_OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_LIMITS = {"memory": ("memory", "memory.limit_in_bytes"), "": ("", "memory.max")}
+_SLURM_LIMIT = "SLURM_MEM_PER_NODE"
 UNKNOWN_MEMORY = 8 * 2**30
 # What the program takes on a CPU at least, unless it is told otherwise or there is not twice as much.
 LEAST_MEMORY = 2 * 2**30
@@ -51,11 +54,36 @@ def memory_bytes(device: torch.device) -> int:
     known = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         known.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for path in map(Path, LIMITS):
-        text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        if text.isdigit():
-            known.append(int(text))
+    known += _group_limits()
+    job = os.environ.get(_SLURM_LIMIT, "")
+    # 0 stands for all that the node has.
+    if job.isdigit() and int(job):
+        known.append(int(job) * 2**20)
     return min(known, default=UNKNOWN_MEMORY)
+
+
+def _group_limits() -> list[int]:
+    """What the groups of this process may use, bytes: its own and those above it, of a job or a container."""
+    paths = {"memory": "/", "": "/"}
+    try:
+        lines = _OWN_GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        paths.update({kind: path for kind in kinds.split(",") if kind in paths})
+    limits = []
+    for kind, path in paths.items():
+        folder, name = _LIMITS[kind]
+        own = GROUPS / folder / path.lstrip("/")
+        for group in (own, *own.parents):
+            # A group may be gone, or hidden from a container.
+            with suppress(OSError):
+                text = (group / name).read_text(encoding="utf-8").strip()
+                limits += [int(text)] if text.isdigit() else []
+            if group == GROUPS / folder:
+                break
+    return limits
 
 
 def limit_memory(gib: float | None = None) -> float | None:

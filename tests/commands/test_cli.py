@@ -231,6 +231,24 @@ def test_the_network_of_the_first_stage_is_told(tmp_path, monkeypatch, caplog):
         assert ("is the network of the first stage" in caplog.text) == told
 
 
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["denoise", "in.mrc"], "use a smaller --window, --inference-window or --memory, or --device cpu"),
+        (["apply", "c.pt", "in.mrc"], "use a smaller --window or --memory, or --device cpu"),
+        (["fit", "in.mrc", "--checkpoint", "c.pt"], "use a smaller --window or --memory, or --device cpu"),
+        (["noise", "in.mrc"], "crop the tomogram, or take a machine with more"),
+        (["evaluate", "out.mrc"], "crop the tomogram, or take a machine with more"),
+        (["report", "out_run"], "crop the tomogram, or take a machine with more"),
+    ],
+)
+def test_too_little_memory_is_met_by_options_that_the_command_has(words, way_out, monkeypatch, capsys):
+    """And by no others."""
+    monkeypatch.setitem(_COMMANDS, words[0], (_COMMANDS[words[0]][0], Mock(side_effect=MemoryError())))
+    assert main(words) == 2
+    assert capsys.readouterr().err.strip() == f"cryoshuffle: out of memory, {way_out}"
+
+
 @pytest.mark.parametrize(("words", "way_on"), [
     (["simulate", "phantom"], "start again"), (["noise", "in.mrc"], "start again"),
     (["batch", "data", "out"], "the same command goes on"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import mrcfile
@@ -14,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
 from phantoms import write_mrc
@@ -22,12 +25,14 @@ from cryoshuffle.commands.batch import check_index
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import read_list, write_star
 from cryoshuffle.commands.preflight import check_dtype, check_inputs, check_output, check_single
+from cryoshuffle.commands.runs import check_own_folder
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.files.formats import is_ours, load_tomogram
 from cryoshuffle.files.masks import load_mask, mask_weights
 from cryoshuffle.files.mrc import MrcWriter
 from cryoshuffle.files.nifti import NiftiWriter
 from cryoshuffle.files.omezarr import OmeZarrWriter, open_zarr
+from cryoshuffle.report.log import RunLog
 
 VOLUME = np.random.default_rng(0).normal(size=(16, 20, 24)).astype(np.float32)
 WRITERS = {"a.mrc": MrcWriter, "a.mrc.gz": MrcWriter, "a.nii": NiftiWriter, "a.nii.gz": NiftiWriter}
@@ -162,8 +167,38 @@ def test_files_of_others_in_the_folder_of_a_run_are_kept(tmp_path, raw, monkeypa
     assert "work" in capsys.readouterr().err
 
 
-def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys):
-    """``apply`` into the folder of another run is refused, unless that result is gone or --overwrite is said."""
+@pytest.mark.parametrize(
+    ("content", "is_ours"), [('{"program": "cryoshuffle 0.2.0"}', True), ('{"program": "other"}', False), ("[]", False)]
+)
+def test_a_folder_whose_provenance_is_ours_is_ours(tmp_path, content, is_ours):
+    """Where the log is empty, as where a host has turned logging off; that of another program is not (control)."""
+    (tmp_path / "run.log").touch()
+    (tmp_path / "report.html").touch()
+    (tmp_path / "provenance.json").write_text(content)
+    with nullcontext() if is_ours else pytest.raises(FileError, match="which no run of cryoshuffle wrote"):
+        check_own_folder(tmp_path)
+
+
+def test_the_log_tells_whose_it_is_where_a_host_turned_logging_off(tmp_path):
+    """Its first line alone; with logging it has the others too (control)."""
+    for name, level, lines in (("off", logging.INFO, 1), ("on", logging.NOTSET, 2)):
+        engine = Engine(lambda engine, batch: None)
+        RunLog(str(tmp_path / name)).attach(engine)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: logging.getLogger("cryoshuffle").info("a step"))
+        logging.disable(level)
+        try:
+            engine.run([0])
+        finally:
+            logging.disable(logging.NOTSET)
+        written = (tmp_path / name / "run.log").read_text()
+        assert " INFO cryoshuffle " in written.splitlines()[0]
+        assert len(written.splitlines()) == lines
+        check_own_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize("words", [["apply", "model.pt"], ["denoise"]], ids=["apply", "denoise"])
+def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys, words):
+    """A run in the folder of another one is refused, unless that result is gone or --overwrite is said."""
     monkeypatch.setattr("cryoshuffle.commands.runs._run", Mock(side_effect=FileError("work")))
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.load_plain", lambda path: {})
     monkeypatch.setattr("cryoshuffle.inference.checkpoints.Model.network_config", {})
@@ -171,9 +206,9 @@ def test_the_report_of_another_result_is_kept(tmp_path, raw, monkeypatch, capsys
     folder.mkdir()
     (folder / "run.log").write_text("2026-11-27 13:31:09,589 INFO cryoshuffle 0.2.0, torch 2.13.0, 2 threads\n")
     (folder / "provenance.json").write_text(json.dumps({"output": {"path": str(first)}}))
-    command = ["apply", "model.pt", str(raw), str(tmp_path / "second.mrc"), "--report", str(folder)]
-    for words, sentence in (([], f"holds the report of {first}"), (["--overwrite"], "work")):
-        assert main([*command, *words]) == 2
+    command = [*words, str(raw), str(tmp_path / "second.mrc"), "--report", str(folder)]
+    for more, sentence in (([], f"holds the report of {first}"), (["--overwrite"], "work")):
+        assert main([*command, *more]) == 2
         assert sentence in capsys.readouterr().err
     first.unlink()
     assert main(command) == 2

@@ -52,6 +52,26 @@ def test_an_array_gives_what_the_command_gives_and_the_caller_keeps_his_random_n
     assert np.array_equal(volume, mrcfile.read(tomogram)), "what was given is not written to"
 
 
+def test_the_page_of_an_array_has_no_commands_that_cannot_run(by_command, tmp_path, capsys):
+    """Nor can it be made anew, which is a sentence; the page of a file names where its other looks go (control)."""
+    tomogram, _ = by_command
+    cryoshuffle.denoise(mrcfile.read(tomogram), report=tmp_path / "array", survival=False, **QUICK)
+    cryoshuffle.denoise(tomogram, report=tmp_path / "file", survival=False, **QUICK)
+    pages = {name: (tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("array", "file")}
+    assert "cryoshuffle apply" not in pages["array"]
+    assert "The tomogram was an array: " in pages["array"]
+    command = f"cryoshuffle apply {tmp_path / 'file' / 'model.pt'} {tomogram} {tomogram.with_name('smooth_in.mrc')} "
+    assert command in pages["file"]
+    assert "was an array" not in pages["file"]
+    for name, what in (("array", "tomogram"), ("file", "result")):
+        capsys.readouterr()
+        assert main(["report", str(tmp_path / name)]) == 2
+        said = capsys.readouterr().err
+        assert f"{tmp_path / name}: its {what} was an array in memory, so its report cannot be made anew" in said
+        assert said.count("\n") == 1
+        assert (tmp_path / name / "report.html").read_text(encoding="utf-8") == pages[name]
+
+
 def test_tensors_keep_their_kind_shape_and_axes(by_command, tmp_path):
     """A tensor with a channel; an image whose axes are (X, Y, Z) comes back as (X, Y, Z), its file is (Z, Y, X)."""
     tomogram, expected = by_command

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
+from unittest.mock import Mock
 
 import distributed
 import mrcfile
@@ -28,6 +29,7 @@ from monai.data import MetaTensor
 from phantoms import small_tomogram
 
 from cryoshuffle.commands import batch as batch_module
+from cryoshuffle.commands import cli
 from cryoshuffle.commands.batch import _recorded, command_of, is_done, share_machine
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.lists import Item, find_halves, read_list, write_star
@@ -66,7 +68,7 @@ def test_lists_name_tomograms_in_every_way(tmp_path, monkeypatch):
     """Files, a pattern, a text file beside them, a folder without what lies in a Zarr or a run, a star file."""
     data = _folder(tmp_path / "data", ("b.mrc", "a.rec.gz", "note.txt", "c.nii.gz"))
     _folder(data / "d.zarr" / "0", ("x.mrc",))
-    _folder(data / "b_run", ("y.mrc",))
+    _folder(data / "b_run", ("y.mrc", "run.log"))
     (tmp_path / "list.txt").write_text("# mine\ndata/b.mrc\n\n data/c.nii.gz \n")
     monkeypatch.chdir(tmp_path)
 
@@ -135,6 +137,21 @@ def test_results_are_no_tomograms_of_a_batch(tmp_path, caplog):
     assert not caplog.text
     with pytest.raises(InputError, match="names no tomogram"):
         names("data/error.mrc")
+
+
+@pytest.mark.parametrize("mark", ["run.log", "provenance.json", "batch.json", None])
+def test_raw_data_in_a_folder_with_the_name_of_a_run_are_no_run(tmp_path, caplog, mark):
+    """Only what a run of ours wrote is not looked into, and what is left out so is told; named by itself it counts."""
+    volumes = _folder(tmp_path / "session" / "day1_run", ("TS1.mrc",))
+    _folder(tmp_path / "session" / "day2", ("TS2.mrc",))
+    _folder(tmp_path / "session" / "TS2_run", ("run.log", "model.pt"))
+    if mark is not None:
+        (volumes / mark).touch()
+    names = [item.name for item in read_list([str(tmp_path / "session")], tmp_path / "out")]
+    assert names == (["TS1", "TS2"] if mark is None else ["TS2"])
+    told = f"{volumes}: left out, as a run of cryoshuffle wrote this folder: name it to denoise what is in it"
+    assert caplog.messages == ([] if mark is None else [told])
+    assert [item.name for item in read_list([str(volumes)], tmp_path / "out")] == ["TS1"]
 
 
 def test_a_simulation_is_one_tomogram_with_its_halves(tmp_path, caplog):
@@ -285,6 +302,25 @@ def _as_alone(folder: Path, name: str, result: Path) -> bool:
     assert main(["denoise", str(source), str(result), "--quiet", *WORDS, "--steps", "4"]) == 0
     torch.set_num_threads(threads)
     return np.array_equal(mrcfile.read(folder / "out" / f"{name}.mrc"), mrcfile.read(result))
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "words"),
+    [
+        ("kill -KILL $$", -9, "was killed by SIGKILL, out of memory perhaps: give a smaller --memory, or fewer --work"),
+        ("kill -SEGV $$", -11, "was killed by SIGSEGV, see the run.log in its folder"),
+        ("exit 2", 2, "note: in.mrc: the voxel size is 0"),
+    ],
+)
+def test_a_run_that_is_killed_says_by_what(tmp_path, monkeypatch, end, code, words):
+    """Not a note that it wrote before; of one that ends by itself the last line counts (control)."""
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\necho 'cryoshuffle: note: in.mrc: the voxel size is 0' >&2\n{end}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(batch_module, "sys", Mock(executable=str(program)))
+    ended, said = batch_module._run(["apply"], {})
+    assert ended == code
+    assert said.startswith(words)
 
 
 def test_a_batch_of_nothing_leaves_no_folder(tmp_path, capsys):
@@ -444,6 +480,17 @@ def test_runs_are_as_many_as_their_device_has_room_for(monkeypatch, device, work
     assert share.workers == workers
 
 
+def test_a_batch_takes_the_cores_that_it_was_given(monkeypatch):
+    """Of a node those of its job; all where the system does not tell (control)."""
+    monkeypatch.setattr(batch_module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(batch_module.os, "sched_getaffinity", lambda process: set(range(3, 11)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = batch_module._share_of(batch_module.Cluster(), 9, None, "cpu")
+    assert (share.workers, share.threads) == (2, 4)
+    monkeypatch.delattr(batch_module.os, "sched_getaffinity")
+    assert batch_module._share_of(batch_module.Cluster(), 9, None, "cpu").workers == 9
+
+
 def test_memory_is_for_each_run_where_a_cluster_has_them():
     """There nothing divides it; here it is divided by the runs (control)."""
     assert batch_module._share_of(batch_module.Cluster(scheduler="tcp://node:8786"), 4, 3.0).words == ("--memory=3",)
@@ -488,6 +535,54 @@ def test_a_batch_does_not_repeat_what_is_done(batch, tmp_path, capsys):
     assert "say --overwrite" in complained
     assert re.search("was run with .*, now with --seed", complained)
     assert "--quiet" not in complained
+
+
+@pytest.mark.parametrize("name", ["result.png", "report.json"])
+def test_a_batch_ends_well_without_a_picture_or_a_report_of_one(batch, tmp_path, name):
+    """Its row has no picture, or says why it has no verdict; with both it has both (control)."""
+    folder = _copy(batch, tmp_path / "copy")
+    index = folder / "out" / "index.html"
+    assert "data:image/png" in index.read_text()
+    index.unlink()
+    if name == "result.png":
+        (folder / "out" / "a_run" / name).unlink()
+    else:
+        (folder / "out" / "a_run" / name).write_text("{")
+    assert main(_batch_words(folder)) == 0
+    assert "data:image/png" not in index.read_text()
+    assert ("a_run/report.json: cannot be read" in index.read_text()) == (name == "report.json")
+
+
+def test_star_files_are_written_before_the_page(tmp_path, monkeypatch):
+    """A page that cannot be written takes nothing from what comes next in a workflow."""
+    written = []
+    monkeypatch.setattr("cryoshuffle.commands.lists.write_star", lambda *words: written.append(words[1].name))
+    monkeypatch.setattr("cryoshuffle.report.page.write_index", Mock(side_effect=FileError("no room")))
+    with pytest.raises(FileError, match="no room"):
+        cli._write_results(tmp_path, [], [], {"a.star": tmp_path / "a.star"})
+    assert written == ["a.star"]
+
+
+def test_other_halves_under_their_names_make_another_run(tmp_path):
+    """Where the command reads them; a batch that applies a network does not (control), nor do older records tell."""
+    data = _folder(tmp_path / "data", ("a.mrc", "a_even.mrc", "a_odd.mrc"))
+    paths = [str(data / name) for name in ("a.mrc", "a_even.mrc", "a_odd.mrc")]
+    item = Item("a", paths[0], str(tmp_path / "out" / "a.mrc"), *paths[1:])
+    (tmp_path / "net.pt").touch()
+    fit, applied = command_of(item, []), command_of(item, [], str(tmp_path / "net.pt"))
+    for command in (fit, applied):
+        with _recorded(item, command) as run:
+            Path(item.output).touch()
+            run.code = 0
+        assert is_done(item, command)
+        (data / "a_odd.mrc").write_text("another")
+        if command is fit:
+            with pytest.raises(InputError, match=r"is of another run .*halves was"):
+                is_done(item, command)
+            record = json.loads((item.folder / "batch.json").read_text())
+            record.pop("halves")
+            (item.folder / "batch.json").write_text(json.dumps(record))
+        assert is_done(item, command)
 
 
 def test_another_network_under_its_name_makes_another_run(tmp_path):

@@ -243,8 +243,8 @@ def test_a_clock_that_is_set_changes_nothing(tmp_path, monkeypatch):
 def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted, capsys):
     """The second is refused while the first lives; the system forgets the lock of a run that was killed."""
     tomogram, checkpoint = fitted
-    command = apply(checkpoint, tomogram, tmp_path / "out.mrc")
-    first = subprocess.Popen([*COMMAND, *command], text=True, stderr=-1)
+    command, residual = apply(checkpoint, tomogram, tmp_path / "out.mrc"), str(tmp_path / "r.mrc")
+    first = subprocess.Popen([*COMMAND, *command, "--residual", residual], text=True, stderr=-1)
     wait_for_windows(first, tmp_path / "out_run" / JOURNAL, 1)
     # It would be done before the second has begun.
     first.send_signal(signal.SIGSTOP)
@@ -252,8 +252,10 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted, capsys):
         for more, words in (
             (["--resume"], "another run is at work there"),
             (["--report", str(tmp_path / "elsewhere")], "out.mrc: another run is about to write it"),
+            (["--residual", residual], "r.mrc: another run is about to write it"),
         ):
-            assert main([*command, *more]) == 2
+            wanted = apply(checkpoint, tomogram, tmp_path / "b.mrc") if "--residual" in more else command
+            assert main([*wanted, *more]) == 2
             assert words in capsys.readouterr().err
     finally:
         first.kill()
@@ -261,6 +263,28 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, fitted, capsys):
     lock_run(tmp_path / "out_run")
     lock_run(tmp_path / "out_run")
     unlock_run()
+
+
+@pytest.mark.parametrize("name", ["out.mrc", "r.mrc"])
+def test_a_file_that_appears_where_a_result_goes_is_kept(tmp_path, fitted, monkeypatch, capsys, name):
+    """It is of somebody else; --resume --overwrite goes on once it is moved."""
+    tomogram, checkpoint = fitted
+    command = [*apply(checkpoint, tomogram, tmp_path / "out.mrc"), "--residual", str(tmp_path / "r.mrc")]
+    original = WindowMerger.mark
+
+    def mark(self: WindowMerger, box: Box) -> None:
+        (tmp_path / name).write_text("raw data")
+        original(self, box)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowMerger, "mark", mark)
+        assert main(command) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"cryoshuffle: {tmp_path / name}: appeared while this run was at work, so it is not")
+    assert (tmp_path / name).read_text() == "raw data"
+    (tmp_path / name).rename(tmp_path / "moved")
+    assert main([*command, "--resume", "--overwrite"]) == 0
+    assert left_behind(tmp_path) == []
 
 
 def test_a_result_says_what_it_was_made_of(tmp_path, fitted):
@@ -309,7 +333,7 @@ def test_a_gain_and_an_offset_of_the_input_are_those_of_the_result(tmp_path, fit
 
 
 def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, monkeypatch, capsys):
-    """The result, and while the program runs three times the volume, four with a residual, six with an error map."""
+    """Three times the volume while the program runs, four with a residual, six with an error map; and outputs."""
     tomogram, checkpoint = fitted
     size = tomogram.stat().st_size
     monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
@@ -318,7 +342,7 @@ def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, mo
     for copies, name in ((3, None), (4, "residual"), (6, "error")):
         more = [] if name is None else [f"--{name}", str(tmp_path / f"{name}.mrc")]
         command = ["apply", str(checkpoint), str(tomogram), str(tmp_path / f"{copies}.mrc"), "--quiet", *more]
-        usage.free = int((copies + 0.5) * size)
+        usage.free = int((copies + (0.5 if name is None else 1.5)) * size)
         assert main(command) == 2
         assert "make room or choose another folder" in capsys.readouterr().err
         usage.free += size

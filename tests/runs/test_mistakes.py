@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import os
 import resource
@@ -17,12 +18,13 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from phantoms import is_valid_mrc, small_tomogram, write_mrc
+from phantoms import CONFIGS, is_valid_mrc, small_tomogram, write_mrc
 from scipy.ndimage import gaussian_filter
 
 from cryoshuffle.commands.cli import main
 from cryoshuffle.errors import FileError
 from cryoshuffle.files.writing import save_whole
+from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.invariance import Leak
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.report.log import read_history
@@ -273,6 +275,41 @@ def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path, capsys):
         assert "which a checkpoint may not" in refused("evil.pt")
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "words"),
+    [
+        ("blend", "trust", "its blend is not as a fit wrote it (KeyError: 'trust'), make one with cryoshuffle fit"),
+        ("blend", "sigma", "its blend is not as a fit wrote it (KeyError: 'sigma')"),
+        ("blend", "gain", "its blend is not as a fit wrote it (KeyError: 'gain')"),
+        ("lattice", "stride", "its lattice is not as a fit wrote it (KeyError: 'stride')"),
+        ("lattice", "blind_set", "its lattice is not as a fit wrote it (KeyError: 'blind_set')"),
+        ("blind_set", "radius", "its lattice is not as a fit wrote it (KeyError: 'radius')"),
+        ("network_def", "_target_", "does not say which network it belongs to"),
+        ("whitening", "", "its whitening is not as a fit wrote it ("),
+        ("", "", None),
+    ],
+)
+def test_a_model_that_lacks_a_value_is_refused(fitted, tmp_path, capsys, part, name, words):
+    """In one sentence, whatever it lacks; whole it denoises (control)."""
+    tomogram, model = fitted
+    content = copy.deepcopy(load_plain(model))
+    if content["blend"] is None:
+        content["blend"] = {"trust": 1.0, "sigma": [1.0, 1.0, 1.0], "gain": 1.0}
+    if part == "whitening":
+        content["whitening"] = {"axis": "y"}
+    elif part:
+        (content["lattice"]["blind_set"] if part == "blind_set" else content[part]).pop(name)
+    save_whole(content, tmp_path / "m.pt")
+    command = ["apply", str(tmp_path / "m.pt"), str(tomogram), str(tmp_path / "out.mrc"), "--quiet"]
+    assert main(command) == (0 if words is None else 2)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    if words is not None:
+        assert f"{tmp_path / 'm.pt'}: {words}" in said
+        assert said.count("\n") == 1
+    assert (tmp_path / "out.mrc").exists() == (words is None)
+
+
 def test_a_fit_is_taken_up_only_under_its_own_settings(tmp_path, capsys):
     """--resume with other settings names them; a finished fit resumes to itself; --minutes ends early."""
     source, model = str(small_tomogram(tmp_path / "in.mrc")), str(tmp_path / "net.pt")
@@ -400,18 +437,38 @@ def test_a_leaking_network_is_stopped_before_its_first_step(tmp_path, capsys, mo
 
 
 def test_check_says_what_it_cannot_judge(tmp_path, capsys):
-    """A missing config, one without a network, one with another network."""
+    """A missing config, one without a network, one with another network or one that cannot be made, folders."""
     (tmp_path / "none.json").write_text("{}")
     (tmp_path / "other.yaml").write_text("network_def: {_target_: torch.nn.Identity}")
     (tmp_path / "broken.yaml").write_text("a: [")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    (tmp_path / "overlay.yaml").write_text('"lattice#stride": 2')
+    (tmp_path / "target.yaml").write_text("network_def: {_target_: nope.Network}")
+    (tmp_path / "value.yaml").write_text("network_def: {_target_: cryoshuffle.network.BlindSpotNet, lattice: 3}")
+    (tmp_path / "refers.yaml").write_text('network_def: "@nothing"')
+    for name in ("empty", "run/blind.pt", "fit/model.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch() if name.endswith(".pt") else (tmp_path / name).mkdir()
     for name, words in (
+        ("list.json", "has no network_def, name a config that declares the network"),
+        ("overlay.yaml", "has no network_def"),
+        (CONFIGS / "denoise.yaml", "has no network_def"),
+        (CONFIGS / "evaluate.yaml", "has no network_def"),
+        ("target.yaml", "its network_def cannot be made (Cannot locate class or function path: 'nope.Network'), check"),
+        ("value.yaml", "its network_def cannot be made ("),
+        ("refers.yaml", "its network_def cannot be made (the referring item `@nothing` is not defined in the config"),
+        ("empty", "is a folder, name a checkpoint or a config"),
+        ("run", f"is a folder, name the network in it: {tmp_path / 'run' / 'blind.pt'}"),
+        ("fit", f"is a folder, name the network in it: {tmp_path / 'fit' / 'model.pt'}"),
         ("missing.json", "no such config"),
         ("none.json", "has no network_def"),
         ("other.yaml", "is a Identity"),
         ("broken.yaml", "not a config that can be read"),
     ):
         assert main(["check", str(tmp_path / name)]) == 2
-        assert words in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert words in said
+        assert said.count("\n") == 1
 
 
 def test_a_nifti_tomogram_goes_through_and_keeps_its_orientation(tmp_path):

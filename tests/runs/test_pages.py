@@ -21,6 +21,7 @@ from phantoms import small_tomogram, write_mrc
 
 from cryoshuffle.commands.cli import main
 from cryoshuffle.commands.napari import read_run
+from cryoshuffle.files.formats import load_tomogram, save_tomogram
 from cryoshuffle.files.writing import checksum, save_whole
 from cryoshuffle.inference.checkpoints import load_plain
 from cryoshuffle.report import measurement as measured
@@ -214,18 +215,56 @@ def test_a_run_is_read_from_any_folder(fitted, tmp_path, monkeypatch, capsys):
     assert locate("results/out.mrc", run).samefile("results/out.mrc")
 
 
-def test_a_result_that_is_another_one_gets_no_page(fitted, tmp_path, capsys):
-    """A file of its name that the run did not write; the one that it wrote gets one (control)."""
-    tomogram, model = fitted
-    result = tmp_path / "out.mrc"
+@pytest.mark.parametrize("missing", ["all", "is a list", "settings", "noise", "device", "input"])
+def test_damaged_provenance_is_a_sentence(run, tmp_path, capsys, missing):
+    """And no page; whole it gets one (control)."""
+    place = shutil.copytree(run, tmp_path / "a_run")
+    provenance = json.loads((place / "provenance.json").read_text())
+    assert main(["report", str(place)]) == 0
+    provenance.pop(missing, None)
+    content = {"all": {}, "is a list": []}.get(missing, provenance)
+    (place / "provenance.json").write_text(json.dumps(content))
+    (place / PAGE_NAME).unlink()
+    capsys.readouterr()
+    assert main(["report", str(place)]) == 2
+    said = capsys.readouterr().err
+    assert f"{place / 'provenance.json'}: is not as a run wrote it, denoise again to have a report" in said
+    assert said.count("\n") == 1
+    assert not (place / PAGE_NAME).exists()
+
+
+def test_a_finished_fit_has_no_result_to_report_on(fitted, tmp_path, capsys):
+    """One that was cut short is told from it (control)."""
+    place = shutil.copytree(fitted[1].with_name("c_run"), tmp_path / "c_run")
+    assert main(["report", str(place)]) == 2
+    assert "c_run: holds a fit and no result, so there is nothing to report on: denoise" in capsys.readouterr().err
+    state = place / "state.pt"
+    save_whole({**load_plain(state), "finished": False}, state)
+    assert main(["report", str(place)]) == 2
+    assert "holds an unfinished fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("out.mrc", "wrote"), ("in.mrc", "denoised"), ("c.pt", "applied"), ("out.zarr", "wrote")],
+)
+def test_files_that_are_other_ones_get_no_page(fitted, tmp_path, capsys, name, words):
+    """A result, tomogram or network of its name that is not the run's; those that are get one (control)."""
+    tomogram, model = (Path(shutil.copy(path, tmp_path)) for path in fitted)
+    result = tmp_path / ("out.zarr" if name == "out.zarr" else "out.mrc")
     assert main(["apply", str(model), str(tomogram), str(result), "--quiet"]) == 0
     assert main(["report", str(tmp_path / "out_run")]) == 0
     page = (tmp_path / "out_run" / PAGE_NAME).read_bytes()
-    write_mrc(result, mrcfile.read(result) * 2)
+    if name == "c.pt":
+        save_whole({**load_plain(model), "version": "another"}, model)
+    elif name == "in.mrc":
+        write_mrc(tomogram, mrcfile.read(tomogram) * 2)
+    else:
+        save_tomogram(load_tomogram(tomogram), result)
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out_run")]) == 2
     said = capsys.readouterr().err
-    assert f"{result}: is not what the run wrote" in said
+    assert f"{tmp_path / name}: is not what the run {words}, its SHA-256 is not" in said
     assert said.count("\n") == 1
     assert (tmp_path / "out_run" / PAGE_NAME).read_bytes() == page
 
@@ -247,7 +286,7 @@ def _with_noise(run: Path, place: Path, spectrum: torch.Tensor, result: np.ndarr
     provenance = json.loads((place / "provenance.json").read_text())
     model = place / "model.pt"
     save_whole({**load_plain(model), "noise": {"spectrum": spectrum, "levels": False}}, model)
-    provenance["network"]["path"] = str(model)
+    provenance["network"] = {"path": str(model), "sha256": checksum(model)}
     output = write_mrc(place / "result.mrc", result)
     provenance["output"] = {"path": str(output), "sha256": checksum(output)}
     (place / "provenance.json").write_text(json.dumps(provenance))
@@ -324,6 +363,28 @@ def test_what_the_data_hold_is_shown_where_there_are_halves(halved, run):
     assert "The data hold" not in text
 
 
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize("kind", ["a spike", "next to nothing", "large", "tiny"])
+def test_numbers_of_strange_volumes_are_numbers(fitted, tmp_path, kind):
+    """One voxel of 1e30, all but two voxels filled, values of 1e31, a few voxels: a page, and JSON that others read."""
+    values = 10 * np.random.default_rng(0).standard_normal((24, 40, 40)).astype(np.float32)
+    if kind == "a spike":
+        values[5, 5, 5] = 1e30
+    elif kind == "next to nothing":
+        values[:] = np.nan
+        values[3, 3, 3], values[4, 4, 4] = 1, 2
+    elif kind == "large":
+        values *= 1e30
+    else:
+        values = values[:8, :8]
+    tomogram, out = write_mrc(tmp_path / "in.mrc", values), tmp_path / "out.mrc"
+    assert main(["apply", str(fitted[1]), str(tomogram), str(out), "--fill-nan", "--quiet"]) == 0
+    text = (tmp_path / "out_run" / FINDINGS_NAME).read_text()
+    assert not {"NaN", "Infinity"} & set(re.findall(r"\w+", text))
+    assert "nan" not in read_verdict(tmp_path / "out_run").split()
+
+
 def test_halves_are_compared_in_the_middle_the_page_is_of(halved, monkeypatch):
     """As large as the rest of the page's numbers, which bounds its memory; of the whole it is another curve."""
     monkeypatch.setattr(measured, "_SIDE", 32)
@@ -367,6 +428,9 @@ def test_the_model_of_a_run_is_read_once_and_its_noise_checked(fitted, tmp_path,
     checkpoint = torch.load(own, weights_only=True)
     checkpoint["noise"]["spectrum"] = torch.ones(4, 4, 3)
     torch.save(checkpoint, own)
+    provenance = json.loads((tmp_path / "out_run" / "provenance.json").read_text())
+    provenance["network"]["sha256"] = checksum(own)
+    (tmp_path / "out_run" / "provenance.json").write_text(json.dumps(provenance))
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out_run")]) == 2
     assert "own.pt: its noise is of shape (4, 4, 3) or negative, fit a model anew" in capsys.readouterr().err

@@ -518,6 +518,52 @@ def test_a_residual_that_holds_signal_is_stronger_where_structure_is():
         signal_left(noisy[:6, :8, :8], truth[:6, :8, :8] + noisy[:6, :8, :8])
 
 
+@pytest.mark.parametrize(("shape", "is_measured"), [((8, 8, 40), False), ((12, 12, 12), False), ((16, 32, 32), True)])
+def test_parts_are_compared_where_enough_of_them_are_away_from_the_border(shape, is_measured):
+    """Blocks at the border do not count; a number that comes out is one (control)."""
+    noisy = torch.randn(shape)
+    if is_measured:
+        one = signal_left(noisy, gaussian(noisy, 1.0))
+        assert math.isfinite(one["ratio"])
+        assert math.isfinite(one["scatter"])
+    else:
+        with pytest.raises(InputError, match="too small to compare parts"):
+            signal_left(noisy, gaussian(noisy, 1.0))
+
+
+def test_a_residual_of_nothing_is_not_divided_by():
+    """In half of the volume: parts are not compared, and detail that is not there has no strength."""
+    noisy = torch.randint(8, (32, 64, 64)).float()
+    noisy[4:12, 4:20, 4:20] *= 100
+    result = noisy.clone()
+    result[5, 8, 8] += 1
+    result[5, 9, 9] -= 1
+    with pytest.raises(InputError, match="nothing was taken away in half of the volume"):
+        signal_left(noisy, result)
+    spike = torch.full((24, 40, 40), 1.0)
+    spike[2, 2, 2] = 1e30
+    slopes = detail_slopes(spike, gaussian(spike, 1.0))
+    assert all(map(math.isfinite, (*slopes["slopes"], *slopes["strengths"])))
+
+
+@pytest.mark.parametrize("power", [100, -100])
+def test_scores_do_not_depend_on_the_unit_of_the_grey_values(power):
+    """However large or small they are, to the bit; power is in their squares, and 1e30 squared fits no float32."""
+    noisy = torch.randn(24, 40, 40)
+    result = gaussian(noisy, 1.0)
+    one = evaluate(result, noisy=noisy, stride=(1, 3, 1))
+    other = evaluate(result * 2.0**power, noisy=noisy * 2.0**power, stride=(1, 3, 1))
+    powers = ("residual_power", "result_power")
+    for name in powers:
+        scaled = [value * 4.0**power for value in one["residual"][name]]
+        assert other["residual"][name] == pytest.approx(scaled, rel=1e-6)
+    for report in (one, other):
+        report["residual"] = {name: value for name, value in report["residual"].items() if name not in powers}
+    assert other["residual"]["shell_correlation"] == pytest.approx(one["residual"]["shell_correlation"], abs=1e-6)
+    assert math.isfinite(other["residual"]["low_frequency_correlation"])
+    assert other["lattice"] == one["lattice"]
+
+
 def test_painted_noise_is_seen_where_it_is():
     """The truth, and a Gaussian, hold no negative of the noise; where it is painted in a corner the corner is named."""
     made = simulate("wbp", (32, 96, 96), snr=0.1, seed=0)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Any, cast
 
 import torch
 
-from cryoshuffle.commands.lists import Item, last_file
+from cryoshuffle.commands.lists import Item, file_states, last_file
 from cryoshuffle.devices import count_gpus
 from cryoshuffle.errors import FileError, InputError, named_changes
 from cryoshuffle.files.mean import save_mean
@@ -93,8 +94,8 @@ def is_done(item: Item, command: Sequence[str]) -> bool:
             raise FileError(f"{output}: exists already and no batch wrote it, choose another folder")
         return False
     now = _as_record(item, command)
-    # Older versions recorded no networks.
-    before = {key: record.get(key, now[key] if key == "network" else None) for key in now}
+    # Older versions recorded neither networks nor halves.
+    before = {key: record.get(key, now[key] if key in {"network", "halves"} else None) for key in now}
     # Other words alone are told; a command line of two screens would hide them.
     words = _other_words(before.pop("command") or [], now.pop("command"))
     changes = ", ".join(part for part in (words, named_changes(before, now)) if part)
@@ -146,7 +147,17 @@ def _other_words(before: Sequence[str], now: Sequence[str]) -> str:
 
 
 def _as_record(item: Item, command: Sequence[str]) -> dict[str, Any]:
-    return {"command": list(command), **item.state(), "network": _network_state(command)}
+    return {
+        "command": list(command), **item.state(), "halves": _halves_state(item, command),
+        "network": _network_state(command),
+    }  # fmt: skip
+
+
+def _halves_state(item: Item, command: Sequence[str]) -> list[list[int]] | None:
+    """What tells halves that a command reads from others under their names; None for none, or if they are the item."""
+    if item.is_mean or not any(word.startswith("--even=") for word in command):
+        return None
+    return file_states([Path(half) for half in (item.even, item.odd) if half])
 
 
 def _network_state(command: Sequence[str]) -> list[int] | None:
@@ -282,10 +293,24 @@ def _run(command: Sequence[str], surroundings: Mapping[str, str]) -> tuple[int, 
             _running.add(process)
             lines = [line.strip() for line in process.stderr if line.strip()]
         _running.discard(process)
+        if process.returncode < 0:
+            # What it wrote last, a note perhaps, is not why.
+            return process.returncode, _killed_by(-process.returncode)
         said = lines[-1].removeprefix("cryoshuffle: ") if lines else f"ended with code {process.returncode}"
         if process.returncode != 2 or _BUSY not in said or time.monotonic() > ends:
             return process.returncode, said
         time.sleep(1)
+
+
+def _killed_by(number: int) -> str:
+    """Why a process was ended by a signal, and the way out, in a sentence."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if name == "SIGKILL":
+        return f"was killed by {name}, out of memory perhaps: give a smaller --memory, or fewer --workers"
+    return f"was killed by {name}, see the run.log in its folder"
 
 
 def _ask_to_stop(outputs: Collection[str] | None = None) -> int:
@@ -320,7 +345,7 @@ class Cluster:
         scheduler: address of a Dask scheduler that runs already, ``tcp://...``.
         slurm: path of a YAML file with the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many.
         workers: runs at once on this machine; None for :func:`share_machine`.
-        cores: of this machine that the runs may take together; None for all.
+        cores: of this machine that the runs may take together; None for all that this process may use.
     """
 
     scheduler: str | None = None
@@ -430,11 +455,16 @@ def _device_of(command: Sequence[str]) -> str:
     return next((word.removeprefix("--device=") for word in command if word.startswith("--device=")), "auto")
 
 
+def _count_cores() -> int:
+    """Cores that this process may use: of a node those of its job."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _share_of(cluster: Cluster, runs: int, memory_gib: float | None, device: str = "auto") -> _Share:
     """What each of some runs on a device of this name may take."""
     if not cluster.is_here:
         return _Share(words=() if memory_gib is None else (f"--memory={memory_gib:g}",))
-    cores, gpus = cluster.cores or os.cpu_count() or 1, count_gpus(device)
+    cores, gpus = cluster.cores or _count_cores(), count_gpus(device)
     workers, threads = share_machine(runs, gpus, cores)
     if cluster.workers is not None:
         workers, threads = cluster.workers, max(1, cores // cluster.workers)

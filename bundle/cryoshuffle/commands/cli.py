@@ -35,7 +35,16 @@ from cryoshuffle.commands.options import (
     ReportCommand,
     SimulateCommand,
 )
-from cryoshuffle.errors import FileError, FitInterruptedError, InputError, UsageError, behind, stop_behind, user_error
+from cryoshuffle.errors import (
+    FileError,
+    FitInterruptedError,
+    InputError,
+    UsageError,
+    UserError,
+    behind,
+    stop_behind,
+    user_error,
+)
 from cryoshuffle.signals import listening, readers_may_go
 
 if TYPE_CHECKING:
@@ -130,10 +139,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _denoise(options: DenoiseCommand) -> int:
-    from cryoshuffle.commands.runs import run_denoise, with_output
+    from cryoshuffle.commands.runs import run_denoise, told_if_written, with_output
 
     options = with_output(options)
-    _say_result(options, run_denoise(options))
+    with told_if_written(options):
+        _say_result(options, run_denoise(options))
     return 0
 
 
@@ -148,10 +158,11 @@ def _fit(options: FitCommand) -> int:
 
 
 def _apply(options: ApplyCommand) -> int:
-    from cryoshuffle.commands.runs import run_apply, with_output
+    from cryoshuffle.commands.runs import run_apply, told_if_written, with_output
 
     options = with_output(options)
-    _say_result(options, run_apply(options))
+    with told_if_written(options):
+        _say_result(options, run_apply(options))
     return 0
 
 
@@ -225,13 +236,14 @@ def _write_results(
     from cryoshuffle.report.page import write_index
 
     write_json([vars(outcome) for outcome in outcomes], folder / "batch.json")
-    rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
-    paths = {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms")}
     results = {item.name: item.output for item, outcome in zip(items, outcomes, strict=True) if outcome.is_done}
+    # What comes next in a workflow needs these first.
+    paths = {}
     for source, target in stars.items():
         paths["star"] = target
         write_star(source, target, results)
-    return paths
+    rows = [{**vars(outcome), "run": item.folder.name} for outcome, item in zip(outcomes, items, strict=True)]
+    return {"index": write_index(folder, rows, f"{folder.resolve().name}: {len(items)} tomograms"), **paths}
 
 
 def _noise(options: NoiseCommand) -> int:
@@ -384,18 +396,35 @@ def _evaluate(options: EvaluateCommand) -> int:
 
 
 def _page(options: ReportCommand) -> int:
-    from cryoshuffle.fit.checkpoint import STATE_NAME
     from cryoshuffle.report.page import read_verdict, write_page
 
-    if (Path(options.folder) / STATE_NAME).is_file():
-        raise InputError(
-            f"{options.folder}: holds an unfinished fit, so its files are of two runs: finish it with --resume, then "
-            "write its report"
-        )
+    _refuse_fit(Path(options.folder))
     _say(report=write_page(options.folder, options.permissive))
     _say_time(options.folder)
     print(f"{'verdict:':12}{read_verdict(options.folder)}")
     return 0
+
+
+def _refuse_fit(folder: Path) -> None:
+    """Refuse a folder whose fit is not finished, or has no result yet."""
+    from cryoshuffle.inference.checkpoints import load_plain
+    from cryoshuffle.report.provenance import PROVENANCE_NAME
+
+    states = sorted(folder.glob("state*.pt"))
+    try:
+        is_finished = all(load_plain(path).get("finished") for path in states)
+    except UserError:
+        is_finished = False
+    if not is_finished:
+        raise InputError(
+            f"{folder}: holds an unfinished fit, so its files are of two runs: finish it with --resume, then write its "
+            "report"
+        )
+    if states and not (folder / PROVENANCE_NAME).is_file():
+        raise InputError(
+            f"{folder}: holds a fit and no result, so there is nothing to report on: denoise with its network by "
+            "cryoshuffle apply, or finish a denoise with --resume"
+        )
 
 
 def _relion_shim(options: RelionShimCommand) -> int:
@@ -431,6 +460,11 @@ def _check(options: CheckCommand) -> int:
 
 
 def _network_of(path: str) -> Any:
+    if Path(path).is_dir():
+        networks = [Path(path) / name for name in ("blind.pt", "model.pt")]
+        inside = next((str(one) for one in networks if one.is_file()), None)
+        way_out = "name a checkpoint or a config" if inside is None else f"name the network in it: {inside}"
+        raise FileError(f"{path}: is a folder, {way_out}")
     if not path.lower().endswith((".json", ".yaml", ".yml")):
         from cryoshuffle.inference.checkpoints import load_network
 
@@ -444,15 +478,25 @@ def _network_of(path: str) -> Any:
         raise FileError(f"{path}: there is no such config, check the path")
     parser = ConfigParser()
     try:
-        parser.read_config(path)
+        content: Any = ConfigParser.load_config_file(path)
     except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: is not a config that can be read, check its syntax") from error
-    if "network_def" not in parser:
+    # An overlay cannot be read without the config that it changes, so it is looked at as it stands.
+    if not isinstance(content, dict) or "network_def" not in content:
         raise InputError(f"{path}: has no network_def, name a config that declares the network")
-    if parser.get("blind") == "auto":
-        print("the config measures the noise of its tomogram; judged with a blind plane across y in its place")
-        parser.update({"blind": "plane", "tilt_axis": "y"})
-    network = parser.get_parsed_content("network_def")
+    try:
+        parser.read_config(content)
+        if parser.get("blind") == "auto":
+            print("the config measures the noise of its tomogram; judged with a blind plane across y in its place")
+            parser.update({"blind": "plane", "tilt_axis": "y"})
+        network = parser.get_parsed_content("network_def")
+    except Exception as error:  # a config is code, which can fail in any way
+        if user_error(error) is not None:
+            raise
+        # MONAI says where it was, in several lines, and keeps what went wrong behind.
+        first = (isinstance(error, RuntimeError) and error.__cause__) or error
+        reason = (str(first).strip() or type(first).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{path}: its network_def cannot be made ({reason}), check it") from error
     if not isinstance(network, BlindSpotNet):
         raise InputError(f"{path}: its network_def is a {type(network).__name__}, not a BlindSpotNet")
     return network
@@ -563,7 +607,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sys.stdout.flush()
             return code
         except BaseException as error:
-            return _report(error)
+            return _report(error, command)
 
 
 def _stop(command: type[Command], number: int, frame: Any) -> None:
@@ -575,7 +619,18 @@ def _stop(command: type[Command], number: int, frame: Any) -> None:
     raise FitInterruptedError(f"stopped; no result was written, {way_on}")
 
 
-def _report(error: BaseException) -> int:
+def _use_less_memory(command: type[Command]) -> str:
+    """What a command can do about too little memory: its own options, if it has such."""
+    options = command.options()
+    # That of evaluate names windows that are there already.
+    window = ["window"] if "steps" in options else []
+    flags = [options[name].flag for name in (*window, "inference_window", "memory_gib") if name in options]
+    if not flags:
+        return "crop the tomogram, or take a machine with more"
+    return f"use a smaller {', '.join(flags[:-1])} or {flags[-1]}, or --device cpu"
+
+
+def _report(error: BaseException, command: type[Command]) -> int:
     stop = stop_behind(error)
     if stop is not None:
         _complain(f"\ncryoshuffle: {str(stop) or 'stopped'}")
@@ -587,7 +642,7 @@ def _report(error: BaseException) -> int:
     from cryoshuffle.memory import is_out_of_memory
 
     if any(is_out_of_memory(one) for one in behind(error)):
-        _complain("cryoshuffle: out of memory, use a smaller --window or --inference-window, or --device cpu")
+        _complain(f"cryoshuffle: out of memory, {_use_less_memory(command)}")
         return 2
     raise error
 

@@ -30,6 +30,8 @@ _LISTS = (".txt", ".lst", ".list")
 _ARETOMO = "_Vol"
 _ARETOMO_HALVES = ("_EVN_Vol", "_ODD_Vol")
 _WARP_HALVES = ("even", "odd")
+# What is in the folder of a run, but for one that has not begun.
+_RUN_MARKS = ("run.log", "provenance.json", "batch.json")
 # Path of a tomogram, name it has in a list, paths of its halves.
 _Named: TypeAlias = "tuple[str, str | None, str | None, str | None]"
 
@@ -62,8 +64,13 @@ class Item:
     def state(self) -> dict[str, Any]:
         """What tells a tomogram from another one under its name, without reading it."""
         paths = [Path(one) for one in (self.even, self.odd) if one] if self.is_mean else [Path(self.tomogram)]
-        files = [file for path in paths for file in last_file(path)]
-        return {"tomogram": self.tomogram, "state": [[f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+        return {"tomogram": self.tomogram, "state": file_states(paths)}
+
+
+def file_states(paths: Sequence[Path]) -> list[list[int]]:
+    """Size and time of volumes, which tell them from others under their names; none for those that are not there."""
+    files = [file for path in paths for file in last_file(path)]
+    return [[file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def last_file(path: Path) -> list[Path]:
@@ -216,10 +223,20 @@ def _volumes(folder: Path, seen: set[Path]) -> Iterator[str]:
         if _is_volume_folder(path):
             yield str(path)
         elif path.is_dir():
-            if not path.name.endswith("_run"):
-                yield from _volumes(path, seen)
+            inside = _volumes(path, seen)
+            if not _is_run(path):
+                yield from inside
+            elif next(inside, None) is not None:
+                logger.warning(
+                    "%s: left out, as a run of cryoshuffle wrote this folder: name it to denoise what is in it", path
+                )
         elif split_suffix(path)[1] and not path.name.startswith("."):
             yield str(path)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder is that of a run, by its name and what lies in it."""
+    return path.name.endswith("_run") and any((path / name).is_file() for name in _RUN_MARKS)
 
 
 def _starfile() -> Any:

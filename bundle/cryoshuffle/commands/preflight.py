@@ -38,6 +38,8 @@ logger = logging.getLogger("cryoshuffle")
 _LOOKED_AT = 128
 _SPREAD = 4.0
 _STEPS = 4.0
+# Ends of names of files that are written plain first.
+_PACKED = (".gz", ".bz2")
 # Correlation of a tomogram with the mean of its halves: near 1 if it is their mean, less if it was filtered.
 _BELONG = 0.3
 # Correlation of one half with the tomogram over that of the other; both have half of the images.
@@ -210,14 +212,17 @@ def check_output(
         if other != content:
             raise FileError(f"{beside}: is named for {other} and for {content}, choose two names")
         # What is forced is the result alone.
-        check_output(beside, tomogram, overwrite, permissive=permissive, folder=folder, ome_zarr=ome_zarr)
+        _check_format(Path(beside), "float32", ome_zarr)
+        _check_place(Path(beside), Path(tomogram), overwrite, folder, force=False)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
     # Volumes on disk at once. Image and prediction stay to the end. Beside them the page reads one volume at a time, a
     # residual two. An error map takes four: the prediction as it was before it got grey values, noisy input, power, and
     # the prediction from that input.
     copies = 6 if error is not None else 4 if residual is not None else 3
-    _check_room(path, voxels, np.dtype(dtype).itemsize, folder, copies)
+    sizes = {path: np.dtype(dtype).itemsize * voxels}
+    sizes |= {Path(beside): 4 * voxels for beside in (residual, error) if beside is not None}
+    _check_room(sizes, voxels, folder, copies)
 
 
 def check_kept(inputs: Mapping[str, str | None], outputs: Sequence[str | None]) -> None:
@@ -267,20 +272,45 @@ def _check_place(path: Path, source: Path, overwrite: bool, folder: str | None, 
         raise FileError(f"{path}: the folder {_nearest(path.parent)} cannot be written, choose another")
 
 
-def _check_room(path: Path, voxels: int, itemsize: int, folder: str | None, copies: int) -> None:
-    """Refuse a result that has no room where it goes, or a run whose copies on disk have none in its folder."""
-    wanted = {_nearest(path.parent): voxels * itemsize}
+def _check_room(sizes: Mapping[Path, int], voxels: int, folder: str | None, copies: int) -> None:
+    """Refuse outputs, or copies of the volume on disk in the folder of the run, that have no room together.
+
+    Args:
+        sizes: bytes of the voxels of each output, by its path.
+        voxels: of the tomogram.
+        folder: of the run; None for none.
+        copies: of the volume in float32 at once, where it is too large for memory.
+    """
+    places: dict[int, Path] = {}
+    needed: dict[Path, int] = {}
+    more: dict[Path, int] = {}
+
+    def place_of(near: Path) -> Path:
+        near = _nearest(near)
+        return places.setdefault(_file_system(near), near)
+
+    for path, size in sizes.items():
+        place, is_folder = place_of(path.parent), format_of(path).is_folder
+        # A level of a pyramid has an eighth of the voxels of the finer one.
+        needed[place] = needed.get(place, 0) + (size * 8 // 7 if is_folder else size)
+        # One after another lies there plain while it is packed; nibabel packs what it writes at once.
+        is_packed = path.suffix.lower() in _PACKED and not path.name.lower().endswith(".nii.gz")
+        more[place] = max(more.get(place, 0), size if is_packed else 0)
     if folder is not None and 4 * voxels > scratch.in_memory_bytes():
-        near = _nearest(Path(folder))
-        place = next((place for place in wanted if place.stat().st_dev == near.stat().st_dev), near)
-        wanted[place] = wanted.get(place, 0) + 4 * copies * voxels
-    for place, needed in wanted.items():
-        free = shutil.disk_usage(place).free
-        if needed > free:
+        place = place_of(Path(folder))
+        needed[place] = needed.get(place, 0) + 4 * copies * voxels
+    for place, own in needed.items():
+        most, free = own + more.get(place, 0), shutil.disk_usage(place).free
+        if most > free:
             raise FileError(
-                f"{path}: needs {needed / 2**20:.0f} MiB in {place} and {free / 2**20:.0f} MiB are free, "
-                "make room or choose another folder"
+                f"{next(iter(sizes))}: needs {math.ceil(most / 2**20)} MiB in {place}"
+                f"{', with what goes beside it,' if len(sizes) > 1 else ''} and {free // 2**20} MiB are free, make "
+                "room or choose another folder"
             )
+
+
+def _file_system(place: Path) -> int:
+    return place.stat().st_dev
 
 
 def _nearest(folder: Path) -> Path:

@@ -10,13 +10,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cryoshuffle
 from cryoshuffle.commands.options import ApplyCommand, DenoiseCommand, FitCommand, FitOptions, RunCommand, config_value
-from cryoshuffle.errors import FileError, InputError
+from cryoshuffle.errors import FileError, FitInterruptedError, InputError, stop_behind
 
 logger = logging.getLogger("cryoshuffle")
 Run = TypeVar("Run", DenoiseCommand, ApplyCommand)
@@ -58,6 +59,50 @@ def with_output(options: Run) -> Run:
     known, stem = find_format(tomogram), stem_beside(tomogram)
     name = f"{stem.name}_denoised{known.result_suffix if known else '.mrc'}"
     return dataclasses.replace(options, output=str((Path(output) if in_folder else stem.parent) / name))
+
+
+def _file_state(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """What tells a file or folder from another one under its name; None where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+@contextmanager
+def told_if_written(options: DenoiseCommand | ApplyCommand) -> Iterator[None]:
+    """Where the block is stopped after the result got its name, say so, and what of the rest is missing.
+
+    Args:
+        options: of the command, with the path of its result.
+
+    Raises:
+        FitInterruptedError: with those words in place of the ones it came with.
+    """
+    folder = run_dir(options.output_dir, options.output)
+    provenance, page = folder / "provenance.json", folder / "report.html"
+    named = {"the residual": options.residual, "the error map": options.error, "the report": page}
+    paths = {words: path for words, path in named.items() if path is not None}
+    before = {path: _file_state(path) for path in (options.output, provenance, *paths.values())}
+    try:
+        yield
+    except BaseException as error:
+        is_new = {path: _file_state(path) not in (None, state) for path, state in before.items()}
+        if not isinstance(stop_behind(error), FitInterruptedError) or not is_new[options.output]:
+            raise
+        missing = [words for words, path in paths.items() if not is_new[path]]
+        if not missing:
+            words = f"{options.output} is written, and so is {list(paths)[-1]}"
+        elif is_new[provenance]:
+            words = f"{options.output} is written, its report is not: cryoshuffle report {folder} makes it"
+        else:
+            listed, verb, it = " and ".join(missing), *(("is", "it") if len(missing) == 1 else ("are", "them"))
+            words = (
+                f"{options.output} is written, {listed} {verb} not: the same command with --resume --overwrite makes "
+                f"{it}" + (", and fits nothing anew" if isinstance(options, DenoiseCommand) else "")
+            )
+        raise FitInterruptedError(f"stopped; {words}") from error
 
 
 def _settings(options: RunCommand, folder: Path) -> dict[str, Any]:
@@ -154,6 +199,15 @@ _OWN_NAMES = (
 _LOG_BEGINS = " INFO cryoshuffle "
 
 
+def _has_own_provenance(folder: Path) -> bool:
+    """Whether a folder says of its result that this program made it."""
+    try:
+        content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and str(content.get("program")).startswith("cryoshuffle ")
+
+
 def check_own_folder(folder: Path) -> None:
     """Refuse a folder that holds files of the names of ours which no run of ours wrote.
 
@@ -167,6 +221,8 @@ def check_own_folder(folder: Path) -> None:
     log = folder / "run.log"
     try:
         is_ours = log.is_file() and _LOG_BEGINS in log.read_text(encoding="utf-8", errors="replace")[:4096]
+        # Where the program around a run has turned logging off, the log is empty.
+        is_ours = is_ours or _has_own_provenance(folder)
     except OSError as error:
         raise FileError(f"{log}: cannot be read ({error.strerror}), choose another folder with --report") from error
     # On a full disk a log may have got its name and nothing else.
@@ -211,6 +267,7 @@ def run_denoise(options: DenoiseCommand) -> Path:
     check_run_dir(folder)
     check_own_folder(folder)
     _check_kept(options, options.output)
+    _check_report_of_another(folder, options)
     if (
         options.resume
         and not options.overwrite
@@ -263,16 +320,17 @@ def run_fit(options: FitCommand) -> Path:
     return folder
 
 
-def _check_report_of_another(folder: Path, options: ApplyCommand) -> None:
+def _check_report_of_another(folder: Path, options: DenoiseCommand | ApplyCommand) -> None:
     """Refuse a folder whose report is that of another result."""
     from cryoshuffle.report.provenance import locate
 
     try:
         content = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         other = locate(content["output"]["path"], folder)
-    except (OSError, ValueError, LookupError, TypeError):
+        is_array = bool(content["output"].get("in_memory"))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return
-    if not options.overwrite and other.exists() and other.resolve() != Path(options.output).resolve():
+    if not options.overwrite and not is_array and other.exists() and other.resolve() != Path(options.output).resolve():
         raise FileError(f"{folder}: holds the report of {other}, choose another folder with --report")
 
 

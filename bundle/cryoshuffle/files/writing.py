@@ -19,12 +19,28 @@ import torch
 
 from cryoshuffle.errors import FileError, unreadable
 
+# Paths of this process's run where nothing was when it began.
+_free: set[Path] = set()
 # Checksums this process has taken, by the state that the files were in.
 _known: dict[str, str] = {}
 # So long after it was changed, seconds, a file that is changed again has other times, however coarse they are.
 SETTLED_S = 2.0
 # Bytes of a name that fits into the name of a partial file as it is; a system takes 255 as a rule.
 _LONGEST = 120
+
+
+def remember_free(paths: Sequence[str | os.PathLike[str]]) -> None:
+    """What appears at one of these paths from now on is not replaced by :func:`written_whole`, but for its own.
+
+    Args:
+        paths: of files or folders; those that are there already may be replaced.
+    """
+    _free.update(Path(path).resolve() for path in paths if not Path(path).exists())
+
+
+def forget_free() -> None:
+    """Undo :func:`remember_free`."""
+    _free.clear()
 
 
 def real_path(path: str | os.PathLike[str]) -> Path:
@@ -107,7 +123,8 @@ def written_whole(
         ending: of the temporary name, where it matters.
 
     Raises:
-        FileError: if it cannot be written.
+        FileError: if it cannot be written, or something has appeared where it was to be
+            (:func:`remember_free`).
 
     Example:
         >>> import tempfile
@@ -123,7 +140,14 @@ def written_whole(
         with partial_file(path, ending=ending) as partial:
             yield partial
             _sync(partial)
+            place = path.resolve()
+            if place in _free and path.exists():
+                raise FileError(
+                    f"{path}: appeared while this run was at work, so it is not replaced: move it, then repeat the "
+                    "command with --resume --overwrite"
+                )
             _replace(path, partial)
+            _free.discard(place)
     except FileError:
         raise
     except OSError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 import cryoshuffle
-from cryoshuffle.errors import FileError, InputError, unreadable
+from cryoshuffle.errors import FileError, InputError, UserError, unreadable
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.lattice import BlindSet
 from cryoshuffle.network import BlindSpotNet
@@ -124,6 +125,20 @@ class ModelSettings:
     blend: Mapping[str, Any] | None = None
 
 
+@contextmanager
+def _whole(path: str | os.PathLike[str], part: str) -> Iterator[None]:
+    """Say so where a part of a model lacks a value, or has one that it cannot take."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        words = str(error) if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"{path}: its {part} is not as a fit wrote it ({words}), make one with cryoshuffle fit"
+        ) from error
+
+
 def _blend(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """The mixture of network and linear filter that a model asks for, as plain values; None for the network alone."""
     blend = checkpoint.get("blend")
@@ -177,7 +192,7 @@ class Model:
                 network and plain numbers.
         """
         config = self.content.get("network_def")
-        if not isinstance(config, dict):
+        if not isinstance(config, dict) or "_target_" not in config:
             raise InputError(
                 f"{self.path}: does not say which network it belongs to, its body is not ours; "
                 "run it with the configs it was fitted with: python -m monai.bundle run"
@@ -200,17 +215,21 @@ class Model:
         """What it was fitted with.
 
         Raises:
-            InputError: if it names more than plain settings.
+            InputError: if it names more than plain settings, or less.
         """
         whitening = self.content.get("whitening")
         if whitening is not None:
-            whitening = WhitenNoise(**whitening).whitening.config()
+            with _whole(self.path, "whitening"):
+                whitening = WhitenNoise(**whitening).whitening.config()
         lattice = self.content.get("lattice")
         if lattice is None:
             raise InputError(f"{self.path}: does not say which lattice it was fitted on, make one with cryoshuffle fit")
         _refuse_code(lattice, self.path)
-        blind = {name: value for name, value in lattice["blind_set"].items() if name != "_target_"}
-        return ModelSettings(BlindSet(**blind), lattice["stride"], whitening, _blend(self.content))
+        with _whole(self.path, "lattice"):
+            blind_set = BlindSet(**{name: lattice["blind_set"][name] for name in ("shape", "axis", "radius")})
+            stride = lattice["stride"]
+        with _whole(self.path, "blend"):
+            return ModelSettings(blind_set, stride, whitening, _blend(self.content))
 
     def noise(self) -> StoredNoise | None:
         """The noise that it keeps; None where it keeps none.
@@ -333,10 +352,11 @@ class ModelLoader:
         named = checkpoint.get("lattice")
         own = self.network.lattice.config() if isinstance(self.network, BlindSpotNet) else None
         if named is not None and own is not None and named != own:
-            raise InputError(
-                f"{self.path}: was fitted with lattice {_plain(named)}, the config says {_plain(own)}; "
-                "use the same blind set and stride"
-            )
+            with _whole(self.path, "lattice"):
+                raise InputError(
+                    f"{self.path}: was fitted with lattice {_plain(named)}, the config says {_plain(own)}; "
+                    "use the same blind set and stride"
+                )
         if checkpoint.get("whitening") != self.whitening:
             raise InputError(
                 f"{self.path}: was fitted with whitening {checkpoint.get('whitening')}, the config says "
@@ -344,7 +364,9 @@ class ModelLoader:
             )
         load_weights(self.network, checkpoint["model"], self.path)
         if self.inferer is not None:
-            self.inferer.use_blend(_blend(checkpoint))
+            with _whole(self.path, "blend"):
+                blend = _blend(checkpoint)
+            self.inferer.use_blend(blend)
 
 
 def _plain(lattice: Mapping[str, Any]) -> str:

@@ -154,11 +154,11 @@ class ErrorMapWriter:
         try:
             yield
         except BaseException as error:
-            words = (
-                f"{self.output} is written, the error map and the report are not: the same command with --resume "
-                "--overwrite makes them, and fits nothing anew"
-            )
-            if isinstance(stop_behind(error), FitInterruptedError):
-                raise FitInterruptedError(f"stopped; {words}") from error
-            logger.warning(words)
+            # Whoever stops a run by a signal has it said by the command.
+            if not isinstance(stop_behind(error), FitInterruptedError):
+                logger.warning(
+                    "%s is written, the error map and the report are not: the same command with --resume --overwrite "
+                    "makes them, and fits nothing anew",
+                    self.output,
+                )
             raise

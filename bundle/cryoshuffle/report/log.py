@@ -62,7 +62,12 @@ class RunLog:
     def _write(self, engine: Engine) -> Iterator[None]:
         version, threads = cryoshuffle.__version__, torch.get_num_threads()
         with self:
-            logger.info("cryoshuffle %s, torch %s, %d threads", version, torch.__version__, threads)
+            words = f"cryoshuffle {version}, torch {torch.__version__}, {threads} threads"
+            if logger.isEnabledFor(logging.INFO):
+                logger.info(words)
+            elif self._handler is not None:
+                # The first line tells whose folder it is, also where the program around us has turned logging off.
+                self._handler.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, words, (), None))
             yield
 
     def __enter__(self) -> RunLog:

@@ -14,9 +14,11 @@ from urllib.parse import quote
 
 from ignite.engine import Engine, Events
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from monai.engines.utils import IterationEvents
 from PIL import Image
 
-from cryoshuffle.errors import FileError, FitInterruptedError
+from cryoshuffle.errors import FileError
+from cryoshuffle.files.formats import split_suffix
 from cryoshuffle.files.writing import checksum, write_json, write_text
 from cryoshuffle.inference.checkpoints import Model
 from cryoshuffle.report.charts import HEIGHT, ROW, WIDTH, Chart, frequency_axis, fsc_chart, line_chart
@@ -35,6 +37,9 @@ PAGE_NAME = "report.html"
 FINDINGS_NAME = "report.json"
 # That the provenance of a run names, with checksums.
 _FILES = ("input", "output", "residual", "error", "network")
+# Those that the page is of, and what the run did with each.
+_COMPARED = {"output": "wrote", "input": "denoised", "network": "applied"}
+_MACHINE = ("program", "python", "torch", "device", "began", "ended")
 _MARKS = {"ok": "Good", "look": "Look", "bad": "Doubt"}
 # What the console hears of even where the result is not doubtful; what else is to be looked at the page says.
 _ALARMS = ("place",)
@@ -170,6 +175,19 @@ def _score_charts(scores: Mapping[str, Any], numbers: Mapping[str, Any]) -> list
     return charts
 
 
+def _thumbnail(path: Path) -> str:
+    """The middle of a result, small; empty where a run has no picture, which is not worth the page of all."""
+    try:
+        planes = picture_planes(path)
+    except FileError:
+        return ""
+    plane = next((tile for key, tile in planes.items() if key.startswith("after, xy")), None)
+    if plane is None:
+        return ""
+    plane.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _data_url(plane)
+
+
 def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]], title: str) -> Path:
     """Write ``index.html`` of a batch: a line a tomogram, with its middle, what its report found, and a link to it.
 
@@ -179,21 +197,22 @@ def write_index(folder: str | os.PathLike[str], rows: Sequence[Mapping[str, str]
         title: of the page.
 
     Raises:
-        FileError: if the page cannot be written, or the report of a run not read.
+        FileError: if the page cannot be written. Where the report of a run cannot be read, its row says so.
     """
     place, lines = Path(folder), []
     for row in rows:
         run = place / row["run"]
-        report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
         status = "done before" if row["status"] == "skipped" else row["status"]
         line = {"name": row["name"], "status": status, "verdict": "", "words": row["words"], "picture": "", "link": ""}
+        try:
+            report = _read(run / FINDINGS_NAME) if row["status"] in {"done", "skipped"} else None
+        except FileError as error:
+            report, line["words"] = None, str(error)
         if report is not None:
             line["verdict"] = report["verdict"]["word"]
             line["link"] = f"{quote(row['run'])}/{PAGE_NAME}"
             line["words"] = " ".join(one["words"] for one in report["findings"] if one["level"] != "ok") or "Good."
-            planes = [tile for key, tile in picture_planes(run / PICTURE_NAME).items() if key.startswith("after, xy")]
-            planes[0].thumbnail((_THUMBNAIL, _THUMBNAIL))
-            line["picture"] = _data_url(planes[0])
+            line["picture"] = _thumbnail(run / PICTURE_NAME)
         lines.append(line)
     path = place / "index.html"
     write_text(_TEMPLATES.get_template("index.html").render(title=title, rows=lines), path)
@@ -244,10 +263,23 @@ def _fitted_network(place: Path, provenance: Mapping[str, Any]) -> tuple[Model, 
     return model, [1, 1, 1] if stride is None else list(stride)
 
 
+def _is_array(provenance: Mapping[str, Any], name: str) -> bool:
+    """Whether a file of a run stood for an array of the program around it."""
+    return bool(provenance[name].get("in_memory"))
+
+
 def _other_looks(provenance: Mapping[str, Any], permissive: bool) -> dict[str, str]:
-    """Commands for a smoother and a more detailed result, which take no fit; other options are those of the run."""
+    """Commands for a smoother and a more detailed result, which take no fit; other options are those of the run.
+
+    None where the tomogram was an array; beside the tomogram where the result is one.
+    """
+    if _is_array(provenance, "input"):
+        return {}
     network, source = (shlex.quote(provenance[name]["path"]) for name in ("network", "input"))
     output = Path(provenance["output"]["path"])
+    if _is_array(provenance, "output"):
+        tomogram = Path(provenance["input"]["path"])
+        output = tomogram.with_name(f"{split_suffix(tomogram)[0]}{output.suffix}")
     flags = {"--permissive": permissive, **{f"--{n.replace('_', '-')}": provenance["settings"].get(n) for n in _KEPT}}
     same = "".join(f" {flag}" for flag, is_set in flags.items() if is_set)
     return {
@@ -262,7 +294,7 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
     settings, noise = provenance["settings"], provenance["noise"]
     return {
         "title": Path(provenance["output"]["path"]).name,
-        "source": Path(provenance["input"]["path"]).name,
+        "source": "An array" if _is_array(provenance, "input") else Path(provenance["input"]["path"]).name,
         "way": "from itself alone" if noise is not None else f"by the network {settings['checkpoint']}",
         "run": provenance,
         "noise": noise,
@@ -271,11 +303,11 @@ def _run_values(place: Path, provenance: Mapping[str, Any], permissive: bool) ->
         "window": provenance.get("window_zyx"),
         "own_halves": [os.path.abspath(half) for half in settings.get("halves") or ()],
         "files": [
-            [name, provenance[name]["path"], provenance[name]["sha256"]]
+            [name, "in memory" if _is_array(provenance, name) else provenance[name]["path"], provenance[name]["sha256"]]
             for name in _FILES
             if provenance.get(name) is not None
         ],
-        "machine": [[name, provenance[name]] for name in ("program", "python", "torch", "device", "began", "ended")],
+        "machine": [[name, provenance[name]] for name in _MACHINE],
         "settings": [[name, json.dumps(value)] for name, value in settings.items()],
         "beside": [name for name in ("run.log", "provenance.json", "noise.json") if (place / name).is_file()],
     }
@@ -302,14 +334,45 @@ def _located(provenance: Mapping[str, Any], place: Path) -> dict[str, Any]:
     return {**provenance, **files, "settings": settings}
 
 
-def _check_result(provenance: Mapping[str, Any]) -> None:
-    """Refuse a result in one file that is another one than the run wrote."""
-    path, written = provenance["output"]["path"], provenance["output"]["sha256"]
-    if Path(path).is_file() and checksum(path) != written:
-        raise FileError(
-            f"{path}: is not what the run wrote, its SHA-256 is not {written[:12]}...: put that file back, or denoise "
-            "again"
+def _read_provenance(place: Path) -> Mapping[str, Any]:
+    """What a run says its result was made of.
+
+    Raises:
+        FileError: if there is none, or it lacks what a page needs.
+    """
+    path = place / "provenance.json"
+    provenance = _read(path)
+    if provenance is None:
+        raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
+    is_whole = (
+        isinstance(provenance, dict)
+        and {*_MACHINE, "noise"} <= set(provenance)
+        and isinstance(provenance.get("settings"), dict)
+        and {"fill_nan", "checkpoint"} <= set(provenance["settings"])
+        and all(
+            isinstance(provenance.get(name), dict) and {"path", "sha256"} <= set(provenance[name]) for name in _COMPARED
         )
+    )
+    if not is_whole:
+        raise FileError(f"{path}: is not as a run wrote it, denoise again to have a report")
+    return provenance
+
+
+def _check_files(place: Path, provenance: Mapping[str, Any]) -> None:
+    """Refuse a result, tomogram or network that is another one than that of the run; one that is gone is told later."""
+    for name, what in (("input", "tomogram"), ("output", "result")):
+        if _is_array(provenance, name):
+            raise FileError(
+                f"{place}: its {what} was an array in memory, so its report cannot be made anew: denoise a file, or "
+                "the array again"
+            )
+    for name, what in _COMPARED.items():
+        path, before = provenance[name]["path"], provenance[name]["sha256"]
+        if Path(path).exists() and checksum(path) != before:
+            raise FileError(
+                f"{path}: is not what the run {what}, its SHA-256 is not {before[:12]}...: put that file back, or "
+                "denoise again"
+            )
 
 
 def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new: bool = False) -> Path:
@@ -318,23 +381,20 @@ def write_page(folder: str | os.PathLike[str], permissive: bool = False, is_new:
     Args:
         folder: of the run; tomogram and result must still be where its ``provenance.json`` says.
         permissive: also take MRC files whose header breaks the standard.
-        is_new: the result was written just now, so its checksum is not looked at.
+        is_new: the result was written just now, so checksums are not looked at.
 
     Returns:
         path of the page.
 
     Raises:
-        FileError: if there is no finished run in the folder, one of its files is missing, the result is another one
-            than the run wrote, or the page cannot be written.
+        FileError: if there is no finished run in the folder, one of its files is missing, result, tomogram or network
+            is another one than that of the run, or the page cannot be written.
         InputError: if a file of it cannot be used.
     """
     place = Path(folder)
-    provenance = _read(place / "provenance.json")
-    if provenance is None:
-        raise FileError(f"{place}: holds no finished run, name the folder of one, <result>_run")
-    provenance = _located(provenance, place)
+    provenance = _located(_read_provenance(place), place)
     if not is_new:
-        _check_result(provenance)
+        _check_files(place, provenance)
     settings, noise = provenance["settings"], provenance["noise"]
     fitted, strides = _fitted_network(place, provenance)
     source, result = provenance["input"]["path"], provenance["output"]["path"]
@@ -383,8 +443,8 @@ class ReportPage:
         output_dir: of the run.
         permissive: also take MRC files whose header breaks the standard.
 
-    Raises:
-        FitInterruptedError: from the engine, if a signal comes while the page is made; the result is there then.
+    Invariant:
+        No report of another result lies beside this one, wherever the run ends.
     """
 
     def __init__(self, output_dir: str, permissive: bool = False) -> None:
@@ -392,13 +452,14 @@ class ReportPage:
 
     def attach(self, engine: Engine) -> None:
         """Write at the end; stands behind :class:`cryoshuffle.report.provenance.Provenance`."""
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self.forget)
         engine.add_event_handler(Events.COMPLETED, self)
+
+    def forget(self, engine: Engine) -> None:
+        """Remove the report of another result, just before that is replaced."""
+        for name in (PAGE_NAME, FINDINGS_NAME):
+            (Path(self.output_dir) / name).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""
-        try:
-            logger.info("report: %s", write_page(self.output_dir, self.permissive, is_new=True))
-        except FitInterruptedError as error:
-            raise FitInterruptedError(
-                f"stopped; the result is written, its report is not: cryoshuffle report {self.output_dir} makes it"
-            ) from error
+        logger.info("report: %s", write_page(self.output_dir, self.permissive, is_new=True))

@@ -22,6 +22,8 @@ from cryoshuffle.files.writing import as_plain, checksum, write_json
 from cryoshuffle.noise.choice import BlindPlan
 
 PROVENANCE_NAME = "provenance.json"
+# A file in a temporary folder, whose volumes are arrays of the program around a run.
+IN_MEMORY_NAME = ".in_memory"
 # Settings that are paths.
 _PATHS = ("tomogram", "output", "residual", "error", "checkpoint", "halves", "empty", "mask", "warm_start")
 
@@ -139,12 +141,13 @@ class Provenance:
         self.device = torch.device(device)
 
     def attach(self, engine: Engine) -> None:
-        """Look at the input before the result is written, and write when it is."""
+        """Look at the input, and remove what is of another result, before this one is written; write when it is."""
         engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._check)
         engine.add_event_handler(Events.COMPLETED, self)
 
     def _check(self, engine: Engine) -> None:
         self.beginning.check()
+        self.path.unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Write now."""
@@ -161,16 +164,19 @@ class Provenance:
                 "device": str(self.device) if gpu is None else f"{self.device}, {gpu}",
                 "began": began,
                 "ended": ended,
-                **{
-                    name: None if file is None else {"path": file, "sha256": checksum(file)}
-                    for name, file in self.files.items()
-                },
+                **{name: None if file is None else _named(file) for name, file in self.files.items()},
                 "settings": {name: as_plain(value) for name, value in self.settings.items()},
                 "window_zyx": None if window is None else list(window),
                 "noise": None if self.measured is None else self.measured.report(),
             },
             self.path,
         )
+
+
+def _named(file: str) -> dict[str, Any]:
+    """Path and checksum of a file; one that stands for an array says so, as it is gone when the run is over."""
+    in_memory = {"in_memory": True} if Path(file).with_name(IN_MEMORY_NAME).exists() else {}
+    return {"path": file, "sha256": checksum(file), **in_memory}
 
 
 def _absolute(value: Any) -> Any:

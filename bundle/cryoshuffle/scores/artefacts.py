@@ -98,16 +98,17 @@ def signal_left(before: Tensor, after: Tensor) -> dict[str, Any]:
         x) of the block whose residual stands out most among those with structure, voxels.
 
     Raises:
-        InputError: if the shapes differ, a voxel is not finite, a volume is constant or has no 16 blocks.
+        InputError: if the shapes differ, a voxel is not finite, a volume is constant, has no 16 blocks, or has a
+            residual of 0 in half of them.
     """
     check_comparable(before=before, after=after)
     sides = [max(4, min(_BLOCK_SIDE, n // 4)) for n in before.shape]
-    if math.prod(n // side for n, side in zip(before.shape, sides, strict=True)) < _FEWEST_BLOCKS:
+    # The Gaussian takes what is beyond the border for 0.
+    inner = tuple(slice(min(4, n // 8), n - min(4, n // 8)) for n in before.shape)
+    if math.prod((p.stop - p.start) // side for p, side in zip(inner, sides, strict=True)) < _FEWEST_BLOCKS:
         raise InputError(
             f"a volume of {tuple(before.shape)} voxels is too small to compare parts of it, give a larger one"
         )
-    # The Gaussian takes what is beyond the border for 0.
-    inner = tuple(slice(min(4, n // 8), n - min(4, n // 8)) for n in before.shape)
     power = [
         torch.nn.functional.avg_pool3d(gaussian(volume.double(), _COARSE)[inner].square()[None], sides)[0]
         for volume in (before - after - (before - after).mean(), after - after.mean())
@@ -115,6 +116,8 @@ def signal_left(before: Tensor, after: Tensor) -> dict[str, Any]:
     residual, structure = power
     flat, ranked = residual.flatten(), structure.flatten().argsort()
     least, most = flat[ranked[: len(ranked) // 2]], flat[ranked[-(len(ranked) // 4) :]]
+    if not least.mean() > 0 or not most.mean() > 0:
+        raise InputError("nothing was taken away in half of the volume, so its parts cannot be compared: crop it")
     ratio = float(most.mean() / least.mean())
     spread = sum(float(part.var() / (len(part) * part.mean().square())) for part in (least, most))
     strongest = int(ranked[-(len(ranked) // 4) :][most.argmax()])
@@ -162,7 +165,8 @@ def detail_slopes(before: Tensor, after: Tensor) -> dict[str, list[float]]:
         noisy, denoised = ((gaussian(v, low) - gaussian(v, high))[inner].double() for v in (before, after))
         shared, power = float((noisy * denoised).mean()), float(denoised.square().mean())
         slopes.append(shared / power if power > 0 else 0.0)
-        strengths.append(abs(shared) / (float(noisy.square().mean()) ** 0.5 * contrast) if power > 0 else 0.0)
+        whole = float(noisy.square().mean()) ** 0.5 * contrast
+        strengths.append(abs(shared) / whole if power > 0 and whole > 0 else 0.0)
     return {"slopes": slopes, "strengths": strengths}
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
@@ -35,6 +36,8 @@ from cryoshuffle.scores.shells import crossing, fourier_shell_correlation
 logger = logging.getLogger("cryoshuffle")
 TRUTH_THRESHOLD = 0.5
 HALF_THRESHOLD = 0.143
+# Powers of 2 from which on grey values are scaled.
+_FAR = 40
 # Correlation with what was denoised below which it is another tomogram: results of the noisiest have .1.
 _SAME_TOMOGRAM = 0.02
 # Fourier shell correlation of two volumes in the finest detail, from which on they have noise in common.
@@ -123,6 +126,13 @@ def _lattice(result: Tensor, truth: Tensor | None, strides: Triple) -> dict[str,
     return stripes
 
 
+def _factor(volumes: Sequence[Tensor]) -> float:
+    """What grey values are multiplied by so that their squares fit into float32: 1 unless they are far from it."""
+    exponent = max(math.frexp(max(abs(float(v)) for v in torch.aminmax(volume)))[1] for volume in volumes)
+    # A power of 2 moves no bit.
+    return 1.0 if abs(exponent) < _FAR else 2.0**-exponent
+
+
 def evaluate(
     result: Tensor,
     *,
@@ -166,6 +176,10 @@ def evaluate(
     strides = as_triple(1 if stride is None else stride, "stride", 1)
     given = {"result": result, "truth": truth, "noisy": noisy, "other_half": other_half}
     check_comparable(**{name: volume for name, volume in given.items() if volume is not None})
+    factor = _factor([volume for volume in given.values() if volume is not None])
+    if factor != 1:
+        result = result * factor
+        truth, noisy, other_half = (None if v is None else v * factor for v in (truth, noisy, other_half))
     report: dict[str, Any] = {"shape": list(result.shape), "voxel_size_angstrom": voxel_size_angstrom}
     if truth is not None:
         report["truth"] = _against_truth(result, truth, voxel_size_angstrom)
@@ -179,6 +193,8 @@ def evaluate(
             report["noise"] = {a: list(noise.autocorrelation[a]) for a in AXES}
     if noisy is not None:
         report["residual"] = residual_report(noisy, result)
+        for name in ("residual_power", "result_power"):
+            report["residual"][name] = [power / factor**2 for power in report["residual"][name]]
     if window is not None:
         widths = as_triple(window, "window", 1)
         if any(w < n - 1 for w, n in zip(widths, result.shape, strict=True)):
