@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from cryoshuffle.inference.survival import (
     probes,
     survival_voxels,
 )
+from cryoshuffle.lattice import AXES
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.fields import draw_field
 from cryoshuffle.noise.linear_filter import convolve, gaussian
@@ -187,6 +189,23 @@ def test_a_small_tomogram_is_refused_and_a_large_one_cropped():
     assert [part.start for part in box] == [6, 36, 0]
     assert survival_voxels((24, 96, 96)) == 0
     assert survival_voxels((500, 5000, 5000)) == survival_voxels(survival.CROP) == 17 * math.prod(survival.CROP)
+
+
+@pytest.mark.parametrize("beam", [0, 1, 2])
+def test_the_table_is_the_same_whichever_way_a_tomogram_lies(beam):
+    """The crop is thin along the beam, filaments lie across it, and there are as many copies as upright."""
+    order = [beam, *(axis for axis in range(3) if axis != beam)]
+    volume = torch.zeros(1, 1, *(torch.Size((60, 140, 150))[order.index(axis)] for axis in range(3)))
+    _, crop = Survival.crop(volume, beam)
+    assert [crop.shape[2 + axis] for axis in order] == [48, 128, 128]
+    names = [probe.name for probe in probes(10.0, beam)]
+    assert [name for name in names if "filament" in name] == [
+        f"filament along {AXES[axis]}, 7 × 40 nm" for axis in order[1:]
+    ]
+    survey = Survival(replace(WHITE, order=tuple(order)), HaloWindowInferer(SHAPE, halo=0))
+    table = survey(crop, lambda given: given, 10.0)
+    upright = Survival(WHITE, HaloWindowInferer(SHAPE, halo=0))(torch.zeros(1, 1, 48, 128, 128), lambda x: x, 10.0)
+    assert [one["copies"] for one in table["objects"]] == [one["copies"] for one in upright["objects"]]
 
 
 def test_a_drawn_field_has_its_spectrum_and_does_not_repeat():

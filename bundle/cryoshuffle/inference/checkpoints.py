@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import cryoshuffle
 from cryoshuffle.errors import FileError, InputError, UserError, unreadable
 from cryoshuffle.inference.inferers import HaloWindowInferer
-from cryoshuffle.lattice import BlindSet
+from cryoshuffle.lattice import BlindSet, Triple
 from cryoshuffle.network import BlindSpotNet
 from cryoshuffle.noise.linear_filter import as_widths
 from cryoshuffle.noise.spectrum import GRID, full_spectrum
@@ -161,10 +161,12 @@ class StoredNoise:
     Attributes:
         spectrum: power on a grid of :data:`cryoshuffle.noise.spectrum.GRID`, of the standardised tomogram.
         levels: whether it is stronger at some places than at others.
+        order: of the axes of the tomogram, the beam first, as of :func:`cryoshuffle.noise.wedge.beam_first`.
     """
 
     spectrum: Tensor
     levels: bool
+    order: Triple = (0, 1, 2)
 
 
 class Model:
@@ -244,7 +246,9 @@ class Model:
         if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
             shape = tuple(spectrum.shape)
             raise InputError(f"{self.path}: its noise is of shape {shape} or negative, fit a model anew")
-        return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")))
+        # Older models name no order.
+        z, y, x = (int(axis) for axis in self.content.get("order", (0, 1, 2)))
+        return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")), (z, y, x))
 
     def needed_noise(self, without: str) -> StoredNoise:
         """The same, where nothing can be done without.

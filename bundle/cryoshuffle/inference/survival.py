@@ -18,12 +18,14 @@ from cryoshuffle.errors import InputError
 from cryoshuffle.files.scratch import copy_planes
 from cryoshuffle.inference.checkpoints import StoredNoise
 from cryoshuffle.inference.inferers import HaloWindowInferer
+from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.fields import draw_field
 from cryoshuffle.noise.linear_filter import convolve
 
 # What a model without noise means, for the message.
 NO_SURVIVAL = "in units of which --survival adds objects"
-# The middle of a tomogram that objects are added to, at most, along (Z, Y, X), voxels, and its sides at least.
+# The middle of a tomogram that objects are added to, at most, along the beam and across it, voxels, and its sides at
+# least.
 CROP, SMALLEST = (48, 128, 128), 32
 # Heights of an object over the standard deviation of the noise of a voxel.
 CONTRASTS = (0.25, 0.5, 1.0)
@@ -96,11 +98,12 @@ def _fading(distance: Tensor, length: float, diameter: float) -> Tensor:
     return (0.5 - (distance - length / 2) / _width(diameter)).clamp(0, 1)
 
 
-def probes(voxel_size_angstrom: float | None) -> list[Probe]:
-    """The objects that are added: blobs of three sizes, and a filament in two directions.
+def probes(voxel_size_angstrom: float | None, beam: int = 0) -> list[Probe]:
+    """The objects that are added: blobs of three sizes, and a filament in two directions across the beam.
 
     Args:
         voxel_size_angstrom: of the tomogram; None where it is not known, sizes are then told in voxels.
+        beam: number of the axis of the beam.
     """
     nm, unit = (_UNKNOWN_NM, "voxels") if voxel_size_angstrom is None else (voxel_size_angstrom / 10, "nm")
     across, along = _FILAMENT_NM
@@ -108,7 +111,8 @@ def probes(voxel_size_angstrom: float | None) -> list[Probe]:
     blobs = [Probe(f"blob, {size:g} {unit}", blob(size / nm), size / nm) for size in _BLOBS_NM]
     filaments = [
         Probe(f"filament along {name}, {words}", filament(across / nm, along / nm, axis), across / nm)
-        for axis, name in ((1, "y"), (2, "x"))
+        for axis, name in enumerate(AXES)
+        if axis != beam
     ]
     return [*blobs, *filaments]
 
@@ -130,8 +134,9 @@ def survival_voxels(shape: Sequence[int]) -> int:
     return (2 + kinds * len(CONTRASTS)) * math.prod(part.stop - part.start for part in _crop_box(shape))
 
 
-def _crop_box(shape: Sequence[int]) -> Box:
-    z, y, x = (middle(shape, most)[axis] for axis, most in enumerate(CROP))
+def _crop_box(shape: Sequence[int], beam: int = 0) -> Box:
+    thick, wide = CROP[0], CROP[1]
+    z, y, x = (middle(shape, thick if axis == beam else wide)[axis] for axis in range(3))
     return z, y, x
 
 
@@ -185,11 +190,12 @@ class Survival:
         self.inferer.merger, self.inferer.mirrors, self.inferer.progress = None, False, False
 
     @staticmethod
-    def crop(volume: Tensor) -> tuple[Box, Tensor]:
+    def crop(volume: Tensor, beam: int = 0) -> tuple[Box, Tensor]:
         """The part of a tomogram that is needed, and where it lies.
 
         Args:
             volume: ``(1, 1, Z, Y, X)``, perhaps on disk.
+            beam: number of the axis of the beam.
 
         Raises:
             InputError: if the tomogram is too small.
@@ -200,7 +206,7 @@ class Survival:
                 f"a tomogram of {' × '.join(map(str, shape))} voxels is too small to add objects to: it takes "
                 f"{SMALLEST} along each axis"
             )
-        box = _crop_box(shape)
+        box = _crop_box(shape, beam)
         return box, copy_planes(volume[(slice(None), slice(None), *box)]).clone()
 
     def __call__(
@@ -223,7 +229,8 @@ class Survival:
         Raises:
             InputError: if the volume is too small.
         """
-        box, given = self.crop(volume)
+        beam = self.noise.order[0]
+        box, given = self.crop(volume, beam)
         room, tomogram = tuple(given.shape[2:]), given[0, 0]
         random = torch.Generator().manual_seed(self.seed)
         deviation = float(self.noise.spectrum.double().mean().sqrt())
@@ -239,7 +246,7 @@ class Survival:
         alone = draw_field(self.noise.spectrum, room, random).to(tomogram)
         denoise = self._denoiser(network)
         before, noise = denoise(tomogram), denoise(alone)
-        for probe in probes(voxel_size_angstrom):
+        for probe in probes(voxel_size_angstrom, beam):
             if probe.diameter < _THINNEST:
                 result["too_small"].append(probe.name)
                 continue

@@ -139,7 +139,8 @@ class SurvivalTable:
         """Keep the part of the tomogram that is needed, or say why there is none."""
         image: Any = engine.state.output["image"]
         try:
-            box, crop = Survival.crop(image.as_subclass(Tensor))
+            beam = read_noise(self.checkpoint, NO_SURVIVAL).order[0]
+            box, crop = Survival.crop(image.as_subclass(Tensor), beam)
         except InputError as error:
             self._why_not = str(error)
             return
