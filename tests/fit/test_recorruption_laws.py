@@ -28,6 +28,7 @@ from cryoshuffle.inference.checkpoints import load_network, load_plain
 from cryoshuffle.inference.inferers import HaloWindowInferer, PrecisionInferer
 from cryoshuffle.lattice import BlindSet, Lattice
 from cryoshuffle.network import BlindSpotNet, ShuffleUNet
+from cryoshuffle.noise import spectrum as spectrum_module
 from cryoshuffle.noise.estimate import LARGEST
 from cryoshuffle.noise.fields import draw_noise, lay_noise
 from cryoshuffle.noise.linear_filter import (
@@ -36,6 +37,7 @@ from cryoshuffle.noise.linear_filter import (
     FilterChoice,
     bands,
     choose_filter,
+    choose_linear,
     convolve,
     gaussian,
     prediction_kernel,
@@ -158,9 +160,10 @@ def test_what_the_mean_of_all_signals_leaves_unexplained_is_the_noise():
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_large_voxels_have_signal_at_all_frequencies_and_the_starting_network_knows_it(seed, tmp_path):
+def test_large_voxels_have_signal_at_all_frequencies_and_the_starting_network_knows_it(seed, tmp_path, monkeypatch):
     """Fourier-cropped: less of the signal counts as noise with the starting network than without it, which is too much
-    by far at low frequency (negative control)."""
+    by far at low frequency (negative control). Without the laws of the ramp, which take signal away too."""
+    monkeypatch.setattr(spectrum_module, "ENOUGH", math.inf)
     made = simulate("binned", (64, 96, 96), snr=0.1, seed=seed)
     deviation = made.tomogram.std()
     volumes = [{"image": ((made.tomogram - made.tomogram.mean()) / deviation)[None]}]
@@ -185,7 +188,7 @@ def test_the_spectrum_of_white_noise_is_not_too_small(shape):
     for seed in seeds:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         found.append(float(noise_spectrum(noise, noise, BlindSet("plane", "y")).mean() / noise.var()))
-    assert sum(found) / len(found) == pytest.approx(1, abs=0.05 if min(shape) > 16 else 0.1)
+    assert sum(found) / len(found) == pytest.approx(1, abs=0.1)
 
 
 def test_white_noise_gets_a_flat_spectrum_of_its_variance():
@@ -510,8 +513,8 @@ def test_the_judge_weighs_at_the_noise_of_the_tomogram(tmp_path, seed):
         )
         return (verdict.weight.value - best) / verdict.weight.error
 
-    assert abs(errors_off()) < 3
-    assert errors_off(strength=0.7) > 4
+    assert abs(errors_off()) < 1.5
+    assert errors_off(strength=0.7) > 2
 
 
 def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
@@ -529,8 +532,10 @@ def test_the_second_stage_measures_with_a_blind_network_alone(tmp_path):
     assert found.spectrum.shape == (GRID, GRID, GRID)
     assert torch.allclose(both.spectrum, (found.spectrum + turned.spectrum) / 2)
     shape = shape_for(network.lattice.blind_set)
-    assert found.linear == choose_filter([straight[0]["image"][0]], found.spectrum, 0.03, shape=shape)
-    told = choose_filter([leaning[0]["image"][0]], turned.spectrum, 0.03, shape=shape)
+    known = choose_linear([straight[0]["image"][0]], found.spectrum, 0.08, shape)
+    assert found.linear.explained == known.explained
+    assert torch.equal(found.linear.config()["kernel"], known.config()["kernel"])
+    told = choose_linear([leaning[0]["image"][0]], turned.spectrum, 0.08, shape)
     assert turned.linear.explained < told.explained
     assert turned.linear.sigma >= told.sigma
     assert network.training

@@ -346,7 +346,7 @@ def test_what_is_compared_and_written_lies_between_start_and_fit(tmp_path, order
 
 def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):
     """The judge gets the starting network, settled, and the model says so; noise that does not lean, or more volume, is
-    reliable (negative controls)."""
+    reliable (negative controls). It leans towards the beam; what was turned about the beam is known."""
     made = simulate("wbp", (36, 72, 72), snr=0.02, seed=4)
     straight = (made.tomogram - made.tomogram.mean()) / made.tomogram.std()
     blind = BlindSpotNet(Lattice((1, 4, 1), BlindSet("plane", "y", 1)), ShuffleUNet(24)).eval()
@@ -357,7 +357,7 @@ def test_a_small_volume_whose_noise_leans_is_not_fitted(tmp_path):
         items = [{"image": volume[None]} for volume in volumes]
         return measure_noise_model(items, blind, str(path), HaloWindowInferer(precision="fp32")).reliable
 
-    leaning = _turned(straight, 8.0)
+    leaning = _turned(straight.permute(2, 1, 0), 8.0).permute(2, 1, 0).contiguous()
     assert found(straight)
     assert not found(leaning)
     source = tmp_path / "in.mrc"

@@ -37,6 +37,7 @@ from cryoshuffle.noise.estimate import (
 )
 from cryoshuffle.noise.linear_filter import gaussian
 from cryoshuffle.noise.volumes import load_volume
+from cryoshuffle.noise.wedge import Wedge
 from cryoshuffle.noise.whitening import Whitening, WhitenNoise, WhitenNoised
 from cryoshuffle.simulation.tilt_series import CASES, Simulation, TiltScheme, simulate
 
@@ -107,7 +108,7 @@ def test_two_equal_axes_are_not_guessed_between():
     estimate = NoiseEstimate({"z": loud, "y": quiet, "x": quiet}, {}, "halves")
     with pytest.raises(ValueError, match=r"along y as along x.*--tilt-axis"):
         find_tilt_axis(estimate)
-    assert find_tilt_axis(replace(estimate, wedge="x")) == "x"
+    assert find_tilt_axis(replace(estimate, wedge=Wedge("x", "z", 0.0))) == "x"
     assert choose_blind(estimate, "x").blind_set.axis == "x"
 
 
@@ -156,7 +157,7 @@ def test_a_filtered_volume_is_not_measured():
     assert (told.blind_set.axis, told.clean) == ("y", False)
     assert "which the missing wedge lies along" in told.reason
     with pytest.raises(ValueError, match=r"low-pass filtered.*no missing wedge does"):
-        choose_blind(replace(estimate, wedge=""))
+        choose_blind(replace(estimate, wedge=None))
     choice = choose_blind(estimate, "x")
     assert (choice.blind_set.axis, choice.clean) == ("x", False)
 
@@ -168,7 +169,7 @@ def test_the_missing_wedge_tells_the_tilt_axis(case, axis):
     order = {"z": (1, 0, 2), "y": (0, 1, 2), "x": (0, 2, 1)}[axis]
     volume = simulate(case, (64, 96, 96), 0.1, seed=0).tomogram.permute(order)
     for seen in (volume, gaussian(volume, 1.0)):
-        assert noise_from_volume(seen).wedge == axis
+        assert noise_from_volume(seen).wedge_axis == axis
 
 
 def test_a_tilt_axis_that_the_missing_wedge_contradicts_is_told(tmp_path, capsys):
@@ -189,7 +190,7 @@ def test_without_a_missing_wedge_none_is_told():
     """White noise, and tilts all around."""
     full = simulate("wbp", (64, 96, 96), 0.1, seed=0, scheme=TiltScheme(largest_deg=88.0))
     for volume in (torch.randn(64, 96, 96), full.tomogram):
-        assert noise_from_volume(volume).wedge == ""
+        assert noise_from_volume(volume).wedge is None
 
 
 def test_a_result_of_ours_is_recognised_before_it_is_called_filtered(tmp_path):
@@ -283,7 +284,7 @@ def test_halves_and_a_mask_take_filter_and_wedge_from_the_tomogram(tmp_path):
             plan = choose_blind_set([files["tomogram"]], **more)
             assert (plan.blind_set.axis, plan.choice.clean, plan.estimate.filtered) == ("y", False, True)
             assert (plan.estimate.source == "one volume") == (not more)
-            assert plan.estimate.wedge == "y"
+            assert plan.estimate.wedge_axis == "y"
 
 
 def test_an_empty_region_tells_the_noise_along_all_axes(tmp_path):

@@ -433,14 +433,13 @@ def test_the_wiener_filter_beats_every_gaussian_of_the_family(case):
     assert correlation(convolve(volume, wiener_kernel(smooth_spectrum(volume), white))) < best
 
 
-def test_small_volumes_keep_the_gaussian(monkeypatch):
+def test_small_volumes_keep_the_gaussian():
     """Their spectra are chance; the filter of large ones says what it is and travels as plain values and a tensor."""
     volume = standard(simulate("wbp", (48, 64, 64), snr=0.1).tomogram)
     spectrum = noise_spectrum(volume, volume, BlindSet("plane", "y"))
-    small = choose_linear([volume], spectrum)
+    small = choose_linear([volume[:24, :40, :40]], spectrum)
     assert small.kernel is None
     assert "Gaussian" in small.describe()
-    monkeypatch.setattr(filters, "ENOUGH", volume.numel())
     large = choose_linear([volume], spectrum)
     assert "Wiener" in large.describe()
     assert torch.equal(large(volume), convolve(volume, large.config()["kernel"]))
@@ -596,7 +595,7 @@ def test_the_noise_of_a_filtered_volume_is_known(monkeypatch):
         return float(torch.corrcoef(torch.stack([result.flatten(), truth.flatten()]))[0, 1])
 
     assert correlation(choose_linear([volume], spectrum, 0.03)(volume)) > correlation(volume) + 0.1
-    monkeypatch.setattr(recorruption, "filter_power", lambda spectrum, normal: torch.ones_like(spectrum))
+    monkeypatch.setattr(recorruption, "filter_power", lambda spectrum, *more: torch.ones_like(spectrum))
     monkeypatch.setattr(recorruption, "sirt_corner", lambda *arguments: math.inf)
     assert min(ratios()) < 0.5
 

@@ -371,8 +371,10 @@ def test_a_finished_fit_of_other_settings_is_not_overwritten(tmp_path, capsys):
     assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report]) == 0
     before = (tmp_path / "r" / "model.pt").read_bytes()
     assert main(["denoise", str(tmp_path / "b.mrc"), str(tmp_path / "b_out.mrc"), *report]) == 2
-    assert "holds a fit with other settings" in capsys.readouterr().err
+    assert "holds the report of" in capsys.readouterr().err
     (tmp_path / "a_out.mrc").rename(tmp_path / "first.mrc")
+    assert main(["denoise", str(tmp_path / "b.mrc"), str(tmp_path / "b_out.mrc"), *report]) == 2
+    assert "holds a fit with other settings" in capsys.readouterr().err
     assert main(["denoise", str(tmp_path / "a.mrc"), str(tmp_path / "a_out.mrc"), *report]) == 2
     assert "holds this fit already, and it is finished: denoise with its network" in capsys.readouterr().err
     assert (tmp_path / "r" / "model.pt").read_bytes() == before

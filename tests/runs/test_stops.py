@@ -69,7 +69,7 @@ def test_a_stop_while_objects_are_added_says_that_the_result_is_there(tmp_path, 
     command = ["denoise", str(source), str(tmp_path / "out.mrc"), "--effort", "fast", "--steps", "8"]
     command += ["--tilt-axis", "y", "--quiet"]
     with monkeypatch.context() as patch:
-        stop_in(patch, "cryoshuffle.report.survival.read_noise")
+        stop_in(patch, "cryoshuffle.report.survival.write_json")
         assert main(command) == 3
     said = capsys.readouterr().err
     assert "out.mrc is written, the report is not: the same command with --resume --overwrite makes it, and" in said

@@ -18,7 +18,7 @@ from cryoshuffle.files.formats import load_tomogram
 from cryoshuffle.files.intensity import FillNotFinite, StandardiseIntensity
 from cryoshuffle.files.volumes import common_voxel_size, voxel_sizes
 from cryoshuffle.files.writing import checksum, write_json
-from cryoshuffle.inference.checkpoints import Model, read_noise
+from cryoshuffle.inference.checkpoints import Model, StoredNoise, read_noise
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import NO_SURVIVAL, Survival
 from cryoshuffle.report.provenance import recorded_run
@@ -120,7 +120,7 @@ class SurvivalTable:
     ) -> None:
         self.path, self.checkpoint, self.inferer = Path(path), checkpoint, inferer
         self.wanted, self.seed = wanted, seed
-        self._kept: tuple[Box, Tensor, float | None] | None = None
+        self._kept: tuple[StoredNoise, Box, Tensor, float | None] | None = None
         self._why_not = ""
 
     def attach(self, engine: Engine) -> None:
@@ -139,12 +139,12 @@ class SurvivalTable:
         """Keep the part of the tomogram that is needed, or say why there is none."""
         image: Any = engine.state.output["image"]
         try:
-            beam = read_noise(self.checkpoint, NO_SURVIVAL).order[0]
-            box, crop = Survival.crop(image.as_subclass(Tensor), beam)
+            noise = read_noise(self.checkpoint, NO_SURVIVAL)
+            box, crop = Survival.crop(image.as_subclass(Tensor), noise.order[0])
         except InputError as error:
             self._why_not = str(error)
             return
-        self._kept = box, crop, common_voxel_size(voxel_sizes(image[0]))
+        self._kept = noise, box, crop, common_voxel_size(voxel_sizes(image[0]))
 
     def __call__(self, engine: Any) -> None:
         """Measure now."""
@@ -152,8 +152,7 @@ class SurvivalTable:
         try:
             if kept is None:
                 raise InputError(self._why_not)
-            box, crop, voxel_size = kept
-            noise = read_noise(self.checkpoint, NO_SURVIVAL)
+            noise, box, crop, voxel_size = kept
             if self.inferer.progress and sys.stderr is not None:
                 print("the result is written; measuring what would survive, and writing the report", file=sys.stderr)
             survival = Survival(noise, self.inferer, self.seed)(crop, engine.network, voxel_size)
