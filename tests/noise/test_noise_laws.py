@@ -262,7 +262,7 @@ def test_several_tomograms_are_averaged():
     b = NoiseEstimate({x: [0.4] * 4 for x in AXES}, {x: [0.1] * 4 for x in AXES}, "halves")
     assert np.allclose(average([a, b]).autocorrelation["z"], 0.3)
     random = torch.Generator().manual_seed(0)
-    each = [noise_from_volume(torch.randn(32, 32, 32, generator=random)) for _ in range(64)]
+    each = [noise_from_volume(torch.randn(24, 24, 24, generator=random)) for _ in range(64)]
     means = [average(each[n : n + 8]) for n in range(0, 64, 8)]
     scatter = np.std([mean.autocorrelation["z"] for mean in means], ddof=1)
     assert 0.5 < np.mean([mean.uncertainty["z"] for mean in means]) / scatter < 1.6

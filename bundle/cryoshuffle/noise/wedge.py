@@ -29,9 +29,9 @@ _SHOWS = 0.7
 _TELLS = (0.03, 0.08)
 # Degrees that a tilt axis may be off the grid and count as on it.
 _ON_GRID_DEG = 1.5
-# Frequencies that are looked at, the fewest that tell, and degrees around the best angle that the angle is the mean of.
-_LOOKED_AT, _FEWEST = 30_000, 2_000
-_AROUND_DEG = 15
+# Frequencies that are looked at, and the fewest that tell. Degrees between angles at first, and around the best of them.
+_LOOKED_AT, _FEWEST = 15_000, 2_000
+_COARSE_DEG, _AROUND_DEG = 3.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ def find_wedge(power: Tensor) -> Wedge | None:
     place = ring[chosen].unbind(dim=1)
     values = power[place].double()
     along = [line[index] for line, index in zip(lines, place, strict=True)]
-    angles = torch.arange(-90, 90, dtype=torch.float64)
+    angles = torch.arange(-90, 90, _COARSE_DEG, dtype=torch.float64)
     emptiness = [_emptiness(values, along, beam, angles) for beam in range(3)]
     beam, *others = sorted(range(3), key=lambda axis: float(emptiness[axis].min()))
     least = emptiness[beam]
     if not (float(least.min()) < _TELLS[0] and all(float(emptiness[other].min()) > _TELLS[1] for other in others)):
         return None
-    angle = _middle_of_dip(least, angles)
+    near = float(angles[int(least.argmin())]) + torch.arange(-_AROUND_DEG, _AROUND_DEG + 1, dtype=torch.float64)
+    angle = _middle_of_dip(_emptiness(values, along, beam, near), near)
     # Angles are counted from the last axis across the beam towards the first.
     first, last = (axis for axis in range(3) if axis != beam)
     nearest, turned = (last, angle) if abs(angle) <= 45 else (first, math.copysign(90 - abs(angle), angle))
@@ -116,10 +117,8 @@ def _emptiness(values: Tensor, along: list[Tensor], beam: int, angles: Tensor) -
 
 def _middle_of_dip(emptiness: Tensor, angles: Tensor) -> float:
     """The middle of where the wedge is empty, degrees between -90 and 90."""
-    best = float(angles[int(emptiness.argmin())])
-    apart = (angles - best + 90) % 180 - 90
-    weight = (3 * emptiness.min() + _TELLS[0] - emptiness).clamp(min=0) * (apart.abs() <= _AROUND_DEG)
-    return (best + float((weight * apart).sum() / weight.sum()) + 90) % 180 - 90
+    weight = (3 * emptiness.min() + _TELLS[0] - emptiness).clamp(min=0)
+    return (float((weight * angles).sum() / weight.sum()) + 90) % 180 - 90
 
 
 def _around_axes(power: Tensor) -> tuple[float, float]:
