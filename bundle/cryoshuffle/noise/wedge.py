@@ -29,7 +29,7 @@ _SHOWS = 0.7
 _TELLS = (0.03, 0.08)
 # Degrees that a tilt axis may be off the grid and count as on it.
 _ON_GRID_DEG = 1.5
-# Frequencies that are looked at, and the fewest that tell. Degrees between angles at first, and around the best of them.
+# Frequencies that are looked at, and the fewest that tell. Degrees between angles at first, and around the best one.
 _LOOKED_AT, _FEWEST = 15_000, 2_000
 _COARSE_DEG, _AROUND_DEG = 3.0, 15.0
 
