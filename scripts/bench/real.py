@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import subprocess
 import sys
 import time
@@ -144,6 +145,7 @@ def make(
     crop: Sequence[int] | None = None,
     sirt_iterations: int = 0,
     lying: bool = False,
+    turned_deg: float = 0.0,
 ) -> None:
     """The tomogram and its halves, as MRC files; does nothing where they are there.
 
@@ -155,6 +157,7 @@ def make(
         crop: sides (Z, Y, X) of the middle that is kept, voxels; None for all.
         sirt_iterations: of a SIRT-like filter; 0 for the ramp.
         lying: with the tilt axis along Z and the beam along Y, as IMOD writes what is not yet rotated.
+        turned_deg: that the volumes are turned about the beam, with cubic splines; what is known then is kept.
     """
     if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full", *QUARTERS)):
         return
@@ -169,6 +172,11 @@ def make(
     full = ((count + 1) // 2 * even + count // 2 * odd) / count
     for name, volume in zip(("even", "odd", "full", *QUARTERS), (even, odd, full, *quarters), strict=True):
         kept = volume.numpy()
+        if turned_deg:
+            kept = ndimage.rotate(kept, turned_deg, axes=(1, 2), reshape=False, order=3)
+            share = 1 / (math.cos(math.radians(turned_deg)) + abs(math.sin(math.radians(turned_deg))))
+            side = int(share * min(kept.shape[1:])) // 2 * 2
+            crop = (len(kept), side, side)
         if crop is not None:
             kept = kept[
                 tuple(slice((n - side) // 2, (n + side) // 2) for n, side in zip(kept.shape, crop, strict=True))
@@ -176,6 +184,12 @@ def make(
         with mrcfile.new(folder / f"{name}.mrc", overwrite=True) as mrc:
             mrc.set_data(np.ascontiguousarray(kept.transpose(1, 0, 2)) if lying else kept)
             mrc.voxel_size = binning * PIXEL_ANGSTROM
+
+
+def sides(text: str) -> tuple[int, int, int]:
+    """Three numbers of voxels, from ``Z,Y,X``."""
+    z, y, x = map(int, text.split(","))
+    return z, y, x
 
 
 def read(path: Path, lying: bool = False) -> np.ndarray:
@@ -350,6 +364,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size.add_argument("--coarse", action="store_true", help="voxels of 30 Å")
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--lying", action="store_true", help="with the tilt axis along z, as before a rotation in IMOD")
+    parser.add_argument("--turned", type=float, default=0.0, help="degrees that it is turned about the beam")
+    parser.add_argument("--part", type=sides, help="Z,Y,X voxels of the middle that are kept")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--reuse", action="store_true", help="score the results in --work; run only what has none")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
@@ -362,6 +378,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title += "" if binning == 2 else f", {binning * PIXEL_ANGSTROM:.0f} Å"
     title += ", whole field" if options.fine_whole else ""
     title += ", tilt axis along z" if options.lying else ""
+    title += f", turned by {options.turned:g} degrees about the beam" if options.turned else ""
+    title += f", part of {' x '.join(map(str, options.part))} voxels" if options.part else ""
     title += f", SIRT-like filter of {options.sirt} iterations" if options.sirt else ""
     folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
     make(
@@ -369,11 +387,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder,
         binning,
         options.keep_gold,
-        FINE_CROP if options.fine else None,
+        FINE_CROP if options.fine else options.part,
         options.sirt,
         options.lying,
+        options.turned,
     )
     seen = partial(read, lying=options.lying)
+    has_no_regions = binning != 2 or bool(options.part or options.turned)
     even, odd, full = (seen(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
     _, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])
@@ -400,7 +420,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 denoise(folder / "full.mrc", out, words, options.reuse)
                 row |= {
                     "slopes": slopes(full, seen(out)),
-                    "fine_share": fine_share(full, seen(out), whole=binning != 2),
+                    "fine_share": fine_share(full, seen(out), whole=has_no_regions),
                 }
             if options.quarters and seed == options.seeds.split(",")[0]:
                 told = folder / f"{effort}_{seed}_told.mrc"
