@@ -333,13 +333,13 @@ def test_a_gain_and_an_offset_of_the_input_are_those_of_the_result(tmp_path, fit
 
 
 def test_volumes_on_disk_are_looked_for_room_before_the_fit(tmp_path, fitted, monkeypatch, capsys):
-    """Three times the volume while the program runs, four with a residual, six with an error map; and outputs."""
+    """Four times the volume while the program runs, five with a residual, seven with an error map; and outputs."""
     tomogram, checkpoint = fitted
     size = tomogram.stat().st_size
     monkeypatch.setattr(scratch, "in_memory_bytes", lambda: 1000)
     usage = type("Usage", (), {"free": int(3.5 * size)})()
     monkeypatch.setattr("cryoshuffle.commands.preflight.shutil.disk_usage", lambda path: usage)
-    for copies, name in ((3, None), (4, "residual"), (6, "error")):
+    for copies, name in ((4, None), (5, "residual"), (7, "error")):
         more = [] if name is None else [f"--{name}", str(tmp_path / f"{name}.mrc")]
         command = ["apply", str(checkpoint), str(tomogram), str(tmp_path / f"{copies}.mrc"), "--quiet", *more]
         usage.free = int((copies + (0.5 if name is None else 1.5)) * size)

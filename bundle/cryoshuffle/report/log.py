@@ -73,7 +73,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._handler = logging.FileHandler(self.path, encoding="utf-8")
+            self._handler = logging.FileHandler(self.path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise FileError(f"{self.path}: cannot be written ({error.strerror}), choose another folder") from error
         self._handler.setLevel(logging.INFO)
