@@ -216,8 +216,8 @@ def check_output(
         _check_place(Path(beside), Path(tomogram), overwrite, folder, force=False)
     check_dtype(dtype, tomogram, permissive)
     voxels = math.prod(tomogram_shape(tomogram, permissive))
-    # Volumes on disk at once. Image, prediction and the windows that it is made of stay to the end. Beside them the page
-    # reads one volume at a time, a residual two. An error map takes four: the prediction as it was before it got grey
+    # Volumes on disk at once. Image, prediction and the windows that it is made of stay to the end. The page reads one
+    # volume at a time beside them, a residual two. An error map takes four: the prediction as it was before it got grey
     # values, noisy input, power, and the prediction from that input.
     copies = 7 if error is not None else 5 if residual is not None else 4
     sizes = {path: np.dtype(dtype).itemsize * voxels}
