@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 REAL_TOMOGRAM = Path(__file__).parent / "data" / "cylindra_13pf_MT.mrc"
+REAL_CELL = REAL_TOMOGRAM.with_name("mycoplasma_cell.mrc")
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from cryoshuffle.errors import InputError, SettingError
 from cryoshuffle.lattice import AXES, Triple, as_triple
@@ -22,6 +24,21 @@ def middle(shape: Sequence[int], largest: int | None) -> Box:
     z, y, x = (0 if largest is None else max(0, n - largest) // 2 for n in shape)
     sides = [n if largest is None else min(n, largest) for n in shape]
     return slice(z, z + sides[0]), slice(y, y + sides[1]), slice(x, x + sides[2])
+
+
+def block_sums(values: Tensor, side: int) -> Tensor:
+    """Sums over blocks of voxels, whose scatter tells chance; the last blocks along an axis may be smaller.
+
+    Args:
+        values: whose last three axes are ``(Z, Y, X)``.
+        side: of a block, voxels.
+
+    Shape:
+        ``(..., Z, Y, X) -> (blocks,)``, of at most five axes.
+    """
+    blocks = [min(side, n) for n in values.shape[-3:]]
+    batched = values if values.ndim > 3 else values[None]
+    return F.avg_pool3d(batched, blocks, ceil_mode=True, divisor_override=1).flatten()
 
 
 def fit_window(window: Sequence[int] | int, shape: Sequence[int], period: Triple) -> Triple:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoshuffle.boxes import block_sums
 from cryoshuffle.fit import comparison
 from cryoshuffle.noise.linear_filter import bands, gaussian
 
@@ -41,6 +42,15 @@ def test_a_weight_is_as_sure_as_it_is_said_to_be(monkeypatch):
     assert bool(((usual > 0.6) & (usual < 1.5)).all()), usual
     small = _surprise(monkeypatch, (4,))
     assert float(small[-1]) > 1.7, small
+
+
+def test_sums_over_blocks_are_those_of_their_voxels():
+    """Of any number of axes before the last three; the last block along an axis is smaller."""
+    values = torch.arange(2 * 3 * 5 * 4, dtype=torch.float64).reshape(2, 3, 5, 4)
+    sums = block_sums(values, 4)
+    assert sums.tolist() == [float(part.sum()) for image in values for part in (image[:, :4], image[:, 4:])]
+    assert torch.equal(block_sums(values[None], 4), sums)
+    assert torch.equal(block_sums(values[1], 4), sums[2:])
 
 
 def test_blocks_are_many_and_lose_no_voxel():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cryoshuffle.errors import FileError, InputError
 from cryoshuffle.inference import survival
-from cryoshuffle.inference.checkpoints import StoredNoise, read_noise
+from cryoshuffle.inference.checkpoints import StoredNoise, read_noise, stored_order
 from cryoshuffle.inference.inferers import HaloWindowInferer
 from cryoshuffle.inference.survival import (
     CONTRASTS,
@@ -189,6 +189,23 @@ def test_a_small_tomogram_is_refused_and_a_large_one_cropped():
     assert [part.start for part in box] == [6, 36, 0]
     assert survival_voxels((24, 96, 96)) == 0
     assert survival_voxels((500, 5000, 5000)) == survival_voxels(survival.CROP) == 17 * math.prod(survival.CROP)
+
+
+@pytest.mark.parametrize(
+    ("order", "words"),
+    [
+        ([1, 0, 2], None), (None, None), ([1, 1, 2], "does not name each axis once"), ([0, 1], "not enough values"),
+        ("zyx", "invalid literal"),
+    ],
+)  # fmt: skip
+def test_the_order_of_a_model_is_one_of_three_axes(order, words):
+    """Upright where an older one names none; else refused in a sentence."""
+    content = {} if order is None else {"order": order}
+    if words is None:
+        assert stored_order(content, "net.pt") == ((0, 1, 2) if order is None else tuple(order))
+        return
+    with pytest.raises(InputError, match=rf"net.pt: its order is not as a fit wrote it \(.*{words}"):
+        stored_order(content, "net.pt")
 
 
 @pytest.mark.parametrize("beam", [0, 1, 2])

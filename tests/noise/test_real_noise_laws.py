@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from phantoms import write_mrc
+from phantoms import REAL_CELL, write_mrc
 
 from cryoshuffle.errors import InputError, SettingError
+from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.fit.recorruption import RandRecorruptd
 from cryoshuffle.inference import inferers
 from cryoshuffle.inference.inferers import HaloWindowInferer
@@ -44,6 +45,7 @@ from cryoshuffle.noise.ramp import (
     undo_sirt,
 )
 from cryoshuffle.noise.spectrum import GRID, filter_power, noise_spectrum, smooth_spectrum
+from cryoshuffle.noise.volumes import load_volume
 from cryoshuffle.noise.wedge import beam_first, find_beam
 from cryoshuffle.scores.metrics import correlation
 from cryoshuffle.simulation.tilt_series import TiltScheme, reconstruct, simulate
@@ -431,6 +433,21 @@ def test_the_wiener_filter_beats_every_gaussian_of_the_family(case):
     assert correlation(convolve(volume, wiener_kernel(smooth_spectrum(volume), spectrum))) > best + 0.01
     white = torch.full_like(spectrum, float(spectrum.mean()))
     assert correlation(convolve(volume, wiener_kernel(smooth_spectrum(volume), white))) < best
+
+
+def test_a_small_part_of_a_real_cell_tells_the_noise_of_the_whole(monkeypatch):
+    """64 voxels a side, next to the tilt axis, where most of the power is the cell's: without what tells them apart it
+    counts as noise (control)."""
+    whole = standard(load_volume(str(REAL_CELL)))
+    near = ((RADIUS < 0.08) & (WHOLE < 0.3)).movedim(0, 1)
+
+    def noise(volume: torch.Tensor) -> float:
+        return float(noise_spectrum(volume, volume, BlindSet("plane", "y"))[near].sum())
+
+    part, known = central_crop(whole, 64), noise(whole)
+    assert noise(part) == pytest.approx(known, rel=0.15)
+    monkeypatch.setattr(recorruption, "ENOUGH", part.numel() + 1)
+    assert noise(part) > 2 * known
 
 
 def test_small_volumes_keep_the_gaussian():

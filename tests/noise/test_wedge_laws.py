@@ -15,7 +15,8 @@ from cryoshuffle.lattice import AXES
 from cryoshuffle.noise.choice import choose_blind_set
 from cryoshuffle.noise.estimate import wedge_of
 from cryoshuffle.noise.spectrum import GRID, smooth_spectrum
-from cryoshuffle.noise.wedge import UPRIGHT, Turn, Wedge, mean_wedge
+from cryoshuffle.noise.turn import UPRIGHT, Turn
+from cryoshuffle.noise.wedge import Wedge, mean_wedge
 from cryoshuffle.simulation.tilt_series import simulate
 
 ORDERS = list(itertools.permutations(range(3)))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cryoshuffle.boxes import block_sums
 from cryoshuffle.files.scratch import central_crop, copy_planes
 from cryoshuffle.files.volumes import images_of
 from cryoshuffle.files.writing import save_whole, write_json
@@ -266,10 +266,9 @@ class _Comparison:
 
 
 def _block_sums(values: Tensor) -> Tensor:
-    """Sums over blocks of voxels; those at the end of an axis are smaller."""
+    """Sums over the largest blocks of which there are enough in ``(Z, Y, X)``."""
     side = next((s for s in _BLOCKS if math.prod(n // s for n in values.shape) >= _ENOUGH_BLOCKS), _BLOCKS[-1])
-    blocks = [min(side, n) for n in values.shape]
-    return F.avg_pool3d(values[None], blocks, ceil_mode=True, divisor_override=1).flatten()
+    return block_sums(values, side)
 
 
 def _places(image: Tensor, held_out: HeldOutSlab | None, by_band: bool) -> list[tuple[Tensor, tuple[slice, ...]]]:

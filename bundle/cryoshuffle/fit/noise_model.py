@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,9 @@ from cryoshuffle.noise.estimate import (
 from cryoshuffle.noise.fields import fine_power, fine_power_of_noise
 from cryoshuffle.noise.linear_filter import FilterChoice, choose_linear, shape_for
 from cryoshuffle.noise.spectrum import ENOUGH, half_spectrum, noise_spectrum, smooth_spectrum, turned_noise_spectrum
+from cryoshuffle.noise.turn import UPRIGHT, Turn
 from cryoshuffle.noise.volumes import load_halves, on_one_scale
-from cryoshuffle.noise.wedge import UPRIGHT, Turn, beam_first
+from cryoshuffle.noise.wedge import beam_first
 from cryoshuffle.noise.whitening import undo_whitening
 
 # Least and largest side of the middle that tells the noise, voxels, and its share of the field of view: the best one
@@ -184,14 +185,14 @@ def measure_noise_model(
         return inferer(volume[None, None].to(device), adapted)[0, 0].cpu()
 
     images = images_of(volumes)
-    if order is None:
-        normal = blind_set.tilt_axis
-        order = (0, 1, 2) if normal is None else beam_first(central_crop(images[0][0], LARGEST), normal)
-    known_order = order
+    normal = blind_set.tilt_axis
+    if order is None and normal is not None:
+        order = beam_first(central_crop(images[0][0], LARGEST), normal)
+    facing = order or (0, 1, 2)
 
     def measure(image: Tensor, halves: tuple[Tensor, Tensor] | None, side: int) -> _VolumeNoise:
         with eval_mode(core):
-            return _measure_volume(image, predict, explain, whitening, blind_set, known_order, turn, halves, side)
+            return _measure_volume(image, predict, explain, whitening, blind_set, facing, turn, halves, side)
 
     # Of halves no more than that is read.
     most = _AROUND if both is None else _LARGEST_SIDE
@@ -211,7 +212,7 @@ def measure_noise_model(
         # Without a starting network there is none to weigh; rays lie in planes across the tilt axis.
         if start is not None and blind_set.tilt_axis is not None and not turn.degrees:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
-    linear = choose_linear(middles, spectrum, error, shape_for(blind_set, order))
+    linear = choose_linear(middles, spectrum, error, shape_for(blind_set, facing))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
 
 
@@ -225,8 +226,12 @@ def _side_of_middle(image: Tensor, most: int = _LARGEST_SIDE) -> int:
     field = sorted(image.shape[1:])[1]
     # Even, so that the middle of the middle of a volume, as halves are read, is the middle of the volume.
     side = min(max(int(_SHARE_OF_FIELD * field) // 2 * 2, _SIDE), _LARGEST_SIDE)
-    enough = (s for s in range(side, most, 2) if math.prod(min(s, n) for n in image.shape[1:]) >= _MANY)
-    return next(enough, most)
+    return _side_of_many(image, range(side, most, 2)) or most
+
+
+def _side_of_many(image: Tensor, sides: Iterable[int]) -> int | None:
+    """The first of some sides, from small to large, whose middle of ``(1, Z, Y, X)`` has many voxels; None if none."""
+    return next((side for side in sides if math.prod(min(side, n) for n in image.shape[1:]) >= _MANY), None)
 
 
 def _mean_spectrum(noises: Sequence[_VolumeNoise]) -> Tensor:
@@ -255,7 +260,7 @@ def _measure_clear_parts(
         run = longest_run(clear)
         runs.append(slice(first + run.start, first + run.stop))
         part, *of_halves = (_planes(volume, tilt_axis, run) for volume in (seen, *(halves or ())))
-        side = next((s for s in _SIDES if math.prod(min(s, n) for n in part.shape[1:]) >= _MANY), None)
+        side = _side_of_many(part, _SIDES)
         if side is None:
             return None
         noises.append(measure(part, None if halves is None else (of_halves[0], of_halves[1]), side))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from ignite.engine import Engine
 from ignite.exceptions import NotComputableError
 from ignite.metrics import Metric
 from torch import Tensor
+
+from cryoshuffle.boxes import block_sums
 
 # Side of the parts of a slab whose risks are independent, as noise reaches no farther; voxels.
 _PART = 16
@@ -50,7 +51,7 @@ class HeldOutRisk(Metric):
             valid = ~torch.isnan(scored)
             self._count += int(valid.sum())
             difference = prediction.cpu().double() - scored.cpu().double()
-            self._parts.append(_block_sums(torch.where(valid.cpu(), difference, 0).square()))
+            self._parts.append(block_sums(torch.where(valid.cpu(), difference, 0).square(), _PART))
 
     def compute(self) -> float:
         """The mean over all scored voxels."""
@@ -76,12 +77,6 @@ def is_as_good(parts: Tensor, best: Tensor) -> bool:
     """
     difference = parts - best
     return float(difference.sum()) <= 2 * float(difference.square().sum().sqrt())
-
-
-def _block_sums(values: Tensor) -> Tensor:
-    """Sums over blocks of the last three axes: ``(B, C, Z, Y, X)`` or ``(C, Z, Y, X) -> (blocks,)``."""
-    sides = [min(_PART, n) for n in values.shape[-3:]]
-    return F.avg_pool3d(values, sides, ceil_mode=True, divisor_override=1).flatten()
 
 
 def lower_is_better(current: float, best: float) -> bool:

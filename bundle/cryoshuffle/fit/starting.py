@@ -16,7 +16,7 @@ from cryoshuffle.devices import are_processes_joined
 from cryoshuffle.errors import InputError, SettingError, unreadable
 from cryoshuffle.files.scratch import central_crop
 from cryoshuffle.files.volumes import images_of
-from cryoshuffle.inference.checkpoints import load_plain, load_weights
+from cryoshuffle.inference.checkpoints import load_plain, load_weights, stored_order
 from cryoshuffle.lattice import Lattice
 from cryoshuffle.layers import DilatedChannelAttention
 from cryoshuffle.network import turn_weights, unwrap
@@ -51,14 +51,15 @@ def begin_with(
     way_out = "begin without it: --cold-start, in a config warm_start: none"
     if isinstance(own, Lattice) and content.get("lattice") != own.config():
         raise InputError(f"{start}: is a network with a blind spot, and the second stage has none; {way_out}")
+    weights = _in_order(network, content, start, order)
     try:
-        load_weights(network, _in_order(network, content, order), start)
+        load_weights(network, weights, start)
     except InputError as error:
         raise InputError(f"{start}: is not of the configured body; {way_out}") from error
     return network.to(device)
 
 
-def _in_order(network: nn.Module, content: Mapping[str, Any], order: Sequence[int]) -> Mapping[str, Any]:
+def _in_order(network: nn.Module, content: Mapping[str, Any], path: str, order: Sequence[int]) -> Mapping[str, Any]:
     """The weights of a checkpoint for volumes whose axes have this order; its own are for volumes with its own order.
 
     Simulated tomograms, which starting networks are trained on, have the beam along Z. Where it comes along another
@@ -67,13 +68,15 @@ def _in_order(network: nn.Module, content: Mapping[str, Any], order: Sequence[in
     Args:
         network: that the weights belong to.
         content: of the checkpoint.
+        path: of it, for the message.
         order: as of :func:`cryoshuffle.noise.wedge.beam_first`.
 
     Raises:
         SettingError: if the network cannot be turned.
+        InputError: if the checkpoint names no order of axes.
     """
-    fitted = list(content.get("order", (0, 1, 2)))
-    if fitted == list(order):
+    fitted = stored_order(content, path)
+    if fitted == tuple(order):
         return cast(Mapping[str, Any], content["model"])
     upright = turn_weights(network, content["model"], [fitted.index(axis) for axis in range(3)])
     return turn_weights(network, upright, order)
@@ -180,5 +183,7 @@ def copy_with_weights(network: nn.Module, checkpoint: str, order: Sequence[int] 
     """
     copied = copy.deepcopy(unwrap(network))
     content = load_plain(checkpoint)
-    load_weights(copied, content["model"] if order is None else _in_order(copied, content, order), checkpoint)
+    load_weights(
+        copied, content["model"] if order is None else _in_order(copied, content, checkpoint, order), checkpoint
+    )
     return copied

@@ -169,6 +169,23 @@ class StoredNoise:
     order: Triple = (0, 1, 2)
 
 
+def stored_order(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Triple:
+    """The order of the axes of the tomogram that a model was fitted to, the beam first; older models name none.
+
+    Args:
+        content: of :func:`load_plain`.
+        path: of it, for the message.
+
+    Raises:
+        InputError: if it is no order of three axes.
+    """
+    with _whole(path, "order"):
+        z, y, x = (int(axis) for axis in content.get("order", (0, 1, 2)))
+        if sorted((z, y, x)) != [0, 1, 2]:
+            raise ValueError(f"{(z, y, x)} does not name each axis once")
+    return z, y, x
+
+
 class Model:
     """A checkpoint, read once, and what is in it.
 
@@ -246,9 +263,7 @@ class Model:
         if spectrum.shape != (GRID, GRID, GRID // 2 + 1) or not bool((spectrum >= 0).all()):
             shape = tuple(spectrum.shape)
             raise InputError(f"{self.path}: its noise is of shape {shape} or negative, fit a model anew")
-        # Older models name no order.
-        z, y, x = (int(axis) for axis in self.content.get("order", (0, 1, 2)))
-        return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")), (z, y, x))
+        return StoredNoise(full_spectrum(spectrum), bool(stored.get("levels")), stored_order(self.content, self.path))
 
     def needed_noise(self, without: str) -> StoredNoise:
         """The same, where nothing can be done without.

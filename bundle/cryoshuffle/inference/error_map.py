@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.networks.utils import eval_mode
 from torch import Tensor
 
+from cryoshuffle.boxes import block_sums
 from cryoshuffle.errors import SettingError
 from cryoshuffle.files import scratch
 from cryoshuffle.inference.checkpoints import StoredNoise
@@ -207,19 +207,11 @@ def _parts(error: Tensor) -> Tensor:
 
 def _ratio(true: Tensor, modelled: Tensor, where: Tensor) -> tuple[float, float]:
     """The ratio of two sums over some voxels, and its standard error by the scatter of blocks of the volume."""
-    sums = [_block_sums(values * where) for values in (true, modelled)]
+    sums = [block_sums((values * where).double(), _BLOCK) for values in (true, modelled)]
     total = float(sums[1].sum())
     ratio = float(sums[0].sum()) / total if total > 0 else math.inf
     apart = sums[0] - ratio * sums[1]
     return ratio, float(apart.square().sum().sqrt()) / total if total > 0 else math.inf
-
-
-def _block_sums(values: Tensor) -> Tensor:
-    blocks = [min(_BLOCK, n) for n in values.shape]
-    means = F.avg_pool3d(
-        values[None, None].double(), blocks, ceil_mode=True, count_include_pad=False, divisor_override=1
-    )
-    return means.flatten()
 
 
 def _inside(side: int) -> Tensor:

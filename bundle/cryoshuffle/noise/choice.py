@@ -33,8 +33,9 @@ from cryoshuffle.noise.estimate import (
     wedge_of,
 )
 from cryoshuffle.noise.spectrum import filter_power, smooth_spectrum
+from cryoshuffle.noise.turn import UPRIGHT, Turn
 from cryoshuffle.noise.volumes import load_halves, load_volume, on_one_scale
-from cryoshuffle.noise.wedge import UPRIGHT, Turn, beam_first
+from cryoshuffle.noise.wedge import beam_first
 from cryoshuffle.noise.whitening import Whitening
 
 logger = logging.getLogger("cryoshuffle")

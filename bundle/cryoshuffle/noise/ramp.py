@@ -328,6 +328,28 @@ def _power(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
     return torch.fft.rfftfreq(values.shape[0]), torch.fft.rfftn(values, dim=(1, 2, 0)).abs().square() / weight
 
 
+def plane_power(volume: Tensor, normal: int, side: int | None = None) -> Tensor:
+    """Power across the tilt axis, the sum over the planes there, each tapered.
+
+    Args:
+        volume: the tomogram, ``(Z, Y, X)``.
+        normal: number of the tilt axis.
+        side: of the grid, voxels, to which planes are padded; None for theirs.
+
+    Returns:
+        ``(side, side)``, or the two other sides, zero frequency first.
+    """
+    values = volume.movedim(normal, 0)
+    values = values - values.mean()
+    for axis in (1, 2):
+        values = values * line_along(torch.hann_window(values.shape[axis], periodic=False), axis)
+    shape = tuple(values.shape[1:]) if side is None else (side, side)
+    power = torch.zeros(shape)
+    for part in values.split(16):
+        power += torch.fft.fft2(part, s=shape).abs().square().sum(dim=0)
+    return power
+
+
 def most_signal(volume: Tensor, normal: int, beam: int) -> tuple[Tensor, Tensor]:
     """The most power that the signal can have, by spatial frequency, whatever the direction.
 
@@ -390,15 +412,9 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     Returns:
         ``(grid, grid)``, zero frequency first.
     """
-    values = volume.movedim(normal, 0)
-    values = values - values.mean()
-    for axis in (1, 2):
-        taper = torch.hann_window(values.shape[axis], periodic=False)
-        values = values * line_along(taper, axis)
-    n = max(_PADDED, 2 * max(values.shape[1:]))
-    power = torch.zeros(n, n)
-    for part in values.split(16):
-        power += torch.fft.fft2(part, s=(n, n)).abs().square().sum(dim=0)
+    planes = volume.shape[normal]
+    n = max(_PADDED, 2 * max(side for axis, side in enumerate(volume.shape) if axis != normal))
+    power = plane_power(volume, normal, n)
     angle = torch.deg2rad(torch.arange(-LARGEST_DEG, LARGEST_DEG, _STEP_DEG))
     radii = torch.arange(0.02, 0.5, 0.02)
     # In units of grid_sample, zero frequency in the middle.
@@ -411,7 +427,7 @@ def tilt_overlap(volume: Tensor, normal: int, grid: int) -> Tensor:
     around = F.conv1d(rings.transpose(0, 1), (line / line.sum())[None, None], padding=len(line) // 2)
     inner = slice(int(width), -int(width))
     varied = (rings.transpose(0, 1) / around)[:, 0, inner].var(dim=1)
-    chance = 0.6 / len(values)
+    chance = 0.6 / planes
     modulation = (varied - chance).clamp(min=0).sqrt()
     overlap = (1 - modulation / _MODULATION).clamp(0, 1).cummin(dim=0).values
     radius = polar(grid, grid)[0].float().flatten()

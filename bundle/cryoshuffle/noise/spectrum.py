@@ -29,7 +29,8 @@ from cryoshuffle.noise.ramp import (
     tilt_overlap,
     undo_sirt,
 )
-from cryoshuffle.noise.wedge import Turn, beam_first
+from cryoshuffle.noise.turn import Turn
+from cryoshuffle.noise.wedge import beam_first
 
 GRID = 64
 REACH = 16
@@ -233,7 +234,7 @@ def noise_spectrum(
         facing = noise_spectrum(
             volume.permute(*order), residual.permute(*order), BlindSet("plane", "y"), seen, more, (0, 1, 2), resampled
         )
-        return facing.permute([order.index(axis) for axis in range(3)]).contiguous()
+        return facing.movedim((0, 1, 2), tuple(order)).contiguous()
     if blind_set.shape == "voxel":
         frequency = torch.fft.fftfreq(GRID, dtype=torch.float64).abs()
         high = (frequency[:, None, None] > BAND) & (frequency[:, None] > BAND) & (frequency > BAND)

@@ -1,4 +1,4 @@
-"""Which way a tomogram lies, by its missing wedge; and how to stand it upright where its axes are off the grid.
+"""Which way a tomogram lies, by its missing wedge.
 
 Beside the beam, all along the tilt axis, there is next to no power in the spectrum: no image was seen from there. No
 filter behind the reconstruction changes that. Axes are (Z, Y, X).
@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cryoshuffle.lattice import AXES, Triple
 from cryoshuffle.noise.axes import line_along
-from cryoshuffle.noise.ramp import polar
+from cryoshuffle.noise.ramp import plane_power, polar
 
 # Where the wedge is looked for: distance from the origin of the spectrum or from the tilt axis, cycles per voxel, and
 # degrees around the beam.
@@ -144,13 +143,7 @@ def find_beam(volume: Tensor, normal: int) -> int:
         Number of the axis.
     """
     axes = [axis for axis in range(3) if axis != normal]
-    values = (volume - volume.mean()).movedim(normal, 0)
-    for axis in (1, 2):
-        values = values * line_along(torch.hann_window(values.shape[axis], periodic=False), axis)
-    power = torch.zeros(values.shape[1:])
-    for part in values.split(16):
-        power += torch.fft.fft2(part).abs().square().sum(dim=0)
-    first, second = _around_axes(power)
+    first, second = _around_axes(plane_power(volume, normal))
     if min(first, second) < _SHOWS * max(first, second):
         return axes[0] if first < second else axes[1]
     return 0 if normal != 0 else min(axes, key=lambda axis: volume.shape[axis])
@@ -171,91 +164,3 @@ def beam_first(volume: Tensor, normal: int) -> Triple:
     """
     beam = find_beam(volume, normal)
     return (0, 1, 2) if beam == 0 else (beam, normal, 3 - beam - normal)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A turn about the beam that lays the tilt axis along an axis of the grid.
-
-    Attributes:
-        beam: number of its axis.
-        normal: number of the axis that is nearest to the tilt axis.
-        degrees: from that axis to the tilt axis, towards the third one.
-    """
-
-    beam: int
-    normal: int
-    degrees: float
-
-    @property
-    def _radians(self) -> float:
-        return math.radians(self.degrees)
-
-    def widen(self, side: int) -> int:
-        """Side of a cube whose middle, of a side, is known when it was turned, voxels; even if that is."""
-        if not self.degrees:
-            return side
-        return side + 2 * math.ceil(side * (math.cos(self._radians) + abs(math.sin(self._radians)) - 1) / 2 + 1)
-
-    def upright(self, volume: Tensor) -> Tensor:
-        """The middle of a volume, turned, as far as it is known.
-
-        Three shears by shifts in the Fourier domain: white noise stays white, and nothing is damped.
-
-        Args:
-            volume: ``(Z, Y, X)``.
-
-        Shape:
-            less along tilt axis and third axis, by :meth:`widen`.
-
-        Source:
-            Paeth 1986, "A fast algorithm for general raster rotation"; Unser, Thevenaz & Yaroslavsky 1995,
-            "Convolution-based interpolation for fast, high-quality rotation of images".
-        """
-        if not self.degrees:
-            return volume
-        third = 3 - self.beam - self.normal
-        order = (self.beam, self.normal, third)
-        values = volume.permute(order)
-        values = _sheared(values, 1, -math.tan(self._radians / 2))
-        values = _sheared(values, 2, math.sin(self._radians))
-        values = _sheared(values, 1, -math.tan(self._radians / 2))
-        cosine, sine = math.cos(self._radians), abs(math.sin(self._radians))
-        one, two = values.shape[1:]
-        share = min(one / (one * cosine + two * sine), two / (one * sine + two * cosine))
-        kept = [min(side, 2 * (int(share * side) // 2) + side % 2) for side in (one, two)]
-        first, second = ((side - keep) // 2 for side, keep in zip((one, two), kept, strict=True))
-        values = values[:, first : first + kept[0], second : second + kept[1]]
-        return values.permute([order.index(axis) for axis in range(3)]).contiguous()
-
-    def as_given(self, spectrum: Tensor) -> Tensor:
-        """The power spectrum of a volume, from that of the volume turned upright; what lies in corners is not known.
-
-        Shape:
-            ``(G, G, G)``, zero frequency first.
-        """
-        if not self.degrees:
-            return spectrum
-        order = (self.beam, self.normal, 3 - self.beam - self.normal)
-        side = spectrum.shape[0]
-        # From -0.5 to 0.5, both ends included.
-        centred = F.pad(torch.fft.fftshift(spectrum.permute(order))[:, None], (0, 1, 0, 1), mode="circular")
-        line = torch.linspace(-1, 1, side + 1, dtype=spectrum.dtype)[:side]
-        one, two = line[:, None].expand(side, side), line.expand(side, side)
-        cosine, sine = math.cos(self._radians), math.sin(self._radians)
-        along, across = one * cosine + two * sine, two * cosine - one * sine
-        grid = torch.stack([across, along], dim=-1).expand(side, side, side, 2)
-        turned = F.grid_sample(centred, grid, padding_mode="border", align_corners=True)[:, 0]
-        return torch.fft.ifftshift(turned).permute([order.index(axis) for axis in range(3)]).contiguous()
-
-
-UPRIGHT = Turn(0, 1, 0.0)
-
-
-def _sheared(volume: Tensor, axis: int, slope: float) -> Tensor:
-    """What lies at ``u + slope * v``, where u counts along an axis (1 or 2) and v along the other, from the middle."""
-    side, other = volume.shape[axis], volume.shape[3 - axis]
-    shift = slope * (torch.arange(other, dtype=torch.float32) - (other - 1) / 2)
-    wave = 2 * math.pi * torch.fft.rfftfreq(side)
-    phase = torch.polar(torch.ones(1), line_along(wave, axis) * line_along(shift, 3 - axis))
-    return torch.fft.irfft(torch.fft.rfft(volume.float(), dim=axis) * phase, n=side, dim=axis)
