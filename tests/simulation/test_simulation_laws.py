@@ -9,7 +9,14 @@ import torch
 from scipy import ndimage
 
 from cryoshuffle.errors import FileError
-from cryoshuffle.simulation.phantoms import Particle, load_templates, make_cell, make_phantom
+from cryoshuffle.simulation.phantoms import (
+    Particle,
+    _draw_rotation,
+    load_templates,
+    make_cell,
+    make_phantom,
+    scaled,
+)
 from cryoshuffle.simulation.tilt_series import (
     CASES,
     TiltScheme,
@@ -249,6 +256,40 @@ def test_a_particle_lies_where_and_as_it_is_recorded(side):
     assert right.min() > 0.999
     # By chance one of them is nearly a half turn, which is the same either way.
     assert np.median(wrong) < 0.97
+
+
+@pytest.mark.parametrize("factor", [0.35, 0.47, 0.83, 1.6])
+def test_a_scaled_density_has_the_same_scale_along_each_axis_and_keeps_its_middle(factor):
+    """Two bodies are as far apart as the factor says, also where that leaves no whole side."""
+    shape, offset = (29, 32, 35), np.array([5.0, -6.0, 7.0])
+    grid = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in shape), indexing="ij"), axis=-1)
+    for sign in (1, -1):
+        body = np.exp(-((grid - sign * offset) ** 2).sum(axis=-1) / (2 * 2.0**2))
+        after = scaled(torch.from_numpy(body).float(), factor).numpy()
+        places = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in after.shape), indexing="ij"), axis=-1)
+        middle = (places * after[..., None]).sum(axis=(0, 1, 2)) / after.sum()
+        assert np.abs(middle - sign * factor * offset).max() < 0.03
+
+
+def test_a_molecule_is_turned_any_way_with_equal_chance():
+    """Angles of uniform rotations: a share of 1/2 - 1/pi lies below a right angle, the mean cosine is -1/2.
+
+    Control: the orthogonal part of a Gaussian matrix without the signs of the triangular one has none below it.
+    """
+
+    def cosines(draw) -> np.ndarray:
+        random = torch.Generator().manual_seed(0)
+        return np.array([(float(draw(random).trace()) - 1) / 2 for _ in range(3000)])
+
+    def without_signs(random: torch.Generator) -> torch.Tensor:
+        matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
+        return matrix * torch.sign(torch.det(matrix))
+
+    def fits(angles: np.ndarray) -> bool:
+        return abs((angles > 0).mean() - (0.5 - 1 / np.pi)) < 0.03 and abs(angles.mean() + 0.5) < 0.03
+
+    assert fits(cosines(_draw_rotation))
+    assert not fits(cosines(without_signs))
 
 
 def test_membranes_and_particles_are_recorded_on_the_grid_of_the_tomogram(tmp_path):

@@ -156,14 +156,16 @@ class Cell(Specimen):
 
 
 def scaled(density: Tensor, factor: float) -> Tensor:
-    """A density with smaller voxels, more of them, or larger ones.
+    """A density with smaller voxels, more of them, or larger ones; its middle stays the middle.
 
     Args:
         density: (Z, Y, X).
         factor: voxels after by voxels before, along each axis.
     """
-    sides = [max(2, round(n * factor)) for n in density.shape]
-    return F.interpolate(density[None, None], size=sides, mode="trilinear", align_corners=False)[0, 0]
+    sides = [max(2, math.ceil(n * factor)) for n in density.shape]
+    # Sides are whole and the factor is not: what a side has too much lies beyond the density, half at each end.
+    reach = [side / (n * factor) for side, n in zip(reversed(sides), reversed(density.shape), strict=True)]
+    return _resampled(density, torch.diag(torch.tensor(reach)), sides)
 
 
 def make_cell(
@@ -246,7 +248,9 @@ def _crowd(volume: Tensor, inside: Tensor, templates: Sequence[Tensor], random: 
 
 def _draw_rotation(random: torch.Generator) -> Tensor:
     """A rotation that takes a direction (x, y, z) of the specimen to that in a molecule."""
-    matrix, _ = torch.linalg.qr(torch.randn(3, 3, generator=random))
+    matrix, upper = torch.linalg.qr(torch.randn(3, 3, generator=random))
+    # Only with the signs of R is each rotation as likely as any other (Mezzadri 2007, arXiv:math-ph/0609050).
+    matrix = matrix * torch.sign(torch.diagonal(upper))
     return matrix * torch.sign(torch.det(matrix))
 
 
@@ -271,9 +275,14 @@ def _rotated(molecule: Tensor, matrix: Tensor) -> Tensor:
     """A density turned about the middle of a box that holds it."""
     side = _box_side(molecule.shape)
     pad = [p for n in reversed(molecule.shape) for p in ((side - n) // 2, side - n - (side - n) // 2)]
+    return _resampled(F.pad(molecule, pad), matrix, [side] * 3)
+
+
+def _resampled(density: Tensor, matrix: Tensor, sides: Sequence[int]) -> Tensor:
+    """A density where a matrix takes the directions (x, y, z) of the new box, in half sides of either box."""
     theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
-    box = F.pad(molecule, pad)[None, None]
-    return F.grid_sample(box, F.affine_grid(theta, list(box.shape), align_corners=False), align_corners=False)[0, 0]
+    places = F.affine_grid(theta, [1, 1, *sides], align_corners=False)
+    return F.grid_sample(density[None, None], places, align_corners=False)[0, 0]
 
 
 def _add_inside(volume: Tensor, part: Tensor, corner: Sequence[int]) -> None:
