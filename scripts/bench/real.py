@@ -36,6 +36,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
 from cryoshuffle.files.writing import write_json
@@ -137,6 +138,34 @@ def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Ten
     return torch.from_numpy(cropped), angles
 
 
+def reconstruct_leaning(images: torch.Tensor, angles_deg: torch.Tensor, depth: int, lean_deg: float) -> torch.Tensor:
+    """Weighted back-projection into a volume whose tilt axis leans from y towards the beam.
+
+    So programs level a specimen (IMOD's angle of the X axis, the level angles of Warp): each voxel is looked up in
+    every image, between pixels along both axes.
+
+    Args:
+        images: tilt images.
+        angles_deg: of the images, degrees.
+        depth: Z of the volume, voxels.
+        lean_deg: degrees.
+
+    Shape:
+        ``(tilt, Y, X) -> (depth, Y, X)``.
+    """
+    height, width = images.shape[1:]
+    filtered = torch.fft.irfft(torch.fft.rfft(images, n=2 * width) * 2 * torch.fft.rfftfreq(2 * width), n=2 * width)
+    z, y, x = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in (depth, height, width))
+    cosine, sine = math.cos(math.radians(lean_deg)), math.sin(math.radians(lean_deg))
+    row, height_there = y * cosine + z[:, None] * sine, z[:, None] * cosine - y * sine
+    volume = torch.zeros(depth, height, width)
+    for image, angle in zip(filtered[..., :width], torch.deg2rad(angles_deg).tolist(), strict=True):
+        column = x * math.cos(angle) + height_there[..., None] * math.sin(angle)
+        places = torch.stack([2 * column / width, (2 * row / height)[..., None].expand_as(column)], dim=-1)
+        volume += F.grid_sample(image[None, None].expand(depth, -1, -1, -1), places, align_corners=False)[:, 0]
+    return volume * (math.pi / (2 * len(angles_deg)))
+
+
 def make(
     data: Path,
     folder: Path,
@@ -146,6 +175,8 @@ def make(
     sirt_iterations: int = 0,
     lying: bool = False,
     turned_deg: float = 0.0,
+    lean_deg: float = 0.0,
+    tilted_deg: float = 0.0,
 ) -> None:
     """The tomogram and its halves, as MRC files; does nothing where they are there.
 
@@ -158,14 +189,19 @@ def make(
         sirt_iterations: of a SIRT-like filter; 0 for the ramp.
         lying: with the tilt axis along Z and the beam along Y, as IMOD writes what is not yet rotated.
         turned_deg: that the volumes are turned about the beam, with cubic splines; what is known then is kept.
+        lean_deg: of the tilt axis, from y towards the beam.
+        tilted_deg: of the specimen before the series, about the tilt axis, as of a lamella.
     """
     if all((folder / f"{name}.mrc").is_file() for name in ("even", "odd", "full", *QUARTERS)):
         return
     folder.mkdir(parents=True, exist_ok=True)
     images, angles = aligned_images(data, binning, keep_gold)
+    back_projected = partial(reconstruct, sirt_iterations=sirt_iterations)
+    if lean_deg:
+        back_projected = partial(reconstruct_leaning, lean_deg=lean_deg)
     # Tilted the other way round than the package's simulations are.
     even, odd, *quarters = (
-        reconstruct(images[first::step], -angles[first::step], 192 // binning, sirt_iterations)
+        back_projected(images[first::step], tilted_deg - angles[first::step], 192 // binning)
         for first, step in ((0, 2), (1, 2), (0, 4), (2, 4))
     )
     count = len(angles)
@@ -365,12 +401,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sirt", type=int, default=0, help="iterations of a SIRT-like filter in place of the ramp")
     parser.add_argument("--lying", action="store_true", help="with the tilt axis along z, as before a rotation in IMOD")
     parser.add_argument("--turned", type=float, default=0.0, help="degrees that it is turned about the beam")
+    parser.add_argument("--leaning", type=float, default=0.0, help="degrees between tilt axis and y, towards the beam")
+    parser.add_argument("--tilted", type=float, default=0.0, help="degrees of the specimen before the series")
     parser.add_argument("--part", type=sides, help="Z,Y,X voxels of the middle that are kept")
     parser.add_argument("--quarters", action="store_true", help="also with quarters of the tilts as halves of the half")
     parser.add_argument("--reuse", action="store_true", help="score the results in --work; run only what has none")
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
+    if options.sirt and options.leaning:
+        parser.error("--sirt and --leaning: choose one")
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
     binning = 1 if options.fine or options.fine_whole else 3 if options.coarse else 2
@@ -379,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title += ", whole field" if options.fine_whole else ""
     title += ", tilt axis along z" if options.lying else ""
     title += f", turned by {options.turned:g} degrees about the beam" if options.turned else ""
+    title += f", tilt axis leaning by {options.leaning:g} degrees towards the beam" if options.leaning else ""
+    title += f", specimen tilted by {options.tilted:g} degrees" if options.tilted else ""
     title += f", part of {' x '.join(map(str, options.part))} voxels" if options.part else ""
     title += f", SIRT-like filter of {options.sirt} iterations" if options.sirt else ""
     folder = options.work / title.replace(" ", "_").replace(",", "").replace("Å", "A")
@@ -391,9 +433,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.sirt,
         options.lying,
         options.turned,
+        options.leaning,
+        options.tilted,
     )
     seen = partial(read, lying=options.lying)
-    has_no_regions = binning != 2 or bool(options.part or options.turned)
+    has_no_regions = binning != 2 or bool(options.part or options.turned or options.leaning or options.tilted)
     even, odd, full = (seen(folder / f"{name}.mrc") for name in ("even", "odd", "full"))
     gaussians = [(against_half(ndimage.gaussian_filter(even, s), odd), s) for s in GAUSSIANS]
     _, sigma = max(gaussians, key=lambda pair: pair[0]["correlation"])

@@ -40,7 +40,40 @@ def test_the_wedge_tells_tilt_axis_beam_and_turn(order, degrees):
     assert abs(upright.turned_deg) == pytest.approx(abs(degrees), abs=1)
     # Counted towards the third axis, so however the axes are named it is the same.
     assert wedge.turned_deg == pytest.approx(upright.turned_deg, abs=0.7)
-    assert wedge.is_turned == (degrees != 0)
+    assert wedge.is_off_grid == (degrees != 0)
+
+
+@pytest.mark.parametrize("order", ORDERS[::2])
+@pytest.mark.parametrize("degrees", [3.0, -5.0])
+def test_the_wedge_tells_how_far_the_tilt_axis_leans_towards_the_beam(order, degrees):
+    """To half a degree; upright it is none, and turned the other way twice as far (control)."""
+    straight = _tomogram()
+    for lean in (0.0, degrees):
+        volume = Turn(0, 1, 0.0, -lean).upright(straight)
+        wedge = wedge_of(volume.permute(order))
+        assert wedge is not None
+        assert (wedge.axis, wedge.beam) == (AXES[order.index(1)], AXES[order.index(0)])
+        assert wedge.lean_deg == pytest.approx(lean, abs=0.5)
+        assert wedge.turned_deg == pytest.approx(0, abs=1)
+        assert wedge.is_off_grid == (lean != 0)
+    beam, normal = order.index(0), order.index(1)
+    for turn, remaining in (
+        (Turn(beam, normal, 0.0, wedge.lean_deg), 0),
+        (Turn(beam, normal, 0.0, -wedge.lean_deg), 2 * degrees),
+    ):
+        seen = wedge_of(turn.upright(volume.permute(order)))
+        assert seen is not None
+        assert seen.lean_deg == pytest.approx(remaining, abs=1.5)
+
+
+@pytest.mark.parametrize("degrees", [10.0, -15.0])
+def test_the_wedge_is_known_where_the_specimen_was_tilted_before_the_series(degrees):
+    """Its middle is beside the beam then, as of a lamella; the tilt axis is on the grid all the same."""
+    about_the_tilt_axis = Turn(1, 0, degrees)
+    wedge = wedge_of(about_the_tilt_axis.upright(_tomogram()))
+    assert wedge is not None
+    assert (wedge.axis, wedge.beam) == ("y", "z")
+    assert not wedge.is_off_grid
 
 
 def test_a_turn_stands_a_volume_upright():
@@ -67,10 +100,10 @@ def test_a_turn_stands_a_volume_upright():
 def test_a_turn_leaves_white_noise_white(degrees):
     """Its power and that of fine detail; interpolation damps it (control)."""
     white = torch.randn(16, 128, 128, generator=torch.Generator().manual_seed(0))
-    for turn in (Turn(0, 1, degrees), Turn(1, 2, degrees)):
-        spectrum = smooth_spectrum(turn.upright(white.movedim(0, turn.beam)), 6)
+    for turn, thin in ((Turn(0, 1, degrees), 0), (Turn(1, 2, degrees), 1), (Turn(1, 0, 0.0, degrees), 2)):
+        spectrum = smooth_spectrum(turn.upright(white.movedim(0, thin)), 6)
         assert float(spectrum.mean()) == pytest.approx(1, abs=0.03)
-        fine = spectrum.movedim(turn.beam, 0)[:, GRID // 4 : GRID // 2 - 8, : GRID // 8]
+        fine = spectrum.movedim(thin, 0)[:, GRID // 4 : GRID // 2 - 8, : GRID // 8]
         assert float(fine.mean()) == pytest.approx(1, abs=0.05)
     assert float(turned_about_z(white, degrees)[:, 24:-24, 24:-24].var()) < 0.9
 
@@ -84,22 +117,28 @@ def test_a_part_that_is_turned_is_as_wide_as_was_asked(normal):
         assert wide % 2 == 0
         assert min(turn.upright(torch.zeros(4, wide, wide)).shape[1:]) >= 64
         assert wide <= 64 * math.sqrt(2) + 4
+        both = Turn(0, normal, degrees, 6.0)
+        wide = both.widen(64)
+        assert wide % 2 == 0
+        assert min(both.upright(torch.zeros(wide, wide, wide)).shape) >= 64
 
 
 @pytest.mark.parametrize(("beam", "normal"), [(0, 1), (0, 2), (1, 0)])
-def test_the_spectrum_of_an_upright_volume_is_turned_as_it_is(beam, normal):
+@pytest.mark.parametrize(("degrees", "lean"), [(25.0, 0.0), (0.0, 12.0), (-20.0, -10.0)])
+def test_the_spectrum_of_an_upright_volume_is_turned_as_it_is(beam, normal, degrees, lean):
     """That of a pattern turned upright, turned as given, is the pattern's; unturned it is not (control)."""
     third = 3 - beam - normal
-    noise = torch.randn(24, 160, 160, generator=torch.Generator().manual_seed(1)).movedim(0, beam)
-    lines = [torch.fft.fftfreq(side) for side in noise.shape]
-    shapes = [[-1 if axis == one else 1 for axis in range(3)] for one in range(3)]
-    radians = math.radians(25)
-    along = lines[normal].reshape(shapes[normal]) * math.cos(radians) + lines[third].reshape(shapes[third]) * math.sin(
-        radians
-    )
-    pattern = torch.fft.ifftn(torch.fft.fftn(noise) * torch.exp(-0.5 * (along / 0.08) ** 2)).real
-    turn = Turn(beam, normal, 25.0)
+    noise = torch.randn(96, 112, 112, generator=torch.Generator().manual_seed(1)).movedim(0, beam)
+    lines = [
+        torch.fft.fftfreq(side).reshape([-1 if axis == one else 1 for axis in range(3)])
+        for one, side in enumerate(noise.shape)
+    ]
+    one, two = math.radians(degrees), math.radians(lean)
+    along = lines[normal] * math.cos(one) + lines[third] * math.sin(one)
+    along = along * math.cos(two) + lines[beam] * math.sin(two)
     # White but for one direction, which is the tilt axis's: upright it lies along the normal.
+    pattern = torch.fft.ifftn(torch.fft.fftn(noise) * torch.exp(-0.5 * (along / 0.08) ** 2)).real
+    turn = Turn(beam, normal, degrees, lean)
     upright, known = smooth_spectrum(turn.upright(pattern)), smooth_spectrum(pattern)
 
     def apart(spectrum: Tensor) -> float:
@@ -112,21 +151,24 @@ def test_the_spectrum_of_an_upright_volume_is_turned_as_it_is(beam, normal):
 
 def test_tomograms_of_one_kind_have_one_wedge():
     """The mean of the angles; none where one lies another way or shows none."""
-    one, two = Wedge("y", "z", 4.0), Wedge("y", "z", 6.0)
-    assert mean_wedge([one, two]) == Wedge("y", "z", 5.0)
+    one, two = Wedge("y", "z", 4.0, 1.0), Wedge("y", "z", 6.0, 2.0)
+    assert mean_wedge([one, two]) == Wedge("y", "z", 5.0, 1.5)
     assert mean_wedge([one, Wedge("x", "z", 4.0)]) is mean_wedge([one, None]) is mean_wedge([]) is None
 
 
 def test_a_plan_knows_how_a_tomogram_was_turned(tmp_path):
     """The axis is not asked for, whatever the noise says; one that is given counts, and upright there is no turn."""
     straight = _tomogram()
-    for degrees, name in ((25.0, "turned"), (0.0, "straight")):
-        volume = turned_about_z(straight, degrees)[:, 16:-16, 16:-16]
+    for degrees, lean, name in ((25.0, 0.0, "turned"), (0.0, 0.0, "straight"), (0.0, 6.0, "leaning")):
+        volume = Turn(0, 1, 0.0, -lean).upright(turned_about_z(straight, degrees)[:, 16:-16, 16:-16])
         path = str(write_mrc(tmp_path / f"{name}.mrc", volume.numpy()))
         for blind, axis in (("auto", None), ("auto", "y"), ("plane", "y")):
             plan = choose_blind_set([path], blind, axis)
             assert plan.blind_set.axis == "y"
             assert abs(plan.turn.degrees) == pytest.approx(degrees, abs=1)
+            assert plan.turn.lean == pytest.approx(lean, abs=0.7)
             assert plan.report()["turned_deg"] == plan.turn.degrees
-            assert ("degrees off" in plan.choice.reason) == (degrees != 0 and blind == "auto")
-        assert choose_blind_set([path], "auto", "x").turn.degrees == 0
+            assert plan.report()["lean_deg"] == plan.turn.lean
+            assert plan.turn.is_none == (name == "straight")
+            assert ("degrees off" in plan.choice.reason) == (name != "straight" and blind == "auto")
+        assert choose_blind_set([path], "auto", "x").turn.is_none

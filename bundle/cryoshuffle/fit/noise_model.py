@@ -210,7 +210,7 @@ def measure_noise_model(
     if sum(noise.outliers for noise in noises) > _BEADS * sum(noise.voxels for noise in noises):
         doubt, error = RAYS, _RAYS_ERROR
         # Without a starting network there is none to weigh; rays lie in planes across the tilt axis.
-        if start is not None and blind_set.tilt_axis is not None and not turn.degrees:
+        if start is not None and blind_set.tilt_axis is not None and turn.is_none:
             clear = _measure_clear_parts(images, blind_set.tilt_axis, both, measure)
     linear = choose_linear(middles, spectrum, error, shape_for(blind_set, facing))
     return NoiseModel(spectrum, linear, doubt, _has_levels(noises, spectrum), clear)
@@ -329,7 +329,7 @@ def _measure_volume(
     denoised = explain(before)
     around = undo_whitening(central_crop(image, turn.widen(_AROUND)), whitening)[0]
     around, outliers = without_outliers(around)
-    if turn.degrees:
+    if not turn.is_none:
         spectrum = turned_noise_spectrum(before, turn, blind_set, denoised, around, order)
     else:
         spectrum = noise_spectrum(before, before - after, blind_set, denoised, around, order)

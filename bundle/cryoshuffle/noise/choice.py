@@ -101,9 +101,9 @@ def choose_blind(estimate: NoiseEstimate, tilt_axis: str | None = None) -> Blind
             BlindSet("voxel"), None, f"the noise is white: correlated by {largest:.3f} at most", clean=True
         )
     wedge = estimate.wedge
-    if wedge is not None and wedge.is_turned and tilt_axis in (None, wedge.axis):
+    if wedge is not None and wedge.is_off_grid and tilt_axis in (None, wedge.axis):
         reason = (
-            f"plane across {wedge.axis}; by the missing wedge the tilt axis is {abs(wedge.turned_deg):.0f} degrees off "
+            f"plane across {wedge.axis}; by the missing wedge the tilt axis is {wedge.off_grid_deg:.0f} degrees off "
             "it, so what this blind spot leaves of the noise is not known, and noise is measured in a part that is "
             "turned upright"
         )
@@ -226,6 +226,7 @@ class BlindPlan:
             "skew": None if estimate is None else dict(estimate.skew),
             "wedge": None if estimate is None else estimate.wedge_axis,
             "turned_deg": self.turn.degrees,
+            "lean_deg": self.turn.lean,
             "contradiction": self.contradiction,
             "source": None if estimate is None else estimate.source,
             "autocorrelation": None if estimate is None else {a: list(v) for a, v in estimate.autocorrelation.items()},
@@ -352,9 +353,9 @@ def _as_it_lies(plan: BlindPlan, volume: Tensor) -> BlindPlan:
     middle = central_crop(volume, LARGEST)
     order = beam_first(middle, normal)
     wedge = wedge_of(middle) if plan.estimate is None else plan.estimate.wedge
-    if wedge is None or not wedge.is_turned or (wedge.axis, wedge.beam) != (AXES[normal], AXES[order[0]]):
+    if wedge is None or not wedge.is_off_grid or (wedge.axis, wedge.beam) != (AXES[normal], AXES[order[0]]):
         return replace(plan, order=order)
-    return replace(plan, order=order, turn=Turn(order[0], normal, wedge.turned_deg))
+    return replace(plan, order=order, turn=Turn(order[0], normal, wedge.turned_deg, wedge.lean_deg))
 
 
 def _plane_as_asked(estimate: NoiseEstimate, tilt_axis: str | None, radius: int | Sequence[int]) -> BlindChoice:

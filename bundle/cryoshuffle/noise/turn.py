@@ -17,61 +17,59 @@ from cryoshuffle.noise.axes import line_along
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn about the beam that lays the tilt axis along an axis of the grid.
+    """A turn about the beam, and then one towards it, that lay the tilt axis along an axis of the grid.
 
     Attributes:
         beam: number of its axis.
         normal: number of the axis that is nearest to the tilt axis.
         degrees: from that axis to the tilt axis, towards the third one.
+        lean: of the tilt axis towards the beam, degrees.
     """
 
     beam: int
     normal: int
     degrees: float
+    lean: float = 0.0
 
     @property
-    def _radians(self) -> float:
-        return math.radians(self.degrees)
+    def is_none(self) -> bool:
+        """Whether nothing is turned."""
+        return not (self.degrees or self.lean)
+
+    @property
+    def _third(self) -> int:
+        return 3 - self.beam - self.normal
 
     def widen(self, side: int) -> int:
         """Side of the cube that has to be turned for a middle of a side to be known afterwards, voxels.
 
         Even for an even side, so that the two have one middle.
         """
-        if not self.degrees:
-            return side
-        return side + 2 * math.ceil(side * (math.cos(self._radians) + abs(math.sin(self._radians)) - 1) / 2 + 1)
+        for degrees in (self.lean, self.degrees):
+            if degrees:
+                radians = math.radians(degrees)
+                side += 2 * math.ceil(side * (math.cos(radians) + abs(math.sin(radians)) - 1) / 2 + 1)
+        return side
 
     def upright(self, volume: Tensor) -> Tensor:
         """The middle of a volume, turned, as far as it is known.
 
-        Three shears by shifts in the Fourier domain: white noise stays white, and nothing is damped.
+        Shears by shifts in the Fourier domain, three for each turn: white noise stays white, and nothing is damped.
 
         Args:
             volume: ``(Z, Y, X)``.
 
         Shape:
-            less along tilt axis and third axis, by :meth:`widen`.
+            less along the axes between which it is turned, by :meth:`widen`.
 
         Source:
             Paeth 1986, "A fast algorithm for general raster rotation"; Unser, Thevenaz & Yaroslavsky 1995,
             "Convolution-based interpolation for fast, high-quality rotation of images".
         """
-        if not self.degrees:
+        if self.is_none:
             return volume
-        third = 3 - self.beam - self.normal
-        order = (self.beam, self.normal, third)
-        values = volume.permute(order)
-        values = _sheared(values, 1, -math.tan(self._radians / 2))
-        values = _sheared(values, 2, math.sin(self._radians))
-        values = _sheared(values, 1, -math.tan(self._radians / 2))
-        cosine, sine = math.cos(self._radians), abs(math.sin(self._radians))
-        one, two = values.shape[1:]
-        share = min(one / (one * cosine + two * sine), two / (one * sine + two * cosine))
-        kept = [min(side, 2 * (int(share * side) // 2) + side % 2) for side in (one, two)]
-        first, second = ((side - keep) // 2 for side, keep in zip((one, two), kept, strict=True))
-        values = values[:, first : first + kept[0], second : second + kept[1]]
-        return values.movedim((0, 1, 2), order).contiguous()
+        values = _turned(volume.float(), self.normal, self._third, self.degrees)
+        return _turned(values, self.normal, self.beam, self.lean).contiguous()
 
     def as_given(self, spectrum: Tensor) -> Tensor:
         """The power spectrum of a volume, from that of the volume turned upright; what lies in corners is not known.
@@ -79,28 +77,54 @@ class Turn:
         Shape:
             ``(G, G, G)``, zero frequency first.
         """
-        if not self.degrees:
+        if self.is_none:
             return spectrum
-        order = (self.beam, self.normal, 3 - self.beam - self.normal)
+        order = (self.beam, self.normal, self._third)
         side = spectrum.shape[0]
         # From -0.5 to 0.5, both ends included.
-        centred = F.pad(torch.fft.fftshift(spectrum.permute(order))[:, None], (0, 1, 0, 1), mode="circular")
+        centred = F.pad(torch.fft.fftshift(spectrum.permute(order))[None, None], (0, 1) * 3, mode="circular")
         line = torch.linspace(-1, 1, side + 1, dtype=spectrum.dtype)[:side]
-        one, two = line[:, None].expand(side, side), line.expand(side, side)
-        cosine, sine = math.cos(self._radians), math.sin(self._radians)
-        along, across = one * cosine + two * sine, two * cosine - one * sine
-        grid = torch.stack([across, along], dim=-1).expand(side, side, side, 2)
-        turned = F.grid_sample(centred, grid, padding_mode="border", align_corners=True)[:, 0]
+        ahead, along, across = torch.meshgrid(line, line, line, indexing="ij")
+        along, across = _between(along, across, self.degrees)
+        along, ahead = _between(along, ahead, self.lean)
+        grid = torch.stack([across, along, ahead], dim=-1)[None]
+        turned = F.grid_sample(centred, grid, padding_mode="border", align_corners=True)[0, 0]
         return torch.fft.ifftshift(turned).movedim((0, 1, 2), order).contiguous()
 
 
 UPRIGHT = Turn(0, 1, 0.0)
 
 
-def _sheared(volume: Tensor, axis: int, slope: float) -> Tensor:
-    """What lies at ``u + slope * v``, where u counts along an axis (1 or 2) and v along the other, from the middle."""
-    side, other = volume.shape[axis], volume.shape[3 - axis]
+def _between(one: Tensor, other: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
+    """Places along a direction that lies between two axes, and along the one across it."""
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    return one * cosine + other * sine, other * cosine - one * sine
+
+
+def _turned(volume: Tensor, one: int, other: int, degrees: float) -> Tensor:
+    """The middle of a volume after a direction between two of its axes has been laid along the first of them."""
+    if not degrees:
+        return volume
+    radians = math.radians(degrees)
+    for axis, across, slope in (
+        (one, other, -math.tan(radians / 2)),
+        (other, one, math.sin(radians)),
+        (one, other, -math.tan(radians / 2)),
+    ):
+        volume = _sheared(volume, axis, across, slope)
+    cosine, sine = math.cos(radians), abs(math.sin(radians))
+    first, second = volume.shape[one], volume.shape[other]
+    share = min(first / (first * cosine + second * sine), second / (first * sine + second * cosine))
+    for axis, side in ((one, first), (other, second)):
+        kept = min(side, 2 * (int(share * side) // 2) + side % 2)
+        volume = volume.narrow(axis, (side - kept) // 2, kept)
+    return volume
+
+
+def _sheared(volume: Tensor, axis: int, across: int, slope: float) -> Tensor:
+    """What lies at ``u + slope * v``, where u counts along an axis and v along the one across it, from the middle."""
+    side, other = volume.shape[axis], volume.shape[across]
     shift = slope * (torch.arange(other, dtype=torch.float32) - (other - 1) / 2)
     wave = 2 * math.pi * torch.fft.rfftfreq(side)
-    phase = torch.polar(torch.ones(1), line_along(wave, axis) * line_along(shift, 3 - axis))
-    return torch.fft.irfft(torch.fft.rfft(volume.float(), dim=axis) * phase, n=side, dim=axis)
+    phase = torch.polar(torch.ones(1), line_along(wave, axis) * line_along(shift, across))
+    return torch.fft.irfft(torch.fft.rfft(volume, dim=axis) * phase, n=side, dim=axis)

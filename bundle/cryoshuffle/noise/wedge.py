@@ -27,10 +27,16 @@ _SHOWS = 0.7
 # variants and a real microtubule have .0008 to .007 and .17 to .77.
 _TELLS = (0.03, 0.08)
 # Degrees that a tilt axis may be off the grid and count as on it.
-_ON_GRID_DEG = 1.5
+_ON_GRID_DEG = 1.0
+# Degrees by which the middle of the wedge may lie beside the beam, as where a lamella was tilted before the series.
+_BESIDE_DEG = (0.0, -10.0, 10.0, -20.0, 20.0)
 # Frequencies that are looked at, and the fewest that tell. Degrees between angles at first, and around the best one.
 _LOOKED_AT, _FEWEST = 15_000, 2_000
 _COARSE_DEG, _AROUND_DEG = 3.0, 15.0
+# How far a tilt axis may lean towards the beam at first, and then from what was measured, degrees. Where that shows:
+# along the axis, from which to which frequency, and how near it towards the beam and towards the third axis.
+_LEANS_DEG, _LEAN_STEPS = (12.0, 6.0), 25
+_ALONG, _NEAR_BEAM, _NEAR_THIRD = (0.1, 0.4), 0.1, 0.05
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,24 @@ class Wedge:
         axis: of the grid that is nearest to the tilt axis.
         beam: axis of the grid that the beam comes along.
         turned_deg: from that axis to the tilt axis, towards the third one, -45 to 45 degrees.
+        lean_deg: of the tilt axis towards the beam, degrees.
     """
 
     axis: str
     beam: str
     turned_deg: float
+    lean_deg: float = 0.0
 
     @property
-    def is_turned(self) -> bool:
+    def off_grid_deg(self) -> float:
+        """Degrees between the tilt axis and the axis of the grid that is nearest to it."""
+        turned, lean = math.radians(self.turned_deg), math.radians(self.lean_deg)
+        return math.degrees(math.acos(math.cos(turned) * math.cos(lean)))
+
+    @property
+    def is_off_grid(self) -> bool:
         """Whether the tilt axis is off the grid."""
-        return abs(self.turned_deg) > _ON_GRID_DEG
+        return self.off_grid_deg > _ON_GRID_DEG
 
 
 def find_wedge(power: Tensor) -> Wedge | None:
@@ -76,17 +90,24 @@ def find_wedge(power: Tensor) -> Wedge | None:
     values = power[place].double()
     along = [line[index] for line, index in zip(lines, place, strict=True)]
     angles = torch.arange(-90, 90, _COARSE_DEG, dtype=torch.float64)
-    emptiness = [_emptiness(values, along, beam, angles) for beam in range(3)]
+    emptiness = [
+        torch.stack([_emptiness(values, along, beam, angles, beside_deg=beside) for beside in _BESIDE_DEG])
+        for beam in range(3)
+    ]
     beam, *others = sorted(range(3), key=lambda axis: float(emptiness[axis].min()))
     least = emptiness[beam]
     if not (float(least.min()) < _TELLS[0] and all(float(emptiness[other].min()) > _TELLS[1] for other in others)):
         return None
-    near = float(angles[int(least.argmin())]) + torch.arange(-_AROUND_DEG, _AROUND_DEG + 1, dtype=torch.float64)
-    angle = _middle_of_dip(_emptiness(values, along, beam, near), near)
+    number, nearest_angle = divmod(int(least.argmin()), len(angles))
+    beside = _BESIDE_DEG[number]
+    near = float(angles[nearest_angle]) + torch.arange(-_AROUND_DEG, _AROUND_DEG + 1, dtype=torch.float64)
+    angle = (_middle_of_dip(_emptiness(values, along, beam, near, beside_deg=beside), near) + 90) % 180 - 90
     # Angles are counted from the last axis across the beam towards the first.
     first, last = (axis for axis in range(3) if axis != beam)
     nearest, turned = (last, angle) if abs(angle) <= 45 else (first, math.copysign(90 - abs(angle), angle))
-    return Wedge(AXES[nearest], AXES[beam], turned)
+    # The lean is of the direction at that angle, which is backwards along the first axis if it is less than 0.
+    lean = _find_lean(power, beam, angle, beside) * (-1 if angle < -45 else 1)
+    return Wedge(AXES[nearest], AXES[beam], turned, lean)
 
 
 def mean_wedge(wedges: Sequence[Wedge | None]) -> Wedge | None:
@@ -94,10 +115,51 @@ def mean_wedge(wedges: Sequence[Wedge | None]) -> Wedge | None:
     known = [wedge for wedge in wedges if wedge is not None]
     if not known or len(known) < len(wedges) or len({(wedge.axis, wedge.beam) for wedge in known}) > 1:
         return None
-    return replace(known[0], turned_deg=sum(wedge.turned_deg for wedge in known) / len(known))
+    turned, lean = (
+        sum(values) / len(known) for values in zip(*((w.turned_deg, w.lean_deg) for w in known), strict=True)
+    )
+    return replace(known[0], turned_deg=turned, lean_deg=lean)
 
 
-def _emptiness(values: Tensor, along: list[Tensor], beam: int, angles: Tensor) -> Tensor:
+def _find_lean(power: Tensor, beam: int, angle: float, beside: float) -> float:
+    """How far the tilt axis leans towards the beam, degrees; next to the axis the wedge tells it best.
+
+    Args:
+        power: spectrum of a tomogram, zero frequency first.
+        beam: number of its axis.
+        angle: of the tilt axis across it, degrees from the last of the other two axes towards the first.
+        beside: of the middle of the wedge beside the beam, degrees.
+    """
+    lines = [line_along(torch.fft.fftfreq(n, dtype=torch.float64), axis) for axis, n in enumerate(power.shape)]
+    first, last = (lines[axis] for axis in range(3) if axis != beam)
+    direction, lean = torch.tensor([angle], dtype=torch.float64), 0.0
+    along, third = _turned(last, first, math.radians(angle))
+    near_third = (along.abs() > _ALONG[0]) & (along.abs() < _ALONG[1]) & (third.abs() < _NEAR_THIRD)
+    for most in _LEANS_DEG:
+        # Looked at is what lies as far ahead of the axis as behind it, as far as its lean is known.
+        near = near_third & (_turned(along, lines[beam], math.radians(lean))[1].abs() < _NEAR_BEAM)
+        place = torch.nonzero(near).unbind(dim=1)
+        values = power[place].double()
+        if len(values) < _FEWEST:
+            return 0.0
+        seen = [line.flatten()[index] for line, index in zip(lines, place, strict=True)]
+        leans = lean + torch.linspace(-most, most, _LEAN_STEPS, dtype=torch.float64)
+        emptiness = torch.cat([_emptiness(values, seen, beam, direction, float(one), beside) for one in leans])
+        lean = _middle_of_dip(emptiness, leans)
+    return lean
+
+
+def _turned(one: Tensor, other: Tensor, radians: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Frequencies along a direction that lies between two axes, and along the one across it."""
+    cosine, sine = (
+        (math.cos(radians), math.sin(radians)) if isinstance(radians, float) else (radians.cos(), radians.sin())
+    )
+    return one * cosine + other * sine, other * cosine - one * sine
+
+
+def _emptiness(
+    values: Tensor, along: list[Tensor], beam: int, angles: Tensor, lean_deg: float = 0.0, beside_deg: float = 0.0
+) -> Tensor:
     """Power in the wedge over that beside it, for tilt axes at some angles across a beam.
 
     Args:
@@ -105,19 +167,22 @@ def _emptiness(values: Tensor, along: list[Tensor], beam: int, angles: Tensor) -
         along: these frequencies, along each axis.
         beam: number of its axis.
         angles: degrees, from the last of the other two axes towards the first.
+        lean_deg: of the tilt axes towards the beam.
+        beside_deg: of the middle of the wedge beside the beam, about the tilt axis.
     """
     first, last = (along[axis][:, None] for axis in range(3) if axis != beam)
-    radians = torch.deg2rad(angles)
-    across = first * radians.cos() - last * radians.sin()
-    inside = across.abs() < math.tan(math.radians(_DEG)) * along[beam][:, None].abs()
+    axis, third = _turned(last, first, torch.deg2rad(angles))
+    _, ahead = _turned(axis, along[beam][:, None], math.radians(lean_deg))
+    ahead, third = _turned(ahead, third, math.radians(beside_deg))
+    inside = third.abs() < math.tan(math.radians(_DEG)) * ahead.abs()
     means = [(values[:, None] * part).sum(dim=0) / part.sum(dim=0).clamp(min=1) for part in (inside, ~inside)]
     return means[0] / means[1].clamp(min=1e-30)
 
 
 def _middle_of_dip(emptiness: Tensor, angles: Tensor) -> float:
-    """The middle of where the wedge is empty, degrees between -90 and 90."""
+    """The middle of where the wedge is empty, degrees."""
     weight = (3 * emptiness.min() + _TELLS[0] - emptiness).clamp(min=0)
-    return (float((weight * angles).sum() / weight.sum()) + 90) % 180 - 90
+    return float((weight * angles).sum() / weight.sum())
 
 
 def _around_axes(power: Tensor) -> tuple[float, float]:
