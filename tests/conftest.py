@@ -125,7 +125,7 @@ def real_run(make_once) -> Path:
     def denoise(folder: Path) -> None:
         command = [sys.executable, "-m", "cryoshuffle", "denoise", REAL_TOMOGRAM, folder / "out.mrc"]
         environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
-        subprocess.run([*command, "--steps", "25", "--no-survival", "--quiet"], check=True, env=environment)
+        subprocess.run([*command, "--steps", "10", "--no-survival", "--quiet"], check=True, env=environment)
 
     return make_once("real_run", denoise)
 

@@ -119,8 +119,10 @@ def hold_to_ramp(power: Tensor, slope: float = math.inf) -> Tensor:
     if known is None:
         return power
     steepness, place = known
-    radius = polar(len(power), len(power))[0]
-    ramp = steepness * _blurred(radius, len(power) // 4)
+    radius, reach, filled = polar(len(power), len(power))[0], len(power) // 4, _filled(power)
+    # Nearer to the axis than that reach resolves, the wedge that is empty beside it is blurred in.
+    near = filled & (radius < 1 / reach)
+    ramp = steepness * torch.where(near, _blurred(radius * filled, reach), _blurred(radius, reach))
     share = ((power / ramp - _EXCESS[0]) / (_EXCESS[1] - _EXCESS[0])).clamp(0, 1)
     return torch.where(radius < place, torch.minimum(power, (1 - share) * power + share * ramp), power)
 
