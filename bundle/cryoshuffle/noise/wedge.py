@@ -28,14 +28,16 @@ _SHOWS = 0.7
 _TELLS = (0.03, 0.08)
 # Degrees that a tilt axis may be off the grid and count as on it.
 _ON_GRID_DEG = 1.0
-# Degrees by which the middle of the wedge may lie beside the beam, as where a lamella was tilted before the series.
+# Degrees by which the middle of the wedge may lie beside the beam, as where a lamella was tilted before the series. It
+# is looked for there if the power that shows around the beam is less than this share.
 _BESIDE_DEG = (0.0, -10.0, 10.0, -20.0, 20.0)
+_MAY_TELL = 0.3
 # Frequencies that are looked at, and the fewest that tell. Degrees between angles at first, and around the best one.
 _LOOKED_AT, _FEWEST = 15_000, 2_000
 _COARSE_DEG, _AROUND_DEG = 3.0, 15.0
 # How far a tilt axis may lean towards the beam at first, and then from what was measured, degrees. Where that shows:
 # along the axis, from which to which frequency, and how near it towards the beam and towards the third axis.
-_LEANS_DEG, _LEAN_STEPS = (12.0, 6.0), 25
+_LEANS_DEG, _LEAN_STEPS = (12.0, 6.0), 13
 _ALONG, _NEAR_BEAM, _NEAR_THIRD = (0.1, 0.4), 0.1, 0.05
 
 
@@ -85,20 +87,23 @@ def find_wedge(power: Tensor) -> Wedge | None:
     ring = torch.nonzero((distance >= _RING[0]) & (distance < _RING[1]))
     if len(ring) < _FEWEST:
         return None
-    chosen = torch.randint(len(ring), (_LOOKED_AT,), generator=torch.Generator().manual_seed(0))
-    place = ring[chosen].unbind(dim=1)
+    place = _some(ring).unbind(dim=1)
     values = power[place].double()
     along = [line[index] for line, index in zip(lines, place, strict=True)]
     angles = torch.arange(-90, 90, _COARSE_DEG, dtype=torch.float64)
-    emptiness = [
-        torch.stack([_emptiness(values, along, beam, angles, beside_deg=beside) for beside in _BESIDE_DEG])
-        for beam in range(3)
-    ]
-    beam, *others = sorted(range(3), key=lambda axis: float(emptiness[axis].min()))
-    least = emptiness[beam]
-    if not (float(least.min()) < _TELLS[0] and all(float(emptiness[other].min()) > _TELLS[1] for other in others)):
+
+    def emptiness(beside: float) -> Tensor:
+        return torch.stack([_emptiness(values, along, beam, angles, beside_deg=beside) for beam in range(3)])
+
+    seen = [emptiness(_BESIDE_DEG[0])]
+    if _TELLS[0] < float(seen[0].min()) < _MAY_TELL:
+        seen += [emptiness(beside) for beside in _BESIDE_DEG[1:]]
+    # By beam, angle beside it and angle of the tilt axis.
+    least = torch.stack(seen, dim=1)
+    beam, *others = sorted(range(3), key=lambda axis: float(least[axis].min()))
+    if not (float(least[beam].min()) < _TELLS[0] and all(float(least[other].min()) > _TELLS[1] for other in others)):
         return None
-    number, nearest_angle = divmod(int(least.argmin()), len(angles))
+    number, nearest_angle = divmod(int(least[beam].argmin()), len(angles))
     beside = _BESIDE_DEG[number]
     near = float(angles[nearest_angle]) + torch.arange(-_AROUND_DEG, _AROUND_DEG + 1, dtype=torch.float64)
     angle = (_middle_of_dip(_emptiness(values, along, beam, near, beside_deg=beside), near) + 90) % 180 - 90
@@ -130,23 +135,31 @@ def _find_lean(power: Tensor, beam: int, angle: float, beside: float) -> float:
         angle: of the tilt axis across it, degrees from the last of the other two axes towards the first.
         beside: of the middle of the wedge beside the beam, degrees.
     """
-    lines = [line_along(torch.fft.fftfreq(n, dtype=torch.float64), axis) for axis, n in enumerate(power.shape)]
-    first, last = (lines[axis] for axis in range(3) if axis != beam)
+    planes = power.movedim(beam, 0)
+    ahead, *across = (torch.fft.fftfreq(side, dtype=torch.float64) for side in planes.shape)
+    along, third = _turned(across[1], across[0][:, None], math.radians(angle))
+    near = (along.abs() > _ALONG[0]) & (along.abs() < _ALONG[1]) & (third.abs() < _NEAR_THIRD)
+    first, last = torch.nonzero(near).unbind(dim=1)
     direction, lean = torch.tensor([angle], dtype=torch.float64), 0.0
-    along, third = _turned(last, first, math.radians(angle))
-    near_third = (along.abs() > _ALONG[0]) & (along.abs() < _ALONG[1]) & (third.abs() < _NEAR_THIRD)
     for most in _LEANS_DEG:
         # Looked at is what lies as far ahead of the axis as behind it, as far as its lean is known.
-        near = near_third & (_turned(along, lines[beam], math.radians(lean))[1].abs() < _NEAR_BEAM)
-        place = torch.nonzero(near).unbind(dim=1)
-        values = power[place].double()
-        if len(values) < _FEWEST:
+        distance = _turned(along[first, last], ahead[:, None], math.radians(lean))[1]
+        place = torch.nonzero(distance.abs() < _NEAR_BEAM)
+        if len(place) < _FEWEST:
             return 0.0
-        seen = [line.flatten()[index] for line, index in zip(lines, place, strict=True)]
+        one, number = _some(place).unbind(dim=1)
+        values = planes[one, first[number], last[number]].double()
+        seen = [across[0][first[number]], across[1][last[number]]]
+        seen.insert(beam, ahead[one])
         leans = lean + torch.linspace(-most, most, _LEAN_STEPS, dtype=torch.float64)
-        emptiness = torch.cat([_emptiness(values, seen, beam, direction, float(one), beside) for one in leans])
+        emptiness = torch.cat([_emptiness(values, seen, beam, direction, float(value), beside) for value in leans])
         lean = _middle_of_dip(emptiness, leans)
     return lean
+
+
+def _some(places: Tensor) -> Tensor:
+    """Some of many places, the same each time."""
+    return places[torch.randint(len(places), (_LOOKED_AT,), generator=torch.Generator().manual_seed(0))]
 
 
 def _turned(one: Tensor, other: Tensor, radians: float | Tensor) -> tuple[Tensor, Tensor]:
