@@ -57,3 +57,24 @@ def interpolated(line: Tensor, places: Tensor) -> Tensor:
     places = places.clamp(0, len(line) - 1.001)
     lower = places.long()
     return line[lower] * (1 - places + lower) + line[lower + 1] * (places - lower)
+
+
+def between(one: Tensor, other: Tensor, degrees: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Places along a direction that lies between two axes, and along the one across it.
+
+    Args:
+        one: places along an axis.
+        other: along another.
+        degrees: from the first axis to the direction.
+
+    Shape:
+        that of the three together.
+
+    Example:
+        >>> along, across = between(torch.tensor(3.0), torch.tensor(4.0), 90.0)
+        >>> round(float(along)), round(float(across))
+        (4, -3)
+    """
+    radians = torch.deg2rad(torch.as_tensor(degrees, dtype=one.dtype))
+    cosine, sine = radians.cos(), radians.sin()
+    return one * cosine + other * sine, other * cosine - one * sine

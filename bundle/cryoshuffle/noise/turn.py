@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cryoshuffle.noise.axes import line_along
+from cryoshuffle.noise.axes import between, line_along
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,14 @@ class Turn:
         centred = F.pad(torch.fft.fftshift(spectrum.permute(order))[None, None], (0, 1) * 3, mode="circular")
         line = torch.linspace(-1, 1, side + 1, dtype=spectrum.dtype)[:side]
         ahead, along, across = torch.meshgrid(line, line, line, indexing="ij")
-        along, across = _between(along, across, self.degrees)
-        along, ahead = _between(along, ahead, self.lean)
+        along, across = between(along, across, self.degrees)
+        along, ahead = between(along, ahead, self.lean)
         grid = torch.stack([across, along, ahead], dim=-1)[None]
         turned = F.grid_sample(centred, grid, padding_mode="border", align_corners=True)[0, 0]
         return torch.fft.ifftshift(turned).movedim((0, 1, 2), order).contiguous()
 
 
 UPRIGHT = Turn(0, 1, 0.0)
-
-
-def _between(one: Tensor, other: Tensor, degrees: float) -> tuple[Tensor, Tensor]:
-    """Places along a direction that lies between two axes, and along the one across it."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return one * cosine + other * sine, other * cosine - one * sine
 
 
 def _turned(volume: Tensor, one: int, other: int, degrees: float) -> Tensor:

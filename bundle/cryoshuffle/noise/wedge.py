@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cryoshuffle.lattice import AXES, Triple
-from cryoshuffle.noise.axes import line_along
+from cryoshuffle.noise.axes import between, line_along
 from cryoshuffle.noise.ramp import plane_power, polar
 
 # Where the wedge is looked for: distance from the origin of the spectrum or from the tilt axis, cycles per voxel, and
@@ -137,13 +137,13 @@ def _find_lean(power: Tensor, beam: int, angle: float, beside: float) -> float:
     """
     planes = power.movedim(beam, 0)
     ahead, *across = (torch.fft.fftfreq(side, dtype=torch.float64) for side in planes.shape)
-    along, third = _turned(across[1], across[0][:, None], math.radians(angle))
+    along, third = between(across[1], across[0][:, None], angle)
     near = (along.abs() > _ALONG[0]) & (along.abs() < _ALONG[1]) & (third.abs() < _NEAR_THIRD)
     first, last = torch.nonzero(near).unbind(dim=1)
     direction, lean = torch.tensor([angle], dtype=torch.float64), 0.0
     for most in _LEANS_DEG:
         # Looked at is what lies as far ahead of the axis as behind it, as far as its lean is known.
-        distance = _turned(along[first, last], ahead[:, None], math.radians(lean))[1]
+        distance = between(along[first, last], ahead[:, None], lean)[1]
         place = torch.nonzero(distance.abs() < _NEAR_BEAM)
         if len(place) < _FEWEST:
             return 0.0
@@ -162,14 +162,6 @@ def _some(places: Tensor) -> Tensor:
     return places[torch.randint(len(places), (_LOOKED_AT,), generator=torch.Generator().manual_seed(0))]
 
 
-def _turned(one: Tensor, other: Tensor, radians: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Frequencies along a direction that lies between two axes, and along the one across it."""
-    cosine, sine = (
-        (math.cos(radians), math.sin(radians)) if isinstance(radians, float) else (radians.cos(), radians.sin())
-    )
-    return one * cosine + other * sine, other * cosine - one * sine
-
-
 def _emptiness(
     values: Tensor, along: list[Tensor], beam: int, angles: Tensor, lean_deg: float = 0.0, beside_deg: float = 0.0
 ) -> Tensor:
@@ -184,9 +176,9 @@ def _emptiness(
         beside_deg: of the middle of the wedge beside the beam, about the tilt axis.
     """
     first, last = (along[axis][:, None] for axis in range(3) if axis != beam)
-    axis, third = _turned(last, first, torch.deg2rad(angles))
-    _, ahead = _turned(axis, along[beam][:, None], math.radians(lean_deg))
-    ahead, third = _turned(ahead, third, math.radians(beside_deg))
+    axis, third = between(last, first, angles)
+    _, ahead = between(axis, along[beam][:, None], lean_deg)
+    ahead, third = between(ahead, third, beside_deg)
     inside = third.abs() < math.tan(math.radians(_DEG)) * ahead.abs()
     means = [(values[:, None] * part).sum(dim=0) / part.sum(dim=0).clamp(min=1) for part in (inside, ~inside)]
     return means[0] / means[1].clamp(min=1e-30)
