@@ -42,7 +42,7 @@ from scipy import ndimage
 from cryoshuffle.files.writing import write_json
 from cryoshuffle.noise.linear_filter import convolve, wiener_kernel
 from cryoshuffle.noise.spectrum import smooth_cross_spectrum, smooth_spectrum
-from cryoshuffle.simulation.tilt_series import reconstruct
+from cryoshuffle.simulation.tilt_series import ramp_filtered, reconstruct
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.markdown import documents_of, wrapped, write_section
@@ -138,7 +138,9 @@ def aligned_images(data: Path, binning: int, keep_gold: bool) -> tuple[torch.Ten
     return torch.from_numpy(cropped), angles
 
 
-def reconstruct_leaning(images: torch.Tensor, angles_deg: torch.Tensor, depth: int, lean_deg: float) -> torch.Tensor:
+def reconstruct_leaning(
+    images: torch.Tensor, angles_deg: torch.Tensor, depth: int, sirt_iterations: int, lean_deg: float
+) -> torch.Tensor:
     """Weighted back-projection into a volume whose tilt axis leans from y towards the beam.
 
     So programs level a specimen (IMOD's angle of the X axis, the level angles of Warp): each voxel is looked up in
@@ -148,18 +150,19 @@ def reconstruct_leaning(images: torch.Tensor, angles_deg: torch.Tensor, depth: i
         images: tilt images.
         angles_deg: of the images, degrees.
         depth: Z of the volume, voxels.
+        sirt_iterations: of a SIRT-like filter; 0 for the ramp.
         lean_deg: degrees.
 
     Shape:
         ``(tilt, Y, X) -> (depth, Y, X)``.
     """
     height, width = images.shape[1:]
-    filtered = torch.fft.irfft(torch.fft.rfft(images, n=2 * width) * 2 * torch.fft.rfftfreq(2 * width), n=2 * width)
     z, y, x = (torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in (depth, height, width))
     cosine, sine = math.cos(math.radians(lean_deg)), math.sin(math.radians(lean_deg))
     row, height_there = y * cosine + z[:, None] * sine, z[:, None] * cosine - y * sine
     volume = torch.zeros(depth, height, width)
-    for image, angle in zip(filtered[..., :width], torch.deg2rad(angles_deg).tolist(), strict=True):
+    filtered = ramp_filtered(images, sirt_iterations)
+    for image, angle in zip(filtered, torch.deg2rad(angles_deg).tolist(), strict=True):
         column = x * math.cos(angle) + height_there[..., None] * math.sin(angle)
         places = torch.stack([2 * column / width, (2 * row / height)[..., None].expand_as(column)], dim=-1)
         volume += F.grid_sample(image[None, None].expand(depth, -1, -1, -1), places, align_corners=False)[:, 0]
@@ -196,12 +199,10 @@ def make(
         return
     folder.mkdir(parents=True, exist_ok=True)
     images, angles = aligned_images(data, binning, keep_gold)
-    back_projected = partial(reconstruct, sirt_iterations=sirt_iterations)
-    if lean_deg:
-        back_projected = partial(reconstruct_leaning, lean_deg=lean_deg)
+    back_projected = partial(reconstruct_leaning, lean_deg=lean_deg) if lean_deg else reconstruct
     # Tilted the other way round than the package's simulations are.
     even, odd, *quarters = (
-        back_projected(images[first::step], tilted_deg - angles[first::step], 192 // binning)
+        back_projected(images[first::step], tilted_deg - angles[first::step], 192 // binning, sirt_iterations)
         for first, step in ((0, 2), (1, 2), (0, 4), (2, 4))
     )
     count = len(angles)
@@ -409,8 +410,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--halves-only", action="store_true", help="do not denoise the whole tomogram")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the documents go (default: docs)")
     options = parser.parse_args(arguments)
-    if options.sirt and options.leaning:
-        parser.error("--sirt and --leaning: choose one")
     if not (options.data / f"{SERIES}.stack.mrc").is_file():
         parser.error(f"{options.data}: has no {SERIES}.stack.mrc, give the folder testdata of warpylib 1.1.2")
     binning = 1 if options.fine or options.fine_whole else 3 if options.coarse else 2

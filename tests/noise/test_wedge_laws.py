@@ -67,13 +67,17 @@ def test_the_wedge_tells_how_far_the_tilt_axis_leans_towards_the_beam(order, deg
 
 
 @pytest.mark.parametrize("degrees", [10.0, -15.0])
-def test_the_wedge_is_known_where_the_specimen_was_tilted_before_the_series(degrees):
-    """Its middle is beside the beam then, as of a lamella; the tilt axis is on the grid all the same."""
+def test_the_wedge_is_known_where_the_specimen_was_tilted_before_the_series(degrees, monkeypatch):
+    """Its middle is beside the beam then, as of a lamella; the tilt axis is on the grid all the same. Around the beam
+    alone none shows (control)."""
     about_the_tilt_axis = Turn(1, 0, degrees)
-    wedge = wedge_of(about_the_tilt_axis.upright(_tomogram()))
+    tilted = about_the_tilt_axis.upright(_tomogram())
+    wedge = wedge_of(tilted)
     assert wedge is not None
     assert (wedge.axis, wedge.beam) == ("y", "z")
     assert not wedge.is_off_grid
+    monkeypatch.setattr("cryoshuffle.noise.wedge._BESIDE_DEG", (0.0,))
+    assert wedge_of(tilted) is None
 
 
 def test_a_turn_stands_a_volume_upright():

@@ -23,8 +23,8 @@ _RING = (0.15, 0.35)
 _DEG = 20.0
 # Power in the wedge over that beside it from which on none shows, for a tilt axis that is known.
 _SHOWS = 0.7
-# The same where tilt axis and beam are not known, of the best pair and at least of the others: a real cell in 14
-# variants and a real microtubule have .0008 to .007 and .17 to .77.
+# The same where tilt axis and beam are not known, of the best pair and at least of the others: a real cell in 19
+# variants and a real microtubule have .0012 to .009 and .15 to .77.
 _TELLS = (0.03, 0.08)
 # Degrees that a tilt axis may be off the grid and count as on it.
 _ON_GRID_DEG = 1.0

@@ -279,7 +279,10 @@ def _rotated(molecule: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _resampled(density: Tensor, matrix: Tensor, sides: Sequence[int]) -> Tensor:
-    """A density where a matrix takes the directions (x, y, z) of the new box, in half sides of either box."""
+    """A density in a box of other sides, voxels.
+
+    A matrix takes a place (x, y, z) in the new box to one in the density. Both count from the middle, in half sides.
+    """
     theta = torch.cat([matrix, torch.zeros(3, 1)], dim=1)[None]
     places = F.affine_grid(theta, [1, 1, *sides], align_corners=False)
     return F.grid_sample(density[None, None], places, align_corners=False)[0, 0]

@@ -311,6 +311,25 @@ def _shift_exactly(images: Tensor, shifts: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(images) * torch.exp(-2j * torch.pi * turns), s=images.shape[-2:])
 
 
+def ramp_filtered(images: Tensor, sirt_iterations: int = 0) -> Tensor:
+    """Tilt images weighted for back-projection about y.
+
+    Args:
+        images: tilt images.
+        sirt_iterations: 0 for the ramp; n for the ramp times ``1 - (1 - k0 / k)^n``, which is what n Landweber
+            iterations leave of it (k0 the lowest frequency).
+
+    Shape:
+        ``(tilt, Y, X)``, as given.
+    """
+    x = images.shape[-1]
+    k = torch.fft.rfftfreq(2 * x)
+    ramp = 2 * k
+    if sirt_iterations:
+        ramp = ramp * (1 - (1 - k[1] / k.clamp(min=float(k[1]))) ** sirt_iterations)
+    return torch.fft.irfft(torch.fft.rfft(images, n=2 * x) * ramp, n=2 * x)[..., :x]
+
+
 def reconstruct(images: Tensor, angles_deg: Tensor, depth: int, sirt_iterations: int = 0) -> Tensor:
     """Weighted back-projection about y.
 
@@ -318,21 +337,16 @@ def reconstruct(images: Tensor, angles_deg: Tensor, depth: int, sirt_iterations:
         images: tilt images.
         angles_deg: of the images, degrees.
         depth: Z of the volume, voxels.
-        sirt_iterations: 0 for the ramp; n for the ramp times ``1 - (1 - k0 / k)^n``, which is what n Landweber
-            iterations leave of it (k0 the lowest frequency).
+        sirt_iterations: as of :func:`ramp_filtered`.
 
     Shape:
         ``(tilt, Y, X) -> (depth, Y, X)``.
     """
     x = images.shape[-1]
-    k = torch.fft.rfftfreq(2 * x)
-    ramp = 2 * k
-    if sirt_iterations:
-        ramp = ramp * (1 - (1 - k[1] / k.clamp(min=float(k[1]))) ** sirt_iterations)
-    filtered = torch.fft.irfft(torch.fft.rfft(images, n=2 * x) * ramp, n=2 * x)[..., :x]
     zs = torch.arange(depth, dtype=torch.float32)[:, None] - (depth - 1) / 2
     xs = torch.arange(x, dtype=torch.float32) - (x - 1) / 2
     volume = torch.zeros(images.shape[-2], depth, x)
+    filtered = ramp_filtered(images, sirt_iterations)
     for image, angle in zip(filtered, torch.deg2rad(angles_deg).tolist(), strict=True):
         place = xs * float(np.cos(angle)) + zs * float(np.sin(angle)) + (x - 1) / 2
         left = place.floor().long()
